@@ -1,0 +1,159 @@
+"""Encoder and decoder pairs, one function each: shape, widths and latent size in, two nets out."""
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.errors import InputError
+from common.networks import ChannelsLast, bounded_decoder, bounded_encoder, dense, halvings, upsampling
+
+
+class Nets(NamedTuple):
+    """``encoder``: ``(B, *shape)`` to ``(B, D)``; ``decoder``: back again."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+
+
+def strided(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
+    """The published MNIST recipe: 3x3 stride-2 convolutions, LeakyReLU 0.2, then batch norm; dense, linear latent.
+
+    Batch norm has Keras's constants (epsilon 1e-3, momentum 0.99) and the weights its Glorot-uniform start. The decoder
+    mirrors the encoder and ends in a stride-1 convolution and a sigmoid.
+
+    Example:
+        >>> nets = strided((1, 28, 28), widths=(32, 64), latent=16)
+        >>> sum(p.numel() for net in nets for p in net.parameters())
+        178385
+    """
+    channels, height, width = shape
+    sizes = list(zip(halvings(height, len(widths)), halvings(width, len(widths)), strict=True))
+    grid = (widths[-1], *sizes[-1])
+    encoder: list[nn.Module] = []
+    for inputs, outputs in zip([channels, *widths], widths, strict=False):
+        encoder += [nn.Conv2d(inputs, outputs, 3, 2, 1), *_activation_then_norm(outputs)]
+    decoder: list[nn.Module] = [nn.Linear(latent, prod(grid)), nn.Unflatten(1, grid), ChannelsLast()]
+    for inputs, outputs, size in zip([widths[-1], *widths[::-1]], widths[::-1], sizes[-2::-1], strict=False):
+        decoder += [upsampling(inputs, outputs, 3, size, bias=True), *_activation_then_norm(outputs)]
+    decoder += [nn.ConvTranspose2d(widths[0], channels, 3, 1, 1), nn.Sigmoid()]
+    nets = Nets(nn.Sequential(*encoder, nn.Flatten(), nn.Linear(prod(grid), latent)), nn.Sequential(*decoder))
+    for net in nets:
+        net.apply(_glorot)
+    return nets
+
+
+def lenet(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
+    """The LeNet-type autoencoder (DCAE) that Deep SVDD compares with: Ruff et al., ICML 2018, as in their PyTorch code.
+
+    Encoder: 5x5 convolutions without bias, batch norm without affine part, LeakyReLU 0.01, 2x2 max-pooling, a linear
+    layer. Decoder: the code, reshaped to a small grid and upsampled three times, with 5x5 transposed convolutions and a
+    sigmoid. With widths (8, 4) and 32 latents on 28x28 it is their MNIST net, with (32, 64, 128) and 128 on 32x32 their
+    CIFAR-10 net, which also normalises the code. Where the code does not fill the grid (other sizes) a linear layer,
+    which theirs has no need of, makes it fit.
+
+    Example:
+        >>> nets = lenet((1, 28, 28), widths=(8, 4), latent=32)
+        >>> sum(p.numel() for net in nets for p in net.parameters())
+        8672
+    """
+    channels, height, width = shape
+    rows, columns = -(-height // 8), -(-width // 8)
+    grid = (max(1, latent // (rows * columns)), rows, columns)
+    encoder: list[nn.Module] = []
+    for inputs, outputs in zip([channels, *widths], widths, strict=False):
+        encoder += [nn.Conv2d(inputs, outputs, 5, padding=2, bias=False), *_norm_then_activation(outputs)]
+        encoder += [nn.MaxPool2d(2, ceil_mode=True)]
+    features = widths[-1] * halvings(height, len(widths))[-1] * halvings(width, len(widths))[-1]
+    encoder += [nn.Flatten(), nn.Linear(features, latent, bias=False)]
+    if len(widths) == 3:
+        encoder += [nn.BatchNorm1d(latent, eps=1e-4, affine=False)]
+    decoder: list[nn.Module] = [] if prod(grid) == latent else [nn.Linear(latent, prod(grid), bias=False)]
+    decoder += [nn.Unflatten(1, grid), ChannelsLast(), nn.LeakyReLU()]
+    outputs_of = [*widths[::-1], channels]
+    for left, (inputs, outputs) in enumerate(zip([grid[0], *outputs_of], outputs_of, strict=False), -len(widths)):
+        if left > -3:
+            decoder += [nn.Upsample(scale_factor=2)]
+        decoder += [nn.ConvTranspose2d(inputs, outputs, 5, padding=2, bias=False)]
+        if left == -1:
+            decoder += [CentreCrop(-(-height // 2), -(-width // 2))]
+        decoder += _norm_then_activation(outputs) if left else [CentreCrop(height, width), nn.Sigmoid()]
+    nets = Nets(nn.Sequential(*encoder), nn.Sequential(*decoder))
+    if len(widths) == 3:
+        for net in nets:
+            net.apply(_leaky_xavier)
+    return nets
+
+
+def bounded(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
+    """OCGAN's encoder and decoder with a tanh latent, of base width ``widths[0]``; without its adversaries: "AE only".
+
+    Example:
+        >>> nets = bounded((1, 28, 28), widths=(16,), latent=16)
+    """
+    return Nets(bounded_encoder(shape, widths[0], latent), bounded_decoder(shape, widths[0], latent))
+
+
+def vector(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
+    """Dense nets for flat vectors ``(F,)``, linear output.
+
+    Example:
+        >>> nets = vector((30,), widths=(64, 32), latent=8)
+    """
+    sizes = [shape[0], *widths, latent]
+    return Nets(dense(sizes), dense(sizes[::-1]))
+
+
+NETWORKS: dict[str, Callable[[Sequence[int], Sequence[int], int], Nets]] = {
+    build.__name__: build for build in (strided, lenet, bounded)
+}
+
+
+def build(network: str, shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
+    """The named pair of nets for images ``(C, H, W)``; :func:`vector` for flat vectors ``(F,)``, whatever the name.
+
+    Raises:
+        InputError: Unknown name, or a shape of another length.
+    """
+    if network not in NETWORKS:
+        raise InputError(f"unknown network '{network}': choose from {', '.join(NETWORKS)}")
+    if len(shape) not in {1, 3}:
+        raise InputError(f"shape is (C, H, W) or (F,), not {tuple(shape)}")
+    return (NETWORKS[network] if len(shape) == 3 else vector)(shape, widths, latent)
+
+
+class CentreCrop(nn.Module):
+    """The middle ``height x width`` of ``(B, C, H, W)``."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.height, self.width = height, width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Crops."""
+        top, left = (x.shape[-2] - self.height) // 2, (x.shape[-1] - self.width) // 2
+        return x if top == left == 0 and x.shape[-1] == self.width and x.shape[-2] == self.height else F.pad(
+            x, (-left, self.width + left - x.shape[-1], -top, self.height + top - x.shape[-2])
+        )  # fmt: skip
+
+
+def _activation_then_norm(channels: int) -> list[nn.Module]:
+    return [nn.LeakyReLU(0.2, inplace=True), nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)]
+
+
+def _norm_then_activation(channels: int) -> list[nn.Module]:
+    return [nn.BatchNorm2d(channels, eps=1e-4, affine=False), nn.LeakyReLU(inplace=True)]
+
+
+def _glorot(layer: nn.Module) -> None:
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        nn.init.xavier_uniform_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def _leaky_xavier(layer: nn.Module) -> None:
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.xavier_uniform_(layer.weight, gain=nn.init.calculate_gain("leaky_relu"))

@@ -1,0 +1,1 @@
+"""What the papers share: data sets and protocols, the base module, evaluation, records and reports."""

@@ -1,0 +1,246 @@
+"""What every run shows and guards: TensorBoard's pictures, throughput, and losses that must stay finite."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from common.data import OneClassDataModule, Sample
+from common.errors import InputError
+from common.evaluation import figures
+from common.module import OneClassModule, Scored
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became NaN or infinite: training is over."""
+
+
+class FiniteLoss(Callback):
+    """Stops a run whose loss is not finite, naming epoch, batch and loss.
+
+    The losses are looked at every ``every_n_batches`` and at the epoch's end, so that a GPU is not made to wait for each
+    batch.
+
+    Raises:
+        NonFiniteLossError: At the latest ``every_n_batches`` after it happened, before a checkpoint is written.
+    """
+
+    def __init__(self, every_n_batches: int = 50) -> None:
+        self.every_n_batches = every_n_batches
+        self._seen: list[tuple[int, Mapping[str, Tensor]]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        """Collects, and looks every so often."""
+        self._seen.append((batch_idx, {name: loss.detach() for name, loss in outputs.items()}))
+        if len(self._seen) >= self.every_n_batches or trainer.is_last_batch:
+            self._look(trainer.current_epoch)
+
+    def _look(self, epoch: int) -> None:
+        values = torch.stack([torch.stack(list(losses.values())) for _, losses in self._seen])
+        bad = (~torch.isfinite(values)).nonzero().tolist()
+        seen, self._seen = self._seen, []
+        if bad:
+            batch_idx, losses = seen[bad[0][0]]
+            name, loss = list(losses.items())[bad[0][1]]
+            raise NonFiniteLossError(f"{name} is {loss.item()} in epoch {epoch}, batch {batch_idx}: lower the learning rate")
+
+
+class Throughput(Callback):
+    """Counts training images and seconds, validation and checkpoints left out, over all sittings of a run."""
+
+    def __init__(self) -> None:
+        self.images, self.seconds, self._start = 0, 0.0, 0.0
+
+    @property
+    def images_per_s(self) -> float:
+        """Mean over the run."""
+        return self.images / self.seconds if self.seconds else 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Starts the clock."""
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Sample, batch_idx: int) -> None:  # type: ignore[override]
+        """Stops it after the last batch."""
+        self.images += len(batch.image)
+        if trainer.is_last_batch:
+            if module.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.seconds += time.perf_counter() - self._start
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Logs ``train/images_per_s``."""
+        module.log("train/images_per_s", self.images_per_s)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Travels with the checkpoint."""
+        return {"images": self.images, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting."""
+        self.images, self.seconds = state_dict["images"], state_dict["seconds"]
+
+
+class Figures(Callback):
+    """TensorBoard's pictures, each also a PNG in ``<log_dir>/figures``.
+
+    While training: a grid of held-out images over their reconstructions. After a test, for the score that counts: ROC and
+    precision-recall curves, a histogram for every class, the most anomalous normals beside the least anomalous anomalies,
+    what the threshold flags, the latent projector, and the hyper-parameters with the final metrics.
+
+    Args:
+        every_n_epochs: Of the reconstruction grid, which the last epoch always has.
+        projected: Points in the projector; more than a thousand make a browser slow.
+    """
+
+    def __init__(self, every_n_epochs: int = 5, projected: int = 1000) -> None:
+        self.every_n_epochs, self.projected = every_n_epochs, projected
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """The reconstruction grid."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0 or trainer.current_epoch + 1 == trainer.max_epochs
+        if not (due and isinstance(data, OneClassDataModule) and isinstance(module, OneClassModule)):
+            return
+        images = data.images(data.splits.val[:8]).to(module.device)
+        reconstructions = module.reconstruct(images)
+        if reconstructions is not None and images.ndim == 4:
+            figure = figures.reconstruction_grid(images, reconstructions)
+            self._show(trainer, {"reconstructions": figure}, trainer.current_epoch)
+
+    def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Everything about the finished run."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not (isinstance(data, OneClassDataModule) and isinstance(module, OneClassModule) and module.scored):
+            return
+        scored, name = module.scored, module.hparams["score"]
+        self._show(trainer, result_figures(data, scored, name, float(module.threshold)), trainer.current_epoch)
+        if (writer := _writer(trainer)) is None:
+            return
+        scores = scored.scores[name]
+        for target in np.unique(scored.target):
+            kind = "anomalous" if scored.label[scored.target == target][0] else "normal"
+            writer.add_histogram(f"scores/{kind} {data.data.classes[target]}", scores[scored.target == target])
+        if 0 < scored.label.sum() < len(scored.label):
+            ranks = scores.argsort().argsort() / max(1, len(scores) - 1)
+            writer.add_pr_curve("test/anomalies found", scored.label, ranks)
+        self._project(writer, data, module, scored)
+        self._hparams(trainer, module)
+
+    def _show(self, trainer: Trainer, drawn: Mapping[str, Figure], epoch: int) -> None:
+        writer = _writer(trainer)
+        for name, figure in drawn.items():
+            pixels = _render(figure)
+            if trainer.log_dir is not None:
+                folder = Path(trainer.log_dir, "figures")
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(folder / f"{name}.png")
+            if writer is not None:
+                writer.add_image(name, pixels, global_step=epoch, dataformats="HWC")
+
+    def _project(self, writer: SummaryWriter, data: OneClassDataModule, module: OneClassModule, scored: Scored) -> None:
+        chosen = np.linspace(0, len(scored.index) - 1, min(self.projected, len(scored.index))).astype(int)
+        images = data.images(scored.index[chosen])
+        with torch.no_grad():
+            latent = module.embed(images.to(module.device))
+        if latent is None:
+            return
+        score = scored.scores[module.hparams["score"]][chosen]
+        metadata = [
+            [data.data.classes[t], "anomalous" if label else "normal", f"{s:.6g}"]
+            for t, label, s in zip(scored.target[chosen], scored.label[chosen], score, strict=True)
+        ]
+        thumbnails = images - images.amin() if images.ndim == 4 else None
+        if thumbnails is not None:
+            thumbnails = thumbnails / thumbnails.amax().clamp_min(1e-12)
+            thumbnails = thumbnails.expand(-1, 3, -1, -1) if thumbnails.shape[1] == 1 else thumbnails
+        writer.add_embedding(latent.cpu(), metadata, thumbnails, metadata_header=["class", "label", "score"], tag="latent")
+
+    def _hparams(self, trainer: Trainer, module: OneClassModule) -> None:
+        assert isinstance(trainer.logger, TensorBoardLogger)
+        plain = {
+            key: value if isinstance(value, int | float | str | bool) else str(value)
+            for key, value in module.hparams.items()
+            if not key.startswith("_")
+        }
+        metrics = module.test_metrics()[module.hparams["score"]]
+        trainer.logger.log_hyperparams(plain, {f"hp/{key}": metrics[key] for key in ("auroc", "aupr_anomaly", "eer")})
+
+
+class Predictions(Callback):
+    """Writes ``predictions.csv`` into the log directory: data-set index, every score, and whether the threshold is reached."""
+
+    def __init__(self) -> None:
+        self._batches: list[pd.DataFrame] = []
+
+    def on_predict_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # type: ignore[override]
+        """Collects."""
+        self._batches.append(pd.DataFrame({name: values.cpu().numpy() for name, values in outputs.items()}))
+
+    def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Writes."""
+        path = Path(trainer.log_dir or ".", "predictions.csv")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pd.concat(self._batches).to_csv(path, index=False)
+        print(f"written: {path}")
+
+
+def result_figures(data: OneClassDataModule, scored: Scored, name: str, threshold: float) -> dict[str, Figure]:
+    """The pictures of one score on a tested split, by name.
+
+    Args:
+        data: Where the images are.
+        scored: The scored split.
+        name: Of the score.
+        threshold: At or above which a sample is flagged; NaN where there is none.
+
+    Raises:
+        InputError: The split has no sample.
+    """
+    if not len(scored.index):
+        raise InputError("there is nothing to draw: the scored split is empty")
+    scores, label = scored.scores[name], scored.label
+    classes = data.data.classes
+    flag = threshold if np.isfinite(threshold) else None
+    drawn = {"score_histogram": figures.score_histogram(scores, label, flag, classes, scored.target)}
+    normal, anomalous = np.flatnonzero(label == 0), np.flatnonzero(label == 1)
+    if len(normal) and len(anomalous):
+        highest = normal[np.argsort(-scores[normal])][:8]
+        lowest = anomalous[np.argsort(scores[anomalous])][:8]
+        drawn |= {
+            "roc": figures.roc_curve_figure(scores, label),
+            "precision_recall": figures.precision_recall_figure(scores, label),
+            "extremes": figures.extremes_figure(
+                data.images(scored.index[highest]), scores[highest], data.images(scored.index[lowest]), scores[lowest]
+            ),
+        }
+    flagged = np.flatnonzero(scores >= threshold)
+    if len(flagged):
+        shown = flagged[np.argsort(-scores[flagged])][:16]
+        titles = [f"{classes[scored.target[i]]}: {scores[i]:.3g}" for i in shown]
+        caption = f"{len(flagged)} of {len(scores)} at or above {threshold:.4g}, {int(label[flagged].sum())} anomalous"
+        drawn["flagged"] = figures.image_grid(data.images(scored.index[shown]), titles, caption)
+    return drawn
+
+
+def _render(figure: Figure) -> NDArray[np.uint8]:
+    figure.set_dpi(120)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _writer(trainer: Trainer) -> SummaryWriter | None:
+    return trainer.logger.experiment if isinstance(trainer.logger, TensorBoardLogger) else None

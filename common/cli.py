@@ -1,0 +1,155 @@
+"""The ``oneclass`` command, and the parser that turns a preset into a module, a data module and a trainer."""
+
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse import ArgumentError
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from common.callbacks import Figures, FiniteLoss, Predictions, Throughput
+from common.data import OneClassDataModule
+from common.errors import InputError
+from common.module import OneClassModule
+
+LOGGER = {
+    "class_path": "pytorch_lightning.loggers.TensorBoardLogger",
+    "init_args": {"save_dir": "runs", "name": "fit", "default_hp_metric": False},
+}
+
+Rule = Literal["last", "validation"]
+
+
+class OneClassCLI(LightningCLI):
+    """Lightning's stock command line in subclass mode: any :class:`OneClassModule` by class path, one data module.
+
+    ``--rule`` says which epoch is tested: the ``last`` one, or the best on normal-only ``validation`` by the module's
+    ``monitor``. The module's ``shape`` comes from the data.
+    """
+
+    def __init__(self, args: Any = None, run: bool = True) -> None:
+        super().__init__(
+            OneClassModule,
+            OneClassDataModule,
+            args=args,
+            run=run,
+            subclass_mode_model=True,
+            seed_everything_default=0,
+            parser_kwargs={"exit_on_error": False},
+            save_config_callback=SaveConfigCallback if run else None,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"num_sanity_val_steps": 0, "log_every_n_steps": 1, "max_epochs": 20, "logger": LOGGER},
+            auto_configure_optimizers=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The link from data to module, and the rule."""
+        parser.link_arguments("data.shape", "model.init_args.shape", compute_fn=list, apply_on="instantiate")
+        parser.add_argument("--rule", type=Rule, default="last", help="the epoch that is tested")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds the callbacks that every run has."""
+        rule = self._get(self.config_init, "rule")
+        config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        extra = [Throughput(), FiniteLoss(), Figures(), Predictions(), checkpointing(self.model, self.datamodule, rule)]
+        return self._instantiate_trainer(config, extra)
+
+
+def checkpointing(module: OneClassModule, data: OneClassDataModule, rule: Rule) -> ModelCheckpoint:
+    """``last.ckpt`` after every epoch and, under the rule ``validation``, ``best.ckpt`` by the module's monitor.
+
+    Raises:
+        InputError: The rule needs held-out samples and there are none.
+    """
+    if rule == "validation" and not len(data.splits.val):
+        raise InputError("rule 'validation' needs held-out normal samples: give data.val_fraction above 0")
+    chosen = {"monitor": module.monitor, "mode": module.mode, "save_top_k": 1} if rule == "validation" else {"save_top_k": 0}
+    return ModelCheckpoint(
+        filename="best", save_last=True, save_on_train_epoch_end=True, enable_version_counter=False, **chosen
+    )  # fmt: skip
+
+
+def quiet() -> None:
+    """Keeps what Lightning says to itself: devices, tips, and warnings about loaders that have no workers on purpose."""
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch.utils.tensorboard")
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the program with one line and exit status 2 for what the user can mend, 130 for Ctrl-C."""
+    try:
+        yield
+    except (InputError, ArgumentError, MisconfigurationException) as error:
+        _exit(2, f"error: {_root_cause(error)}")
+    except KeyboardInterrupt:
+        _exit(130, "interrupted: give the same command again to go on")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """``oneclass fit|validate|test|predict``: Lightning's commands over the modules and data of this package.
+
+    Example:
+        >>> main(["fit", "--model", "autoencoder.Autoencoder", "--print_config=skip_null"])  # doctest: +SKIP
+    """
+    quiet()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.argv = sys.argv[:1]
+    with one_line_errors():
+        _check_checkpoint(arguments)
+        OneClassCLI(arguments)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's contents, tensors and plain values only.
+
+    Raises:
+        InputError: No such file, or not a checkpoint, or one with pickled objects, which are never run.
+    """
+    if not path.is_file():
+        raise InputError(f"no checkpoint {path}")
+    try:
+        contents: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(contents, dict) or "method" not in contents:
+        raise InputError(f"{path} is not a checkpoint of this package")
+    return contents
+
+
+def _check_checkpoint(arguments: Sequence[str]) -> None:
+    """Lightning would look at the file only after the data is loaded, and with a traceback."""
+    for position, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name == "--ckpt_path":
+            value = value or "".join(arguments[position + 1 : position + 2])
+            if value not in {"best", "last", "hpc", "null"}:
+                load_checkpoint(Path(value))
+
+
+def _root_cause(error: BaseException) -> str:
+    """The message a user needs: an :class:`InputError` that a parser has wrapped, else the first line that says something."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, InputError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    message = " ".join(str(error).split())
+    if rejected := re.search(r"given class_path '([^']+)': (.+?) Expected a ", message):
+        return f"{rejected[1]}: {rejected[2].strip(' -')}"
+    return message[:500]
+
+
+def _exit(status: int, message: str) -> None:
+    print(message, file=sys.stderr)
+    raise SystemExit(status)

@@ -1,0 +1,290 @@
+"""Batches of one data set under one protocol, for one normal class."""
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from common.data.datasets import ImageData, load
+from common.data.protocols import PROTOCOLS, Splits
+from common.data.transforms import Normalization, Preprocessing
+from common.errors import InputError
+from common.seeding import epoch_generator
+
+
+class Sample(NamedTuple):
+    """A batch: ``image (B, C, H, W)`` float, ``label (B,)`` 1 = anomalous, ``target (B,)`` class, ``index (B,)``."""
+
+    image: Tensor
+    label: Tensor
+    target: Tensor
+    index: Tensor
+
+
+class EpochSampler(Sampler[int]):
+    """A new order in each epoch that depends on nothing but the global seed and the epoch: a resumed run repeats it.
+
+    Where the last batch of a shuffled epoch would hold a single sample, of which batch norm makes nothing, that sample is
+    left out; in the next epoch it is another.
+    """
+
+    def __init__(self, n: int, batch_size: int, shuffle: bool) -> None:
+        self.n, self.shuffle, self.epoch = n, shuffle, 0
+        self.used = n - 1 if shuffle and n > batch_size > 1 and n % batch_size == 1 else n
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def order(self) -> Tensor:
+        """The positions of an epoch."""
+        if not self.shuffle:
+            return torch.arange(self.n)
+        return torch.randperm(self.n, generator=epoch_generator(self.epoch))[: self.used]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order().tolist())
+
+    def __len__(self) -> int:
+        return self.used
+
+
+class ResidentLoader:
+    """Batches are slices of one tensor that lies where the arithmetic is.
+
+    Args:
+        samples: All the samples; images are kept channels-last.
+        batch_size: The last batch is smaller if it does not divide.
+        shuffle: In the order of :class:`EpochSampler`.
+
+    Example:
+        >>> n = torch.arange(5)
+        >>> loader = ResidentLoader(Sample(torch.rand(5, 1, 4, 4), n * 0, n, n), batch_size=2, shuffle=False)
+        >>> [batch.index.tolist() for batch in loader], len(loader)
+        ([[0, 1], [2, 3], [4]], 3)
+    """
+
+    def __init__(self, samples: Sample, batch_size: int, shuffle: bool) -> None:
+        self._channels_last = samples.image.movedim(1, -1).contiguous()
+        self._rest = samples[1:]
+        self.batch_size = batch_size
+        self.sampler = EpochSampler(len(self._channels_last), batch_size, shuffle)
+        self.batch_sampler = None  # Lightning asks every loader that has a sampler
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Sample]:
+        order = self.sampler.order().to(self._channels_last.device)
+        for chosen in order.split(self.batch_size):
+            image = self._channels_last.index_select(0, chosen).movedim(-1, 1)
+            yield Sample(image, *(values[chosen] for values in self._rest))
+
+
+class _Stream(Dataset[Sample]):
+    """Decodes and transforms one batch at a time, in a worker of a DataLoader."""
+
+    def __init__(self, data: ImageData, chosen: Sample, preprocessing: Preprocessing) -> None:
+        self.data, self.chosen, self.preprocessing = data, chosen, preprocessing
+
+    def __len__(self) -> int:
+        return len(self.chosen.index)
+
+    def __getitems__(self, positions: list[int]) -> Sample:
+        label, target, index = (values[positions] for values in self.chosen[1:])
+        return Sample(self.preprocessing(self.data.images[index]), label, target, index)
+
+
+def _as_is(batch: Sample) -> Sample:
+    return batch
+
+
+Stage = Literal["train", "val", "test"]
+
+
+class OneClassDataModule(LightningDataModule):
+    """One data set under one protocol, with one class (or several) taken as normal.
+
+    A set that fits into ``memory_gib`` as floats is preprocessed once and stays on the module's device; a larger one is
+    streamed from its files by ``workers`` processes.
+
+    Args:
+        dataset: A key of :data:`common.data.datasets.DATASETS`.
+        normal: The normal class or classes, by number or by name.
+        root: Where data sets lie; ``$ONECLASS_DATA`` or the user's cache by default.
+        protocol: A key of :data:`common.data.protocols.PROTOCOLS`.
+        val_fraction: Share of the normal training samples that is held out, in [0, 1).
+        contamination: Unlabelled anomalies in training, as a share of the normal training samples, in [0, 1).
+        anomalous: The classes that count as anomalies; all others by default.
+        share: The anomalies' share of the test set, protocol ``proportion`` only.
+        split_seed: Of the protocol's random choices; not the training's seed, so that seeds vary the training alone.
+        batch_size: Of training.
+        eval_batch_size: Of validation, test and prediction; scores do not depend on it.
+        image_size: Height and width, or one number for both; the data's own by default.
+        channels: 1 or 3; the data's own by default.
+        normalization: ``unit`` [0, 1], ``symmetric`` [-1, 1] or Deep SVDD's ``gcn``.
+        class_mean: Subtract the mean training image.
+        memory_gib: Above this size a split is streamed instead of kept.
+        workers: Processes that decode a streamed set; as many as there are cores by default.
+
+    Raises:
+        InputError: For everything a user can get wrong, see :mod:`common.data.datasets` and
+            :mod:`common.data.protocols`.
+
+    Example:
+        >>> data = OneClassDataModule("digits", normal=3, batch_size=32)
+        >>> data.setup()
+        >>> batch = next(iter(data.train_dataloader()))
+        >>> tuple(batch.image.shape), batch.label.sum().item(), set(batch.target.tolist())
+        ((32, 1, 8, 8), 0, {3})
+    """
+
+    def __init__(
+        self,
+        dataset: str = "digits",
+        normal: int | str | list[int | str] = 0,
+        root: str | None = None,
+        protocol: str = "standard",
+        val_fraction: float = 0.1,
+        contamination: float = 0.0,
+        anomalous: list[int] | None = None,
+        share: float | None = None,
+        split_seed: int = 0,
+        batch_size: int = 128,
+        eval_batch_size: int = 1000,
+        image_size: int | list[int] | None = None,
+        channels: Literal[1, 3] | None = None,
+        normalization: Normalization = "unit",
+        class_mean: bool = False,
+        memory_gib: float = 4.0,
+        workers: int | None = None,
+    ) -> None:
+        super().__init__()
+        if protocol not in PROTOCOLS:
+            raise InputError(f"unknown protocol '{protocol}': choose from {', '.join(PROTOCOLS)}")
+        if share is not None and protocol != "proportion":
+            raise InputError(f"share belongs to the protocol 'proportion', not to '{protocol}'")
+        if batch_size < 1 or eval_batch_size < 1:
+            raise InputError("batch_size and eval_batch_size are at least 1")
+        self.dataset, self.root, self.channels = dataset, Path(root) if root else default_root(), channels
+        self.size = None if image_size is None else _height_and_width(image_size)
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.memory_gib, self.workers = memory_gib, os.cpu_count() if workers is None else workers
+        self._normal, self._protocol, self._options = normal, protocol, {} if share is None else {"share": share}
+        self._options |= {
+            "val_fraction": val_fraction,
+            "contamination": contamination,
+            "anomalous": anomalous,
+            "seed": split_seed,
+        }
+        self.preprocessing = Preprocessing(normalization, class_mean, self.size, channels)
+        self._loaders: dict[Stage, ResidentLoader | DataLoader[Sample]] = {}
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The whole data set as stored."""
+        return load(self.dataset, self.root, self.size, self.channels)
+
+    @cached_property
+    def normal(self) -> list[int]:
+        """The normal classes' numbers."""
+        classes = self.data.classes
+        chosen = self._normal if isinstance(self._normal, list) else [self._normal]
+        numbers = [classes.index(k) if k in classes else int(k) if str(k).isdigit() else -1 for k in map(str, chosen)]
+        for name, number in zip(chosen, numbers, strict=True):
+            if not 0 <= number < len(classes):
+                raise InputError(f"'{self.dataset}' has no class '{name}': choose from {', '.join(classes)}")
+        return numbers
+
+    @cached_property
+    def splits(self) -> Splits:
+        """Index arrays of training, validation and test."""
+        data = self.data
+        return PROTOCOLS[self._protocol](data.targets, data.official_test, self.normal, **self._options)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of the images a module sees."""
+        _, channels, height, width = self.data.images.shape
+        return (self.channels or channels, *(self.size or (height, width)))
+
+    def setup(self, stage: str | None = None) -> None:
+        """Fits the preprocessing on the training images and builds the loaders, once."""
+        if self._loaders:
+            return
+        train = torch.from_numpy(self.splits.train)
+        self.preprocessing = self.preprocessing.fit(self.data.images[part] for part in train.split(1000))
+        self._loaders = {
+            "train": self._loader(self.splits.train, self.batch_size, shuffle=True),
+            "val": self._loader(self.splits.val, self.eval_batch_size, shuffle=False),
+            "test": self._loader(self.splits.test, self.eval_batch_size, shuffle=False),
+        }
+
+    def train_dataloader(self) -> ResidentLoader | DataLoader[Sample]:
+        """Shuffled training samples."""
+        return self._loaders["train"]
+
+    def val_dataloader(self) -> ResidentLoader | DataLoader[Sample] | list[Any]:
+        """Held-out samples, or nothing where none are held out."""
+        return self._loaders["val"] if len(self.splits.val) else []
+
+    def test_dataloader(self) -> ResidentLoader | DataLoader[Sample]:
+        """The protocol's test samples in the data set's order."""
+        return self._loaders["test"]
+
+    predict_dataloader = test_dataloader
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """A resident batch is where it belongs."""
+        if isinstance(batch, Sample) and batch.image.device == device:
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def images(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
+        """Preprocessed images ``(B, C, H, W)`` of given data-set indices, on the CPU."""
+        return self.preprocessing(self.data.images[torch.as_tensor(np.asarray(indices))])
+
+    def _loader(self, indices: NDArray[np.int64], batch_size: int, shuffle: bool) -> ResidentLoader | DataLoader[Sample]:
+        index = torch.from_numpy(indices)
+        target = torch.from_numpy(self.data.targets[indices])
+        label = torch.from_numpy(~np.isin(self.data.targets[indices], self.normal)).long()
+        chosen = Sample(torch.empty(0), label, target, index)
+        if 4 * len(indices) * np.prod(self.shape) > self.memory_gib * 2**30:
+            return DataLoader(
+                _Stream(self.data, chosen, self.preprocessing),
+                batch_size,
+                sampler=EpochSampler(len(index), batch_size, shuffle),
+                num_workers=self.workers or 0,
+                persistent_workers=bool(self.workers),
+                collate_fn=_as_is,
+            )
+        image = torch.empty(len(indices), *self.shape)
+        for at in torch.arange(len(index)).split(1000):
+            image[at] = self.preprocessing(self.data.images[index[at]])
+        device = self.trainer.strategy.root_device if self.trainer else "cpu"
+        resident = chosen._replace(image=image)
+        return ResidentLoader(Sample(*(values.to(device) for values in resident)), batch_size, shuffle)
+
+
+def default_root() -> Path:
+    """``$ONECLASS_DATA``, else ``oneclass`` in the user's cache directory, which is made."""
+    if given := os.environ.get("ONECLASS_DATA"):
+        return Path(given)
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "oneclass"
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache
+
+
+def _height_and_width(size: int | list[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size if len(size) == 2 else (0, 0)
+    if height < 1 or width < 1:
+        raise InputError(f"image_size is one positive number or [height, width], not {size}")
+    return height, width

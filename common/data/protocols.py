@@ -1,0 +1,237 @@
+"""Who is trained on and who is tested: pure functions from class labels to index arrays.
+
+Every protocol takes the class of each sample of a data set, the data set's own train/test flag and the normal classes, and
+returns :class:`Splits`. Nothing here knows about images.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import InputError
+
+Indices = NDArray[np.int64]
+
+
+class Splits(NamedTuple):
+    """Index arrays into a data set: training, validation (normal-only, unless a protocol says otherwise) and test."""
+
+    train: Indices
+    val: Indices
+    test: Indices
+
+
+def standard(
+    targets: Indices,
+    official_test: NDArray[np.bool_],
+    normal: Sequence[int],
+    *,
+    val_fraction: float = 0.1,
+    contamination: float = 0.0,
+    anomalous: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Splits:
+    """One class against the rest on the data set's official split (OCGAN's protocol 2, Deep SVDD's only one).
+
+    Train and validation are the normal classes' official training samples; the test set is the whole official test set.
+
+    Args:
+        targets: ``(N,)`` class of every sample.
+        official_test: ``(N,)`` true where the sample belongs to the official test set.
+        normal: The normal classes.
+        val_fraction: Share of the normal training samples that is held out, in [0, 1).
+        contamination: Anomalies mixed into training, unlabelled, as a share of the number of normal training samples
+            (before the validation samples are held out), in [0, 1).
+        anomalous: The classes that count as anomalies, in contamination and test; all the others by default.
+        seed: Of the held-out choice and of the contamination.
+
+    Raises:
+        InputError: No official test set, no normal sample, or a share outside its range.
+
+    Example:
+        >>> targets = np.arange(100) % 10
+        >>> splits = standard(targets, np.arange(100) >= 50, normal=[3], val_fraction=0.2)
+        >>> [len(part) for part in splits], set(targets[splits.train].tolist())
+        ([4, 1, 50], {3})
+    """
+    if not official_test.any():
+        raise InputError("the protocol 'standard' needs a test set of the data set's own; use the protocol 'balanced'")
+    is_normal, is_anomalous = _roles(targets, normal, anomalous)
+    random = np.random.default_rng(seed)
+    normals = random.permutation(np.flatnonzero(is_normal & ~official_test))
+    strangers = random.permutation(np.flatnonzero(is_anomalous & ~official_test))
+    train, val = _hold_out(normals, val_fraction)
+    train = np.append(train, _contaminants(strangers, contamination, len(normals)))
+    test = np.flatnonzero((is_normal | is_anomalous) & official_test)
+    return Splits(np.sort(train), np.sort(val), test)
+
+
+def balanced(
+    targets: Indices,
+    official_test: NDArray[np.bool_],
+    normal: Sequence[int],
+    *,
+    val_fraction: float = 0.1,
+    contamination: float = 0.0,
+    anomalous: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Splits:
+    """Eighty per cent of all normal samples train, the rest is tested beside as many anomalies (OCGAN's protocol 1).
+
+    The official split is ignored: both of its parts are pooled. Arguments and errors as in :func:`standard`.
+
+    Example:
+        >>> targets = np.arange(100) % 10
+        >>> splits = balanced(targets, np.zeros(100, bool), normal=[3], val_fraction=0.25)
+        >>> [len(part) for part in splits], (targets[splits.test] == 3).sum()
+        ([6, 2, 4], np.int64(2))
+    """
+    is_normal, is_anomalous = _roles(targets, normal, anomalous)
+    random = np.random.default_rng(seed)
+    normals = random.permutation(np.flatnonzero(is_normal))
+    strangers = random.permutation(np.flatnonzero(is_anomalous))
+    n_train = round(0.8 * len(normals))
+    n_test = len(normals) - n_train
+    if len(strangers) < n_test:
+        raise InputError(f"the protocol 'balanced' needs {n_test} anomalies and the data set has {len(strangers)}")
+    train, val = _hold_out(normals[:n_train], val_fraction)
+    train = np.append(train, _contaminants(strangers[n_test:], contamination, n_train))
+    test = np.append(normals[n_train:], strangers[:n_test])
+    return Splits(np.sort(train), np.sort(val), np.sort(test))
+
+
+def proportion(
+    targets: Indices,
+    official_test: NDArray[np.bool_],
+    normal: Sequence[int],
+    *,
+    share: float = 0.5,
+    val_fraction: float = 0.1,
+    contamination: float = 0.0,
+    anomalous: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Splits:
+    """As :func:`standard`, with anomalies drawn until they are ``share`` of the test set (ALOCC's Fig. 8: 0.1 to 0.5).
+
+    Args:
+        share: Anomalies' share of the test set, in (0, 1). The others as in :func:`standard`.
+
+    Raises:
+        InputError: As :func:`standard`, or too few anomalies for the share.
+
+    Example:
+        >>> targets = np.arange(1000) % 10
+        >>> splits = proportion(targets, np.arange(1000) >= 500, normal=[3], share=0.2)
+        >>> round(float((targets[splits.test] != 3).mean()), 2)
+        0.19
+    """
+    if not 0 < share < 1:
+        raise InputError(f"share is the anomalies' share of the test set and lies in (0, 1), not {share}")
+    splits = standard(
+        targets, official_test, normal,
+        val_fraction=val_fraction, contamination=contamination, anomalous=anomalous, seed=seed,
+    )  # fmt: skip
+    is_normal = np.isin(targets[splits.test], normal)
+    normals, strangers = splits.test[is_normal], splits.test[~is_normal]
+    wanted = round(len(normals) * share / (1 - share))
+    if len(strangers) < wanted:
+        raise InputError(f"share={share} needs {wanted} anomalies and the test set has {len(strangers)}")
+    chosen = np.random.default_rng(seed).choice(strangers, wanted, replace=False)
+    return splits._replace(test=np.sort(np.append(normals, chosen)))
+
+
+def in_sample(
+    targets: Indices,
+    official_test: NDArray[np.bool_],
+    normal: Sequence[int],
+    *,
+    val_fraction: float = 0.2,
+    contamination: float = 0.01,
+    anomalous: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Splits:
+    """Outliers are sought in the very data that was trained on: contaminated, unlabelled (the published MNIST recipe).
+
+    The normal classes' official training samples and ``contamination`` times as many anomalies are pooled; a share of
+    the pool gives no gradients; the threshold and the test use the whole pool, so validation is *not* normal-only here.
+    Arguments and errors as in :func:`standard`, except that no official test set is needed.
+
+    Example:
+        >>> targets = np.arange(1000) % 10
+        >>> splits = in_sample(targets, np.zeros(1000, bool), normal=[1], contamination=0.1, anomalous=[3])
+        >>> [len(part) for part in splits], (targets[splits.test] == 3).sum()
+        ([88, 110, 110], np.int64(10))
+    """
+    is_normal, is_anomalous = _roles(targets, normal, anomalous)
+    random = np.random.default_rng(seed)
+    normals = np.flatnonzero(is_normal & ~official_test)
+    strangers = random.permutation(np.flatnonzero(is_anomalous & ~official_test))
+    pool = random.permutation(np.append(normals, _contaminants(strangers, contamination, len(normals))))
+    train, _ = _hold_out(pool, val_fraction)
+    return Splits(np.sort(train), np.sort(pool), np.sort(pool))
+
+
+PROTOCOLS: dict[str, Callable[..., Splits]] = {
+    protocol.__name__: protocol for protocol in (standard, balanced, proportion, in_sample)
+}
+
+
+def parse_protocol(text: str) -> dict[str, Any]:
+    """The data module's arguments for a protocol as it is named on the command line and in a record.
+
+    Args:
+        text: ``name[,option=value]…``; several classes are joined by ``+``.
+
+    Raises:
+        InputError: Unknown protocol or option, or a value that is no number.
+
+    Example:
+        >>> parse_protocol("standard,contamination=0.01,anomalous=3")
+        {'protocol': 'standard', 'contamination': 0.01, 'anomalous': [3]}
+    """
+    name, *options = text.split(",")
+    if name not in PROTOCOLS:
+        raise InputError(f"unknown protocol '{name}': choose from {', '.join(PROTOCOLS)}")
+    known = [p.name for p in inspect.signature(PROTOCOLS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    arguments: dict[str, Any] = {"protocol": name}
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in known or key == "seed":
+            raise InputError(f"protocol '{name}' has no option '{key}': {', '.join(k for k in known if k != 'seed')}")
+        try:
+            arguments[key] = [int(k) for k in value.split("+")] if key == "anomalous" else float(value)
+        except ValueError:
+            raise InputError(f"'{value}' is no value for {key} in protocol '{text}'") from None
+    return arguments
+
+
+def _roles(
+    targets: Indices, normal: Sequence[int], anomalous: Sequence[int] | None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    is_normal = np.isin(targets, normal)
+    if not is_normal.any():
+        raise InputError(f"no sample belongs to the normal class {'+'.join(map(str, normal))}")
+    if anomalous is not None and set(anomalous) & set(normal):
+        raise InputError(f"a class cannot be both normal and anomalous: {sorted(set(anomalous) & set(normal))}")
+    return is_normal, ~is_normal if anomalous is None else np.isin(targets, anomalous)
+
+
+def _hold_out(indices: Indices, fraction: float) -> tuple[Indices, Indices]:
+    if not 0 <= fraction < 1:
+        raise InputError(f"val_fraction lies in [0, 1), not {fraction}")
+    n_val = round(fraction * len(indices))
+    if n_val == len(indices):
+        raise InputError(f"nothing is left to train on: {len(indices)} normal samples and val_fraction {fraction}")
+    return indices[n_val:], indices[:n_val]
+
+
+def _contaminants(strangers: Indices, contamination: float, n_normal: int) -> Indices:
+    if not 0 <= contamination < 1:
+        raise InputError(f"contamination lies in [0, 1), not {contamination}")
+    wanted = int(contamination * n_normal)
+    if wanted > len(strangers):
+        raise InputError(f"contamination {contamination} needs {wanted} anomalies and there are {len(strangers)}")
+    return strangers[:wanted]

@@ -1,0 +1,5 @@
+"""The one exception that means: the user can fix this."""
+
+
+class InputError(ValueError):
+    """A mistake in what the user asked for, told in one line; the commands end with exit status 2."""

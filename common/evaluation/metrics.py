@@ -1,0 +1,192 @@
+"""How well scores separate anomalies from normal samples: higher score = more anomalous, label 1 = anomalous."""
+
+import math
+import warnings
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from torch import Tensor
+
+from common.errors import InputError
+
+Values: TypeAlias = ArrayLike | Tensor
+Floats: TypeAlias = NDArray[np.float64]
+Flags: TypeAlias = NDArray[np.bool_]
+
+
+class Ranking(NamedTuple):
+    """What a ranking is worth when one of the two classes counts as positive; every value in [0, 1]."""
+
+    aupr: float
+    fpr95: float
+    eer: float
+    f1_max: float
+    f1_eer: float
+
+
+def evaluate(scores: Values, labels: Values, threshold: float | None = None) -> dict[str, float]:
+    r"""Every metric of one split, from raw scores of any range in float64 (no sigmoid, which would tie large scores).
+
+    ==============================  ===================================================================================
+    ``auroc``                       area under the ROC curve, P(anomaly scores above normal), ties count one half
+    ``aupr_anomaly, _normal``       average precision with the anomalies / the normals (negated scores) as positives
+    ``fpr95_anomaly, _normal``      false positive rate at the first operating point whose true positive rate is
+                                    at least 0.95, positives as above
+    ``eer``                         equal error rate: where FPR = FNR, linear between the points of the ROC curve
+    ``f1_max, f1_max_normal``       F1 at the threshold that is best on these very labels: an **oracle**, an upper bound
+    ``f1_eer, f1_eer_normal``       F1 at the score where \|FPR - FNR\| is smallest, the one with fewer positives if two
+                                    tie; as this threshold needs the labels too, it is an oracle as well
+    ``f1_trivial, _normal``         F1 of calling everything positive, 2p / (1 + p) with p the share of positives:
+                                    what any F1 has to beat
+    ``n_normal, n_anomalous``       sample counts
+    ==============================  ===================================================================================
+
+    Args:
+        scores: ``(N,)`` finite, any range, higher = more anomalous.
+        labels: ``(N,)`` in {0, 1}, 1 = anomalous.
+        threshold: Adds the keys of :func:`evaluate_at` if it is finite; None, NaN and infinity mean "no threshold yet".
+
+    Returns:
+        Name to value, in [0, 1] except for the counts. Where one class is missing every metric of the ranking (all but
+        ``f1_trivial`` and the counts) is NaN, and a RuntimeWarning says so.
+
+    Raises:
+        InputError: No samples, scores that are not finite, labels outside {0, 1}, or shapes that do not match.
+
+    Example:
+        >>> metrics = evaluate([-3.0, 10.0, 20.0, 1500.0], [0, 1, 0, 1], threshold=15.0)
+        >>> metrics["auroc"], metrics["eer"], metrics["f1_max"], metrics["precision_threshold"]
+        (0.75, 0.5, 0.8, 0.5)
+    """
+    values, anomalous = as_pair(scores, labels)
+    n_anomalous = int(anomalous.sum())
+    n_normal = anomalous.size - n_anomalous
+    if n_anomalous and n_normal:
+        auroc = float(roc_auc_score(anomalous, values))
+        anomaly, normal = _ranking(values, anomalous), _ranking(-values, ~anomalous)
+    else:
+        missing = "normal" if n_anomalous else "anomalous"
+        warnings.warn(f"no {missing} samples: every ranking metric is NaN", RuntimeWarning, stacklevel=2)
+        auroc = math.nan
+        anomaly = normal = Ranking(*[math.nan] * len(Ranking._fields))
+    metrics = {
+        "auroc": auroc,
+        "aupr_anomaly": anomaly.aupr,
+        "aupr_normal": normal.aupr,
+        "fpr95_anomaly": anomaly.fpr95,
+        "fpr95_normal": normal.fpr95,
+        "eer": anomaly.eer,
+        "f1_max": anomaly.f1_max,
+        "f1_max_normal": normal.f1_max,
+        "f1_eer": anomaly.f1_eer,
+        "f1_eer_normal": normal.f1_eer,
+        "f1_trivial": 2 * n_anomalous / (values.size + n_anomalous),
+        "f1_trivial_normal": 2 * n_normal / (values.size + n_normal),
+        "n_normal": n_normal,
+        "n_anomalous": n_anomalous,
+    }
+    if threshold is not None and math.isfinite(threshold):
+        metrics |= evaluate_at(values, anomalous, threshold)
+    return metrics
+
+
+def evaluate_at(scores: Values, labels: Values, threshold: float) -> dict[str, float]:
+    """The detector that flags ``score >= threshold``, with the anomalies as positives.
+
+    Args:
+        scores: ``(N,)`` finite, any range, higher = more anomalous.
+        labels: ``(N,)`` in {0, 1}, 1 = anomalous.
+        threshold: In the scores' unit; infinity flags nothing.
+
+    Returns:
+        ``precision_threshold`` (0 when nothing is flagged), ``recall_threshold``, ``f1_threshold``,
+        ``false_alarm_rate`` (flagged share of the normals) and ``flagged`` (flagged share of all samples), in [0, 1].
+        Recall and F1 are NaN without anomalies, the false alarm rate without normals.
+
+    Raises:
+        InputError: As :func:`evaluate`, or a threshold that is NaN.
+
+    Example:
+        >>> evaluate_at([-3.0, 10.0, 20.0, 1500.0], [0, 1, 0, 1], threshold=10.0)["recall_threshold"]
+        1.0
+    """
+    if math.isnan(threshold):
+        raise InputError("the threshold is NaN")
+    values, anomalous = as_pair(scores, labels)
+    flagged = values >= threshold
+    n_flagged, n_anomalous, hits = int(flagged.sum()), int(anomalous.sum()), int((flagged & anomalous).sum())
+    n_normal = anomalous.size - n_anomalous
+    return {
+        "precision_threshold": hits / n_flagged if n_flagged else 0.0,
+        "recall_threshold": hits / n_anomalous if n_anomalous else math.nan,
+        "f1_threshold": 2 * hits / (n_flagged + n_anomalous) if n_anomalous else math.nan,
+        "false_alarm_rate": (n_flagged - hits) / n_normal if n_normal else math.nan,
+        "flagged": n_flagged / values.size,
+    }
+
+
+def as_scores(scores: Values, name: str = "scores") -> Floats:
+    """Scores as a finite, non-empty ``(N,)`` float64 array, wherever and in whatever precision they were.
+
+    Raises:
+        InputError: Not one-dimensional, empty, or with NaN or infinite values.
+
+    Example:
+        >>> as_scores([1, 2])
+        array([1., 2.])
+    """
+    array = as_float64(scores)
+    if array.ndim != 1 or not array.size:
+        raise InputError(f"{name} must be a non-empty vector, not of shape {array.shape}")
+    if n_bad := array.size - int(np.isfinite(array).sum()):
+        raise InputError(f"{n_bad} of {array.size} {name} are NaN or infinite")
+    return array
+
+
+def as_pair(scores: Values, labels: Values) -> tuple[Floats, Flags]:
+    """:func:`as_scores`, and for each score whether it belongs to an anomaly.
+
+    Raises:
+        InputError: As :func:`as_scores`, labels of another shape or outside {0, 1}.
+
+    Example:
+        >>> as_pair([1, 2], [0, 1])
+        (array([1., 2.]), array([False,  True]))
+    """
+    values, flags = as_scores(scores), as_float64(labels)
+    if flags.shape != values.shape:
+        raise InputError(f"scores of shape {values.shape} do not match labels of shape {flags.shape}")
+    if not np.isin(flags, (0, 1)).all():
+        raise InputError("labels must be 0 (normal) or 1 (anomalous)")
+    return values, flags == 1
+
+
+def as_float64(values: Values) -> Floats:
+    """An array or a tensor of any device and precision as a float64 array of the same shape.
+
+    Example:
+        >>> as_float64([[1, 2]])
+        array([[1., 2.]])
+    """
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def _ranking(scores: Floats, positive: Flags) -> Ranking:
+    fpr, tpr, _ = roc_curve(positive, scores, drop_intermediate=False)
+    n_positive = np.count_nonzero(positive)
+    true_positives, false_positives = tpr * n_positive, fpr * (positive.size - n_positive)
+    f1 = 2 * true_positives / (true_positives + false_positives + n_positive)
+    fpr_minus_fnr = fpr + tpr - 1
+    # The curve's first point is no score but infinity. Rounding lets the two sides of a tie compare equal.
+    balanced = 1 + np.abs(fpr_minus_fnr[1:]).round(12).argmin()
+    return Ranking(
+        aupr=float(average_precision_score(positive, scores)),
+        fpr95=float(fpr[np.argmax(tpr >= 0.95)]),
+        eer=float(np.interp(0, fpr_minus_fnr, fpr)),
+        f1_max=float(f1.max()),
+        f1_eer=float(f1[balanced]),
+    )

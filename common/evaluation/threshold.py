@@ -1,0 +1,85 @@
+"""Thresholds and p-values from the scores of held-out normal samples alone.
+
+Quantile: about a share ``1 - quantile`` of normals lies above. Conformal: the same with a guarantee for any number n of
+calibration samples, as long as they are exchangeable with the fresh normals (Vovk, Gammerman and Shafer, *Algorithmic
+Learning in a Random World*, 2005; Bates et al., "Testing for outliers with conformal p-values", *Annals of Statistics*
+51, 2023).
+"""
+
+import math
+
+import numpy as np
+
+from common.errors import InputError
+from common.evaluation.metrics import Floats, Values, as_scores
+
+
+def quantile_threshold(scores: Values, quantile: float) -> float:
+    """The score below which a share ``quantile`` of the normal samples lies, linear between order statistics.
+
+    Args:
+        scores: ``(N,)`` finite scores of normal samples, higher = more anomalous.
+        quantile: In (0, 1), such as 0.95.
+
+    Raises:
+        InputError: A quantile outside (0, 1), or scores that are empty or not finite.
+
+    Example:
+        >>> quantile_threshold([0.0, 10.0, 20.0], 0.75)
+        15.0
+    """
+    _check_share(quantile, "quantile")
+    return float(np.quantile(as_scores(scores), quantile))
+
+
+def conformal_threshold(scores: Values, alpha: float) -> float:
+    """The smallest calibration score t such that a fresh normal has P(score > t) <= alpha.
+
+    It is the ceil((n + 1)(1 - alpha))-th smallest of the n scores, and ``score > t`` holds exactly where
+    :func:`conformal_p_value` <= alpha. The bound is on strict exceedance: if scores are discrete, flag ``score > t``.
+
+    Args:
+        scores: ``(n,)`` finite calibration scores of normal samples, higher = more anomalous.
+        alpha: False alarm rate to stay below, in (0, 1).
+
+    Returns:
+        The threshold, in the scores' unit; infinity if n < 1/alpha - 1, too few samples for any guarantee.
+
+    Raises:
+        InputError: An alpha outside (0, 1), or scores that are empty or not finite.
+
+    Example:
+        >>> conformal_threshold(range(1, 20), alpha=0.1), conformal_threshold([1.0, 2.0], alpha=0.1)
+        (18.0, inf)
+    """
+    _check_share(alpha, "alpha")
+    calibration = np.sort(as_scores(scores))
+    rank = math.ceil(round((calibration.size + 1) * (1 - alpha), 9))  # 100 * (1 - 0.42) is a hair above 58
+    return float(calibration[rank - 1]) if rank <= calibration.size else math.inf
+
+
+def conformal_p_value(scores: Values, calibration: Values) -> Floats:
+    """p(s) = (1 + #{calibration >= s}) / (n + 1), which for a fresh normal is <= alpha with probability <= alpha.
+
+    Args:
+        scores: ``(N,)`` finite scores to judge, higher = more anomalous.
+        calibration: ``(n,)`` finite scores of normal samples that were not trained on.
+
+    Returns:
+        ``(N,)`` in [1/(n + 1), 1], small = anomalous.
+
+    Raises:
+        InputError: Scores that are empty or not finite.
+
+    Example:
+        >>> conformal_p_value([0.0, 2.0, 9.0], calibration=[1.0, 2.0, 3.0])
+        array([1.  , 0.75, 0.25])
+    """
+    reference = np.sort(as_scores(calibration, "calibration scores"))
+    n_below = np.searchsorted(reference, as_scores(scores), side="left")
+    return np.asarray((1 + reference.size - n_below) / (1 + reference.size), dtype=np.float64)
+
+
+def _check_share(share: float, name: str) -> None:
+    if not 0 < share < 1:
+        raise InputError(f"{name} must lie strictly between 0 and 1, not {share}")

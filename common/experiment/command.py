@@ -1,0 +1,167 @@
+"""The command line that all experiments share."""
+
+import argparse
+import itertools
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NoReturn
+
+import pandas as pd
+from rich.console import Console
+
+from common.cli import one_line_errors
+from common.data import load
+from common.data.datamodule import default_root
+from common.errors import InputError
+from common.experiment.cell import Cell, Settings, finished
+from common.experiment.grid import run_grid
+from common.experiment.report import reported, show, tabulate, write
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A product of choices; every class in turn is normal where ``normal`` is not given."""
+
+    presets: tuple[str, ...]
+    datasets: tuple[str, ...]
+    protocols: tuple[str, ...] = ("standard",)
+    normal: tuple[str, ...] | None = None
+    metrics: tuple[str, ...] = ("auroc",)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A paper's tables.
+
+    Attributes:
+        name: Of ``python -m experiments.<name>`` and of the files in ``reported`` and ``results``.
+        title: Of the result page.
+        main: The grid that the flags of the command line replace.
+        also: Further grids; a flag narrows them to the values it names, and drops what has none of them.
+        compare: See :class:`common.experiment.report.Report`; the presets' keys are ``<method>-<preset>``.
+        seeds: By default.
+    """
+
+    name: str
+    title: str
+    main: Grid
+    also: tuple[Grid, ...] = ()
+    compare: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) -> None:
+    """Runs an experiment's cells, prints its tables and writes them into the runs folder, or where ``--out`` says.
+
+    A preset is ``<preset>`` of the experiment's own method, or ``<method>-<preset>``.
+
+    Exit status: 0, 1 if a cell failed, 2 for a mistake of the user's, 130 after Ctrl-C.
+    """
+    with one_line_errors():
+        arguments = _parser(experiment).parse_args(argv)
+        settings = Settings(
+            root=arguments.root,
+            runs=arguments.runs,
+            device=arguments.device,
+            max_epochs=arguments.max_epochs,
+            image_size=arguments.image_size,
+            force=arguments.force,
+        )
+        _check_writable(settings.runs)
+        console = Console()
+        grids = [experiment.main, *experiment.also]
+        cells = [_cells(experiment, grid, arguments) for grid in grids]
+        wanted = list(dict.fromkeys(itertools.chain(*cells)))
+        if arguments.dry_run:
+            for cell in wanted:
+                done = "done" if finished(cell, settings) else "to do"
+                console.print(f"{done:5}  {cell.directory(settings.runs)}", highlight=False, soft_wrap=True)
+            return
+        failures = [] if arguments.report_only else run_grid(wanted, settings, arguments.jobs, console)
+        done = replace(settings, force=False)
+        numbers = reported(experiment.name)
+        tables = []
+        for grid, of_grid in zip(grids, cells, strict=True):
+            records = [record for cell in of_grid if (record := finished(cell, done)) is not None]
+            tables.append(tabulate(records, numbers, experiment.compare, grid.metrics))
+        table = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+        if table.empty:
+            raise InputError("no cell is done: there is nothing to report")
+        show(table, console)
+        command = f"python -m experiments.{experiment.name} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
+        for path in write(table, arguments.out or settings.runs, experiment.name, experiment.title, command):
+            console.print(f"written: {path}", highlight=False, soft_wrap=True)
+        console.print(f"look at the runs: tensorboard --logdir {settings.runs}", highlight=False, soft_wrap=True)
+        if failures:
+            console.print(f"{len(failures)} cells failed; each has an error.txt in its folder", style="red")
+            raise SystemExit(1)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help")
+
+
+def _parser(experiment: Experiment) -> argparse.ArgumentParser:
+    parser = _Parser(prog=f"python -m experiments.{experiment.name}", description=experiment.title)
+    add = parser.add_argument
+    add("--datasets", nargs="+", help="data sets by name; 'folder' takes --root as a tree of images")
+    add("--protocols", nargs="+", help="NAME[,OPTION=VALUE]…, such as standard or standard,contamination=0.01")
+    add("--normal", nargs="+", help="normal classes, by number or name; A+B takes several as one; all in turn by default")
+    add("--seeds", nargs="+", type=int, default=list(experiment.seeds), help="of the training")
+    add("--presets", nargs="+", help="PRESET of this method, or METHOD-PRESET")
+    add("--root", type=Path, help="where data sets lie; $ONECLASS_DATA or the user's cache by default")
+    add("--runs", type=Path, default=Path("runs"), help="where records go (default: runs)")
+    add("--out", type=Path, help="where the tables go (default: the runs folder)")
+    add("--jobs", type=int, help="cells at a time (default: one per core)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--max-epochs", type=int, help="instead of the presets'")
+    add("--image-size", type=int, help="height and width, instead of the presets' or the data's own")
+    add("--smoke", action="store_true", help="the smoke preset on the embedded digits, two classes, one seed")
+    add("--dry-run", action="store_true", help="list the cells and whether they are done")
+    add("--force", action="store_true", help="run again what is done")
+    add("--report-only", action="store_true", help="the tables of what is done")
+    return parser
+
+
+def _cells(experiment: Experiment, grid: Grid, arguments: argparse.Namespace) -> list[Cell]:
+    main = grid is experiment.main
+    if arguments.smoke:
+        grid = Grid(("smoke",), ("digits",), ("standard",), ("0", "1"))
+        arguments = argparse.Namespace(**{**vars(arguments), "seeds": arguments.seeds[:1]})
+        if not main:
+            return []
+
+    def chosen(name: str, declared: tuple[str, ...] | None) -> list[str]:
+        given = getattr(arguments, name)
+        if given is None or arguments.smoke:
+            return list(declared or ())
+        return given if main or declared is None else [value for value in declared if value in given]
+
+    cells = []
+    for dataset in chosen("datasets", grid.datasets):
+        normal = chosen("normal", grid.normal) or _classes(dataset, arguments.root)
+        for preset, protocol in itertools.product(chosen("presets", grid.presets), chosen("protocols", grid.protocols)):
+            method, _, name = preset.rpartition("-")
+            cells += [
+                Cell(method or experiment.name, name, dataset, protocol, k, seed)
+                for k, seed in itertools.product(normal, arguments.seeds)
+            ]
+    return cells
+
+
+def _classes(dataset: str, root: Path | None) -> list[str]:
+    return [str(k) for k in range(len(load(dataset, root or default_root()).classes))]
+
+
+def _check_writable(runs: Path) -> None:
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        probe = runs / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write in the runs folder {runs}: {error.strerror}") from error

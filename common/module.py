@@ -1,0 +1,178 @@
+"""The contract that every method fulfils, and the evaluation that all of them share."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning import LightningModule
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor
+
+from common.data import Sample
+from common.errors import InputError
+from common.evaluation import evaluate, quantile_threshold
+from common.seeding import epoch_seed
+
+
+class Scored(NamedTuple):
+    """A scored split: ``index``, ``target`` and ``label`` of ``(N,)`` samples, and by name ``(N,)`` float64 scores."""
+
+    index: NDArray[np.int64]
+    target: NDArray[np.int64]
+    label: NDArray[np.int64]
+    scores: dict[str, NDArray[np.float64]]
+
+
+class OneClassModule(LightningModule, ABC):
+    """A one-class method: what a paper overrides, and around it one way of scoring, testing and thresholding.
+
+    A subclass calls ``self.save_hyperparameters()`` in its ``__init__``, with at least ``shape`` (``(C, H, W)`` of an
+    image or ``(F,)`` of a flat vector), ``score`` (the name of the score that counts) and ``threshold_quantile``; then it
+    overrides :meth:`scores`, :meth:`training_step` and :meth:`configure_optimizers`. :meth:`training_step` returns its
+    losses by name; each is logged as ``train/<name>`` and watched for NaN.
+
+    Attributes:
+        monitor: The normal-only criterion of the paper's epoch choice, a logged key.
+        mode: Whether ``monitor`` is to be lowest (``min``) or highest (``max``).
+        threshold: Scalar buffer, the ``threshold_quantile`` of the held-out samples' scores after the last validation;
+            NaN before, and where nothing is held out.
+    """
+
+    monitor: ClassVar[str] = "val/reconstruction"
+    mode: ClassVar[Literal["min", "max"]] = "min"
+    threshold: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.register_buffer("threshold", torch.tensor(math.nan, dtype=torch.float64))
+        self.scored: Scored | None = None
+        self._collected: list[tuple[Sample, dict[str, Tensor]]] = []
+
+    @abstractmethod
+    def scores(self, x: Tensor) -> dict[str, Tensor]:
+        """Every score of the method, by name.
+
+        Args:
+            x: ``(B, *shape)`` preprocessed inputs.
+
+        Returns:
+            Each ``(B,)``, finite, higher = more anomalous, not squashed; in eval mode a function of each input alone.
+        """
+
+    @abstractmethod
+    def training_step(self, batch: Sample, batch_idx: int) -> Mapping[str, Tensor]:
+        """One iteration of the paper's algorithm on normal samples; the losses by name, scalars."""
+
+    def reconstruct(self, x: Tensor) -> Tensor | None:
+        """``(B, *shape)`` reconstructions for the figures, or None where the method has none."""
+        return None
+
+    def embed(self, x: Tensor) -> Tensor | None:
+        """``(B, D)`` latent vectors for the projector, or None where the method has none."""
+        return None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B,)`` scores, the one named by ``hparams.score``."""
+        return self.scores(x)[self.hparams["score"]]
+
+    def descend(self, optimizer: LightningOptimizer, loss: Tensor) -> None:
+        """One step of one optimiser down one loss; the only place where gradients are cleared, made and used."""
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
+    def on_fit_start(self) -> None:
+        """Convolutions run channels-last."""
+        self.to(memory_format=torch.channels_last)
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
+
+    def on_train_epoch_start(self) -> None:
+        """Noise, dropout and random latents repeat in a resumed run."""
+        self._losses: list[dict[str, Tensor]] = []
+        self._n_images = 0
+        torch.manual_seed(epoch_seed(self.current_epoch))
+
+    def on_train_batch_end(self, outputs: Mapping[str, Tensor], batch: Sample, batch_idx: int) -> None:  # type: ignore[override]
+        """Keeps the losses, on their device, and steps the schedulers that count batches."""
+        self._losses.append({name: len(batch.image) * loss.detach() for name, loss in outputs.items()})
+        self._n_images += len(batch.image)
+        self._step_schedulers("step")
+
+    def on_train_epoch_end(self) -> None:
+        """Logs each loss's mean over the epoch, by epoch on TensorBoard's x-axis; steps the schedulers that count epochs."""
+        for name in self._losses[0]:
+            self.log(f"train/{name}", torch.stack([losses[name] for losses in self._losses]).sum() / self._n_images)
+        self.log("step", float(self.current_epoch))
+        self._step_schedulers("epoch")
+
+    def validation_step(self, batch: Sample, batch_idx: int) -> None:
+        """Scores a batch of held-out samples."""
+        self._collected.append((batch, self.scores(batch.image)))
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs each score's mean over the held-out samples as ``val/<score>`` and sets the threshold."""
+        scored = self._whole_split()
+        self.log_dict({f"val/{name}": float(values.mean()) for name, values in scored.scores.items()})
+        self.log("step", float(self.current_epoch))
+        threshold = quantile_threshold(scored.scores[self.hparams["score"]], self.hparams["threshold_quantile"])
+        self.threshold.fill_(threshold)
+
+    def on_test_epoch_end(self) -> None:
+        """Keeps the scored test set as ``self.scored`` and logs its metrics, those of the chosen score as ``test/<metric>``."""
+        self.scored = self._whole_split()
+        metrics = self.test_metrics()
+        self.log_dict({f"test/{key}": float(value) for key, value in metrics[self.hparams["score"]].items()})
+
+    def test_metrics(self) -> dict[str, dict[str, float]]:
+        """:func:`common.evaluation.evaluate` of every score on the last test; the threshold belongs to the chosen one."""
+        if self.scored is None:
+            raise InputError("nothing has been tested yet: call Trainer.test first")
+        return {
+            name: evaluate(values, self.scored.label, float(self.threshold) if name == self.hparams["score"] else None)
+            for name, values in self.scored.scores.items()
+        }
+
+    def predict_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
+        """``index``, every score, and ``anomalous``: whether the chosen score reaches the threshold."""
+        scores = self.scores(batch.image)
+        return {"index": batch.index, **scores, "anomalous": scores[self.hparams["score"]] >= self.threshold}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes whose checkpoint this is."""
+        checkpoint["method"] = type(self).__qualname__
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another method.
+
+        Raises:
+            InputError: The checkpoint was written by another class.
+        """
+        method = checkpoint.get("method")
+        if method != type(self).__qualname__:
+            raise InputError(f"the checkpoint is one of {method or 'something else'}, not of {type(self).__qualname__}")
+
+    def _whole_split(self) -> Scored:
+        batches, scores = zip(*self._collected, strict=True)
+        self._collected.clear()
+        index, target, label = (
+            torch.cat([getattr(batch, key) for batch in batches]).cpu().numpy() for key in ("index", "target", "label")
+        )
+        return Scored(
+            index,
+            target,
+            label,
+            {name: torch.cat([s[name] for s in scores]).double().cpu().numpy() for name in scores[0]},
+        )
+
+    def _step_schedulers(self, interval: Literal["step", "epoch"]) -> None:
+        for config in self.trainer.lr_scheduler_configs:
+            if config.interval == interval:
+                config.scheduler.step()

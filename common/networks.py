@@ -1,0 +1,123 @@
+"""Networks that several papers use."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def halvings(size: int, n: int) -> list[int]:
+    """``size`` and what ``n`` stride-2 convolutions leave of it, ``ceil(size / 2)`` each time.
+
+    Example:
+        >>> halvings(33, 3)
+        [33, 17, 9, 5]
+    """
+    sizes = [size]
+    for _ in range(n):
+        sizes.append(-(-sizes[-1] // 2))
+    return sizes
+
+
+def upsampling(inputs: int, outputs: int, kernel: int, size: tuple[int, int], bias: bool) -> nn.ConvTranspose2d:
+    """The stride-2 transposed convolution that undoes one halving of an image of ``size = (height, width)``.
+
+    Example:
+        >>> import torch
+        >>> upsampling(4, 2, kernel=5, size=(33, 48), bias=False)(torch.zeros(1, 4, 17, 24)).shape
+        torch.Size([1, 2, 33, 48])
+    """
+    padding = (1 - size[0] % 2, 1 - size[1] % 2)
+    return nn.ConvTranspose2d(inputs, outputs, kernel, 2, kernel // 2, output_padding=padding, bias=bias)
+
+
+def bounded_encoder(shape: Sequence[int], width: int, latent: int) -> nn.Sequential:
+    """OCGAN's encoder (Perera et al., CVPR 2019): an image to a latent vector in (-1, 1)^d.
+
+    Three 5x5 stride-2 convolutions of ``width``, doubling, each with batch norm and LeakyReLU 0.2, then a linear layer,
+    batch norm and tanh as in the authors' working scripts.
+
+    Args:
+        shape: ``(C, H, W)``, any size.
+        width: Channels of the first convolution (the paper's 64).
+        latent: ``d``.
+
+    Returns:
+        ``(B, C, H, W)`` to ``(B, d)``.
+
+    Example:
+        >>> import torch
+        >>> bounded_encoder((1, 28, 28), width=8, latent=16)(torch.rand(4, 1, 28, 28)).shape
+        torch.Size([4, 16])
+    """
+    channels, height, width_px = shape
+    widths = [channels, width, 2 * width, 4 * width]
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip(widths, widths[1:], strict=False):
+        convolution = nn.Conv2d(inputs, outputs, 5, 2, 2, bias=False)
+        layers += [convolution, nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2, inplace=True)]
+    features = widths[-1] * halvings(height, 3)[-1] * halvings(width_px, 3)[-1]
+    last = [nn.Flatten(), nn.Linear(features, latent, bias=False), nn.BatchNorm1d(latent), nn.Tanh()]
+    return nn.Sequential(*layers, *last).apply(normal_start)
+
+
+def bounded_decoder(shape: Sequence[int], width: int, latent: int) -> nn.Sequential:
+    """The mirror image of :func:`bounded_encoder`: ``(B, d)`` to ``(B, C, H, W)`` in (-1, 1).
+
+    Example:
+        >>> import torch
+        >>> bounded_decoder((3, 33, 47), width=8, latent=16)(torch.rand(4, 16)).shape
+        torch.Size([4, 3, 33, 47])
+    """
+    channels, height, width_px = shape
+    sizes = list(zip(halvings(height, 3), halvings(width_px, 3), strict=True))
+    widths = [4 * width, 2 * width, width, channels]
+    grid = (widths[0], *sizes[-1])
+    layers: list[nn.Module] = [
+        nn.Linear(latent, grid[0] * grid[1] * grid[2], bias=False),
+        nn.Unflatten(1, grid),
+        ChannelsLast(),
+        nn.BatchNorm2d(widths[0]),
+        nn.LeakyReLU(0.2, inplace=True),
+    ]
+    for inputs, outputs, size in zip(widths, widths[1:], sizes[-2::-1], strict=False):
+        layers += [upsampling(inputs, outputs, 5, size, bias=outputs == channels)]
+        if outputs != channels:
+            layers += [nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2, inplace=True)]
+    return nn.Sequential(*layers, nn.Tanh()).apply(normal_start)
+
+
+def normal_start(layer: nn.Module) -> None:
+    """DCGAN's initial weights, which OCGAN's code has: N(0, 0.02²), batch-norm gains N(1, 0.02²), zero biases; in place."""
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        nn.init.normal_(layer.weight, 0.0, 0.02)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+        nn.init.normal_(layer.weight, 1.0, 0.02)
+
+
+def dense(sizes: Sequence[int], last: nn.Module | None = None) -> nn.Sequential:
+    """Linear layers with LeakyReLU 0.2 between them, for flat vectors.
+
+    Args:
+        sizes: Features from input to output.
+        last: What follows the last layer, if anything.
+
+    Example:
+        >>> import torch
+        >>> dense([10, 8, 2])(torch.rand(4, 10)).shape
+        torch.Size([4, 2])
+    """
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        layers += [nn.Linear(inputs, outputs), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers[:-1], *([last] if last is not None else []))
+
+
+class ChannelsLast(nn.Module):
+    """``(B, C, H, W)`` in channels-last memory, which an unflattened vector is not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same values."""
+        return x.contiguous(memory_format=torch.channels_last)
