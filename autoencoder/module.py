@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 from torch.optim import Adam
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR
 
 from autoencoder.networks import build
 from common.data import Sample
@@ -64,12 +64,12 @@ class Autoencoder(OneClassModule):
         self.save_hyperparameters(logger=False)
         self.encoder, self.decoder = build(network, shape, widths, latent)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Adam over encoder and decoder, and the schedule."""
         h = self.hparams
         adam = Adam([*self.encoder.parameters(), *self.decoder.parameters()], h.lr, h.betas, weight_decay=h.weight_decay)
         if h.schedule == "cosine":
-            by_step = CosineAnnealingLR(adam, int(self.trainer.estimated_stepping_batches))
+            by_step: LRScheduler = CosineAnnealingLR(adam, int(self.trainer.estimated_stepping_batches))
         elif h.schedule == "inverse_time":
             by_step = LambdaLR(adam, lambda t: 1 / (1 + h.lr_decay * t))
         else:

@@ -1,6 +1,7 @@
 """Encoder and decoder pairs, one function each: shape, widths and latent size in, two nets out."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ def strided(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
     sizes = list(zip(halvings(height, len(widths)), halvings(width, len(widths)), strict=True))
     grid = (widths[-1], *sizes[-1])
     encoder: list[nn.Module] = []
-    for inputs, outputs in zip([channels, *widths], widths, strict=False):
+    for inputs, outputs in pairwise([channels, *widths]):
         encoder += [nn.Conv2d(inputs, outputs, 3, 2, 1), *_activation_then_norm(outputs)]
     decoder: list[nn.Module] = [nn.Linear(latent, prod(grid)), nn.Unflatten(1, grid), ChannelsLast()]
     for inputs, outputs, size in zip([widths[-1], *widths[::-1]], widths[::-1], sizes[-2::-1], strict=False):
@@ -63,7 +64,7 @@ def lenet(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
     rows, columns = -(-height // 8), -(-width // 8)
     grid = (max(1, latent // (rows * columns)), rows, columns)
     encoder: list[nn.Module] = []
-    for inputs, outputs in zip([channels, *widths], widths, strict=False):
+    for inputs, outputs in pairwise([channels, *widths]):
         encoder += [nn.Conv2d(inputs, outputs, 5, padding=2, bias=False), *_norm_then_activation(outputs)]
         encoder += [nn.MaxPool2d(2, ceil_mode=True)]
     features = widths[-1] * halvings(height, len(widths))[-1] * halvings(width, len(widths))[-1]

@@ -41,7 +41,7 @@ class FiniteLoss(Callback):
         self.every_n_batches = every_n_batches
         self._seen: list[tuple[int, Mapping[str, Tensor]]] = []
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Collects, and looks every so often."""
         self._seen.append((batch_idx, {name: loss.detach() for name, loss in outputs.items()}))
         if len(self._seen) >= self.every_n_batches or trainer.is_last_batch:
@@ -72,7 +72,9 @@ class Throughput(Callback):
         """Starts the clock."""
         self._start = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Sample, batch_idx: int) -> None:  # type: ignore[override]
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Sample, batch_idx: int
+    ) -> None:
         """Stops it after the last batch."""
         self.images += len(batch.image)
         if trainer.is_last_batch:
@@ -185,7 +187,15 @@ class Predictions(Callback):
     def __init__(self) -> None:
         self._batches: list[pd.DataFrame] = []
 
-    def on_predict_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # type: ignore[override]
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Collects."""
         self._batches.append(pd.DataFrame({name: values.cpu().numpy() for name, values in outputs.items()}))
 

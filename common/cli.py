@@ -51,6 +51,10 @@ class OneClassCLI(LightningCLI):
             auto_configure_optimizers=False,
         )
 
+    model: OneClassModule
+    datamodule: OneClassDataModule
+    throughput: Throughput
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The link from data to module, and the rule."""
         parser.link_arguments("data.shape", "model.init_args.shape", compute_fn=list, apply_on="instantiate")
@@ -60,8 +64,27 @@ class OneClassCLI(LightningCLI):
         """Adds the callbacks that every run has."""
         rule = self._get(self.config_init, "rule")
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-        extra = [Throughput(), FiniteLoss(), Figures(), Predictions(), checkpointing(self.model, self.datamodule, rule)]
+        self.throughput = Throughput()
+        extra = [
+            self.throughput,
+            FiniteLoss(),
+            Figures(),
+            Predictions(),
+            checkpointing(self.model, self.datamodule, rule),
+        ]
         return self._instantiate_trainer(config, extra)
+
+
+def assemble(config: dict[str, Any]) -> OneClassCLI:
+    """The module, data module and trainer of a configuration in the parser's format.
+
+    Raises:
+        InputError: A key or value that the parser does not accept.
+    """
+    try:
+        return OneClassCLI(config, run=False)
+    except (ArgumentError, MisconfigurationException) as error:
+        raise InputError(_root_cause(error)) from error
 
 
 def checkpointing(module: OneClassModule, data: OneClassDataModule, rule: Rule) -> ModelCheckpoint:
@@ -141,8 +164,8 @@ def _root_cause(error: BaseException) -> str:
     """The message a user needs: an :class:`InputError` that a parser has wrapped, else the first line that says something."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, InputError):
-            return str(cause)
+        if isinstance(cause, InputError):  # raised in a loader's worker it brings a traceback, and itself last
+            return str(cause).splitlines()[-1].removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")
         cause = cause.__cause__ or cause.__context__
     message = " ".join(str(error).split())
     if rejected := re.search(r"given class_path '([^']+)': (.+?) Expected a ", message):

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning import LightningModule
-from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from common.data import Sample
@@ -21,7 +20,7 @@ from common.seeding import epoch_seed
 class Scored(NamedTuple):
     """A scored split: ``index``, ``target`` and ``label`` of ``(N,)`` samples, and by name ``(N,)`` float64 scores."""
 
-    index: NDArray[np.int64]
+    index: NDArray[np.int64]  # type: ignore[assignment]
     target: NDArray[np.int64]
     label: NDArray[np.int64]
     scores: dict[str, NDArray[np.float64]]
@@ -42,6 +41,7 @@ class OneClassModule(LightningModule, ABC):
             NaN before, and where nothing is held out.
     """
 
+    hparams: Any
     monitor: ClassVar[str] = "val/reconstruction"
     mode: ClassVar[Literal["min", "max"]] = "min"
     threshold: Tensor
@@ -68,6 +68,10 @@ class OneClassModule(LightningModule, ABC):
     def training_step(self, batch: Sample, batch_idx: int) -> Mapping[str, Tensor]:
         """One iteration of the paper's algorithm on normal samples; the losses by name, scalars."""
 
+    @abstractmethod
+    def configure_optimizers(self) -> Any:
+        """The paper's optimisers, in the order in which ``training_step`` first uses them, and their schedulers."""
+
     def reconstruct(self, x: Tensor) -> Tensor | None:
         """``(B, *shape)`` reconstructions for the figures, or None where the method has none."""
         return None
@@ -80,7 +84,7 @@ class OneClassModule(LightningModule, ABC):
         """``(B,)`` scores, the one named by ``hparams.score``."""
         return self.scores(x)[self.hparams["score"]]
 
-    def descend(self, optimizer: LightningOptimizer, loss: Tensor) -> None:
+    def descend(self, optimizer: Any, loss: Tensor) -> None:
         """One step of one optimiser down one loss; the only place where gradients are cleared, made and used."""
         optimizer.zero_grad()
         self.manual_backward(loss)
@@ -175,4 +179,4 @@ class OneClassModule(LightningModule, ABC):
     def _step_schedulers(self, interval: Literal["step", "epoch"]) -> None:
         for config in self.trainer.lr_scheduler_configs:
             if config.interval == interval:
-                config.scheduler.step()
+                config.scheduler.step()  # type: ignore[call-arg]

@@ -1,6 +1,7 @@
 """Networks that several papers use."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ def bounded_encoder(shape: Sequence[int], width: int, latent: int) -> nn.Sequent
     channels, height, width_px = shape
     widths = [channels, width, 2 * width, 4 * width]
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in pairwise(widths):
         convolution = nn.Conv2d(inputs, outputs, 5, 2, 2, bias=False)
         layers += [convolution, nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2, inplace=True)]
     features = widths[-1] * halvings(height, 3)[-1] * halvings(width_px, 3)[-1]
@@ -110,7 +111,7 @@ def dense(sizes: Sequence[int], last: nn.Module | None = None) -> nn.Sequential:
         torch.Size([4, 2])
     """
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.LeakyReLU(0.2)]
     return nn.Sequential(*layers[:-1], *([last] if last is not None else []))
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from pytorch_lightning import seed_everything
 
-from common.callbacks import Throughput
-from common.cli import OneClassCLI, one_line_errors, quiet
+from common.cli import OneClassCLI, assemble, one_line_errors, quiet
 from common.experiment.cell import Cell, Settings
+from common.testing import optimizers_of
 
 PRESETS = ("autoencoder-paper", "autoencoder-dcae", "autoencoder-denoising", "autoencoder-small")
 
@@ -75,14 +75,13 @@ def through_lightning(name: str, arguments: argparse.Namespace) -> dict[str, flo
         start = time.perf_counter()
         cli.trainer.fit(cli.model, cli.datamodule)
         fit_s = time.perf_counter() - start
-        throughput = next(c for c in cli.trainer.callbacks if isinstance(c, Throughput))
-        cli.trainer.callbacks.clear()
+        cli.trainer.callbacks.clear()  # type: ignore[attr-defined]
         start = time.perf_counter()
         cli.trainer.test(cli.model, cli.datamodule, verbose=False)
         score_s = time.perf_counter() - start
     return {
-        "train": throughput.images_per_s,
-        "fit": throughput.images / fit_s,
+        "train": cli.throughput.images_per_s,
+        "fit": cli.throughput.images / fit_s,
         "score": len(cli.datamodule.splits.test) / score_s,
         "batch_size": cli.datamodule.batch_size,
     }
@@ -92,19 +91,18 @@ def bare(name: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Images per second of ``for image in batches`` around the same training step, its optimisers plain PyTorch's."""
     with tempfile.TemporaryDirectory() as folder:
         cli = _parts(name, arguments, folder)
-        module, data = cli.model, cli.datamodule
+        module: Any = cli.model
+        data = cli.datamodule
         data.setup()
-        configured = module.configure_optimizers()
-        optimizers = configured["optimizer"] if isinstance(configured, dict) else configured[0]
-        optimizers = optimizers[0] if isinstance(optimizers, list) and len(optimizers) == 1 else optimizers
-        module.optimizers = lambda: optimizers
+        optimizers = optimizers_of(module.configure_optimizers())
+        module.optimizers = lambda: optimizers if len(optimizers) > 1 else optimizers[0]
         module.descend = _descend
         module.to(arguments.device, memory_format=torch.channels_last)
         module.train()
         batches, n = data.train_dataloader(), 0
         start = time.perf_counter()
         for epoch in range(arguments.epochs):
-            batches.sampler.set_epoch(epoch)
+            batches.sampler.set_epoch(epoch)  # type: ignore[union-attr]
             for position, batch in enumerate(batches):
                 module.training_step(batch, position)
                 n += len(batch.image)
@@ -142,7 +140,7 @@ def _parts(name: str, arguments: argparse.Namespace, folder: str) -> OneClassCLI
         "enable_model_summary": False,
     }
     seed_everything(0, verbose=False)
-    return OneClassCLI(config, run=False)
+    return assemble(config)
 
 
 def _synchronize(device: str) -> None:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ class Sample(NamedTuple):
     image: Tensor
     label: Tensor
     target: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
 
 
 class EpochSampler(Sampler[int]):
@@ -103,7 +103,7 @@ class _Stream(Dataset[Sample]):
         return Sample(self.preprocessing(self.data.images[index]), label, target, index)
 
 
-def _as_is(batch: Sample) -> Sample:
+def _as_is(batch: Any) -> Any:
     return batch
 
 
@@ -121,9 +121,10 @@ class OneClassDataModule(LightningDataModule):
         normal: The normal class or classes, by number or by name.
         root: Where data sets lie; ``$ONECLASS_DATA`` or the user's cache by default.
         protocol: A key of :data:`common.data.protocols.PROTOCOLS`.
-        val_fraction: Share of the normal training samples that is held out, in [0, 1).
+        val_fraction: Share of the normal training samples that is held out, in [0, 1); the protocol's own by default,
+            as with the next three.
         contamination: Unlabelled anomalies in training, as a share of the normal training samples, in [0, 1).
-        anomalous: The classes that count as anomalies; all others by default.
+        anomalous: The classes that count as anomalies.
         share: The anomalies' share of the test set, protocol ``proportion`` only.
         split_seed: Of the protocol's random choices; not the training's seed, so that seeds vary the training alone.
         batch_size: Of training.
@@ -153,8 +154,8 @@ class OneClassDataModule(LightningDataModule):
         normal: int | str | list[int | str] = 0,
         root: str | None = None,
         protocol: str = "standard",
-        val_fraction: float = 0.1,
-        contamination: float = 0.0,
+        val_fraction: float | None = None,
+        contamination: float | None = None,
         anomalous: list[int] | None = None,
         share: float | None = None,
         split_seed: int = 0,
@@ -172,19 +173,17 @@ class OneClassDataModule(LightningDataModule):
             raise InputError(f"unknown protocol '{protocol}': choose from {', '.join(PROTOCOLS)}")
         if share is not None and protocol != "proportion":
             raise InputError(f"share belongs to the protocol 'proportion', not to '{protocol}'")
+        if normalization not in get_args(Normalization) or channels not in {None, 1, 3}:
+            raise InputError(f"no normalization '{normalization}' or no channels {channels}: unit, symmetric, gcn; 1, 3")
         if batch_size < 1 or eval_batch_size < 1:
             raise InputError("batch_size and eval_batch_size are at least 1")
         self.dataset, self.root, self.channels = dataset, Path(root) if root else default_root(), channels
         self.size = None if image_size is None else _height_and_width(image_size)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.memory_gib, self.workers = memory_gib, os.cpu_count() if workers is None else workers
-        self._normal, self._protocol, self._options = normal, protocol, {} if share is None else {"share": share}
-        self._options |= {
-            "val_fraction": val_fraction,
-            "contamination": contamination,
-            "anomalous": anomalous,
-            "seed": split_seed,
-        }
+        self._normal, self._protocol = normal, protocol
+        options = {"val_fraction": val_fraction, "contamination": contamination, "anomalous": anomalous, "share": share}
+        self._options = {name: value for name, value in options.items() if value is not None} | {"seed": split_seed}
         self.preprocessing = Preprocessing(normalization, class_mean, self.size, channels)
         self._loaders: dict[Stage, ResidentLoader | DataLoader[Sample]] = {}
 
@@ -198,7 +197,7 @@ class OneClassDataModule(LightningDataModule):
         """The normal classes' numbers."""
         classes = self.data.classes
         chosen = self._normal if isinstance(self._normal, list) else [self._normal]
-        numbers = [classes.index(k) if k in classes else int(k) if str(k).isdigit() else -1 for k in map(str, chosen)]
+        numbers = [classes.index(k) if k in classes else int(k) if k.isdecimal() else -1 for k in map(str, chosen)]
         for name, number in zip(chosen, numbers, strict=True):
             if not 0 <= number < len(classes):
                 raise InputError(f"'{self.dataset}' has no class '{name}': choose from {', '.join(classes)}")

@@ -61,7 +61,7 @@ class ImageFiles:
         if size is None or channels is None:
             first = _open(paths[0])
             size = size or (first.height, first.width)
-            channels = channels or (1 if first.mode in {"1", "L", "I", "I;16", "F"} else 3)
+            channels = channels or (1 if first.mode in {"1", "L", "F"} else 3)
         self.size, self.channels = size, channels
 
     @property
@@ -180,7 +180,7 @@ def _load(name: str, root: Path, size: tuple[int, int] | None, channels: int | N
 def _torchvision(dataset: Callable[..., Iterable[object]], name: str, root: Path) -> ImageData:
     try:
         parts = [dataset(str(root), train=train, download=True) for train in (True, False)]
-    except (OSError, RuntimeError, URLError, ValueError, EOFError) as error:
+    except (OSError, RuntimeError, URLError, ValueError, EOFError, AssertionError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{name} is not in {root}, or damaged there, and cannot be downloaded: {reason}") from error
     arrays = [np.asarray(part.data) for part in parts]  # type: ignore[attr-defined]
@@ -199,8 +199,11 @@ def _image_files(folder: Path) -> list[Path]:
 
 def _open(path: Path) -> Image.Image:
     try:
-        image = Image.open(path)
+        image: Image.Image = Image.open(path)
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read the image {path}: {error}") from error
-    return ImageOps.exif_transpose(image)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip all above 255
+        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+    return image

@@ -116,8 +116,7 @@ def proportion(
 ) -> Splits:
     """As :func:`standard`, with anomalies drawn until they are ``share`` of the test set (ALOCC's Fig. 8: 0.1 to 0.5).
 
-    Args:
-        share: Anomalies' share of the test set, in (0, 1). The others as in :func:`standard`.
+    ``share`` lies in (0, 1); the other arguments are those of :func:`standard`.
 
     Raises:
         InputError: As :func:`standard`, or too few anomalies for the share.
@@ -216,6 +215,9 @@ def _roles(
         raise InputError(f"no sample belongs to the normal class {'+'.join(map(str, normal))}")
     if anomalous is not None and set(anomalous) & set(normal):
         raise InputError(f"a class cannot be both normal and anomalous: {sorted(set(anomalous) & set(normal))}")
+    for k in anomalous or ():
+        if k not in targets:
+            raise InputError(f"no sample belongs to the anomalous class {k}")
     return is_normal, ~is_normal if anomalous is None else np.isin(targets, anomalous)
 
 

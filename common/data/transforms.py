@@ -47,7 +47,9 @@ def global_contrast_normalization(images: Tensor) -> Tensor:
         >>> out.flatten().tolist()
         [-1.5, -0.5, 0.5, 1.5]
     """
-    centred = images - images.mean(dim=(1, 2, 3), keepdim=True)
+    # in float32 a constant image's mean is off by its last bit, which the division would blow up to 1
+    mean = images.mean(dim=(1, 2, 3), keepdim=True, dtype=torch.float64)
+    centred = images - mean.to(images.dtype)
     scale = centred.abs().mean(dim=(1, 2, 3), keepdim=True)
     return centred / scale.clamp_min(torch.finfo(images.dtype).eps)
 
@@ -86,14 +88,14 @@ class Preprocessing:
             total, n = total + images.sum(0, dtype=torch.float64), n + len(images)
         if self.normalization != "gcn":
             low, high = 0.0, 1.0
-        mean = ((total / n - low) / (high - low)).float() if self.class_mean else None
+        mean = ((total / n - low) / ((high - low) or 1.0)).float() if self.class_mean else None
         return replace(self, low=low, high=high, mean=mean)
 
     def __call__(self, images: Tensor) -> Tensor:
         """``(B, C, H, W)`` uint8 to float32 of the wanted size, channels and range."""
         images = self._normalize(images)
         if self.normalization == "gcn":
-            images = (images - self.low) / (self.high - self.low)
+            images = (images - self.low) / ((self.high - self.low) or 1.0)
         return images if self.mean is None else images - self.mean
 
     def _normalize(self, images: Tensor) -> Tensor:

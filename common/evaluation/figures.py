@@ -175,9 +175,7 @@ def image_grid(images: Values, titles: Sequence[str], caption: str) -> Figure:
     return _draw_rows([("", pixels[i : i + MAX_IMAGES], titles[i : i + MAX_IMAGES]) for i in starts], caption)
 
 
-def extremes_figure(
-    images_normal: Values, scores_normal: Values, images_anomalous: Values, scores_anomalous: Values
-) -> Figure:
+def extremes_figure(images_normal: Values, scores_normal: Values, images_anomalous: Values, scores_anomalous: Values) -> Figure:
     """Where the method errs most: the 8 most anomalous normals above the 8 least anomalous anomalies, with scores.
 
     Args:

@@ -19,14 +19,12 @@ import torch
 import yaml
 from pytorch_lightning import seed_everything
 
-from common.callbacks import Throughput
 from common.classical import fit_and_score
-from common.cli import OneClassCLI, load_checkpoint, quiet
+from common.cli import assemble, load_checkpoint, quiet
 from common.data import OneClassDataModule, parse_protocol
-from common.data.datasets import fingerprint
 from common.data.datamodule import default_root
+from common.data.datasets import fingerprint
 from common.errors import InputError
-from common.evaluation import evaluate
 from common.module import Scored
 
 Config = dict[str, Any]
@@ -139,7 +137,7 @@ def read_record(path: Path) -> Record:
     """
     try:
         record: Record = json.loads(path.read_text())
-        record["cell"], record["metrics"], record["config_sha256"]  # noqa: B018
+        record["cell"], record["metrics"], record["config_sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a record: {error!r}; delete it to run its cell again") from error
     return record
@@ -197,14 +195,13 @@ def _run_module(cell: Cell, config: Config, directory: Path, settings: Settings)
         "enable_progress_bar": settings.progress,
         "enable_model_summary": settings.progress,
     }
-    cli = OneClassCLI(config, run=False)
+    cli = assemble(config)
     write_whole(directory / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
     checkpoints = directory / "checkpoints"
     last = checkpoints / "last.ckpt"
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     chosen = checkpoints / ("best.ckpt" if cli.config.rule == "validation" else "last.ckpt")
     cli.trainer.test(cli.model, cli.datamodule, ckpt_path=str(chosen), weights_only=True, verbose=False)
-    throughput = next(c for c in cli.trainer.callbacks if isinstance(c, Throughput))
     assert cli.model.scored is not None
     return cli.model.scored, {
         "rule": cli.config.rule,
@@ -212,7 +209,7 @@ def _run_module(cell: Cell, config: Config, directory: Path, settings: Settings)
         "metrics": cli.model.test_metrics(),
         "selected_epoch": load_checkpoint(chosen)["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"],
         "epochs": cli.trainer.max_epochs,
-        "train_images_per_s": round(throughput.images_per_s, 1),
+        "train_images_per_s": round(cli.throughput.images_per_s, 1),
         "parameters": sum(p.numel() for p in cli.model.parameters()),
         "threshold": float(cli.model.threshold),
         "device": str(cli.model.device),

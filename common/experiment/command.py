@@ -77,8 +77,8 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
         wanted = list(dict.fromkeys(itertools.chain(*cells)))
         if arguments.dry_run:
             for cell in wanted:
-                done = "done" if finished(cell, settings) else "to do"
-                console.print(f"{done:5}  {cell.directory(settings.runs)}", highlight=False, soft_wrap=True)
+                state = "done" if finished(cell, settings) else "to do"
+                console.print(f"{state:5}  {cell.directory(settings.runs)}", highlight=False, soft_wrap=True)
             return
         failures = [] if arguments.report_only else run_grid(wanted, settings, arguments.jobs, console)
         done = replace(settings, force=False)
@@ -110,7 +110,11 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--datasets", nargs="+", help="data sets by name; 'folder' takes --root as a tree of images")
     add("--protocols", nargs="+", help="NAME[,OPTION=VALUE]…, such as standard or standard,contamination=0.01")
-    add("--normal", nargs="+", help="normal classes, by number or name; A+B takes several as one; all in turn by default")
+    add(
+        "--normal",
+        nargs="+",
+        help="normal classes, by number or name; A+B takes several as one; all in turn by default",
+    )
     add("--seeds", nargs="+", type=int, default=list(experiment.seeds), help="of the training")
     add("--presets", nargs="+", help="PRESET of this method, or METHOD-PRESET")
     add("--root", type=Path, help="where data sets lie; $ONECLASS_DATA or the user's cache by default")
@@ -135,15 +139,15 @@ def _cells(experiment: Experiment, grid: Grid, arguments: argparse.Namespace) ->
         if not main:
             return []
 
-    def chosen(name: str, declared: tuple[str, ...] | None) -> list[str]:
+    def chosen(name: str, declared: tuple[str, ...] | None, dataset: str = "") -> list[str]:
         given = getattr(arguments, name)
         if given is None or arguments.smoke:
-            return list(declared or ())
+            return list(declared or _classes(dataset, arguments.root))
         return given if main or declared is None else [value for value in declared if value in given]
 
     cells = []
     for dataset in chosen("datasets", grid.datasets):
-        normal = chosen("normal", grid.normal) or _classes(dataset, arguments.root)
+        normal = chosen("normal", grid.normal, dataset)
         for preset, protocol in itertools.product(chosen("presets", grid.presets), chosen("protocols", grid.protocols)):
             method, _, name = preset.rpartition("-")
             cells += [
@@ -154,7 +158,8 @@ def _cells(experiment: Experiment, grid: Grid, arguments: argparse.Namespace) ->
 
 
 def _classes(dataset: str, root: Path | None) -> list[str]:
-    return [str(k) for k in range(len(load(dataset, root or default_root()).classes))]
+    classes = load(dataset, root or default_root()).classes
+    return list(classes) if dataset == "folder" else [str(k) for k in range(len(classes))]
 
 
 def _check_writable(runs: Path) -> None:

@@ -1,12 +1,12 @@
 """Many cells: what is done is skipped, the rest runs side by side."""
 
-import os
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from joblib import Parallel, delayed
+import torch
+from joblib import Parallel, cpu_count, delayed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -39,14 +39,13 @@ def run_grid(cells: Sequence[Cell], settings: Settings, jobs: int | None, consol
     Raises:
         InputError: What the user can mend ends the grid at once.
     """
-    cores = os.cpu_count() or 1
-    jobs = min(jobs or (1 if settings.device == "cuda" else cores), len(cells))
-    settings = replace(settings, threads=max(1, cores // jobs))
+    jobs = min(jobs or (1 if settings.device == "cuda" else cpu_count()), len(cells))
+    settings = replace(settings, threads=max(1, torch.get_num_threads() // jobs))
     left = [cell for cell in cells if finished(cell, settings) is None]
     if len(cells) == 1:
         results = [_attempt(cell, replace(settings, progress=console.is_terminal)) for cell in left]
         for cell, result in results:
-            console.print(_line(cell, result), highlight=False)
+            console.print(_line(cell, result), highlight=False, soft_wrap=True)
         return [Failure(cell, result) for cell, result in results if isinstance(result, str)]
     failures: list[Failure] = []
     columns = (
@@ -56,7 +55,7 @@ def run_grid(cells: Sequence[Cell], settings: Settings, jobs: int | None, consol
         task = bar.add_task("", total=len(cells), completed=len(cells) - len(left))
         parallel = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="all")
         for cell, result in parallel(delayed(_attempt)(cell, settings) for cell in left):
-            bar.console.print(_line(cell, result), highlight=False)
+            bar.console.print(_line(cell, result), highlight=False, soft_wrap=True)
             bar.advance(task)
             if isinstance(result, str):
                 failures.append(Failure(cell, result))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -117,12 +118,20 @@ def tabulate(
 
 
 def show(table: pd.DataFrame, console: Console) -> None:
-    """Prints the class means, then every class."""
-    for (dataset, protocol, metric), rows in table.groupby(["dataset", "protocol", "metric"], sort=False):
-        is_mean = rows["normal"] == "mean"
-        for title, part in (("mean over the normal classes", rows[is_mean]), ("each normal class", rows[~is_mean])):
-            if len(part):
-                console.print(_rich(f"{dataset} · {protocol} · {metric} · {title}", part))
+    """Prints the tables in a terminal's width.
+
+    Where several classes were normal in turn: the class means with their intervals, then every class as papers print it,
+    the reported numbers below ours. Where it was one class: one row for each metric.
+    """
+    several = table.groupby(["dataset", "protocol"])["normal"].transform(lambda normal: "mean" in set(normal))
+    for (dataset, protocol, metric), rows in table[several].groupby(["dataset", "protocol", "metric"], sort=False):
+        title = f"{dataset} · {protocol} · {metric}"
+        means = rows[rows["normal"] == "mean"].assign(name=_name)
+        console.print(_detailed(f"{title} · mean over the normal classes", "name", means))
+        console.print(_by_class(f"{title} · each class as the normal one", rows))
+    for (dataset, protocol), rows in table[~several].groupby(["dataset", "protocol"], sort=False):
+        named = rows.assign(name=_name(rows) + " " + rows["normal"] + " " + rows["metric"])
+        console.print(_detailed(f"{dataset} · {protocol}", "name", named))
 
 
 def markdown(table: pd.DataFrame, title: str, command: str) -> str:
@@ -203,15 +212,45 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.0f}"
 
 
-def _rich(title: str, rows: pd.DataFrame) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in _HEADER:
-        table.add_column(name, justify="right" if name in {"paper", "measured (seeds)", "Δ"} else "left", no_wrap=True)
-    previous = None
+def _name(rows: pd.DataFrame) -> pd.Series:
+    """Of a method; its score too, where the method has several."""
+    scores = rows.groupby(["method", "preset"])["score"].transform("nunique")
+    return rows["method"] + "-" + rows["preset"] + (" " + rows["score"]).where(scores > 1, "")
+
+
+def _detailed(title: str, first: str, rows: pd.DataFrame) -> Table:
+    references = "; ".join(dict.fromkeys(rows["reference"][rows["reference"] != ""]))
+    table = _table(title, f"epoch: {', '.join(dict.fromkeys(rows['rule']))}" + (f"; paper: {references}" if references else ""))
+    shown = ["measured (seeds)", "95 % interval", *(["paper", "Δ", "status"] if references else [])]
+    for name in ("", *shown):
+        table.add_column(name, justify="right" if name in {"measured (seeds)", "paper", "Δ"} else "left", no_wrap=True)
     for _, row in rows.iterrows():
-        cells = _cells(row)
-        if previous not in {None, cells[0]}:
-            table.add_section()
-        previous = cells[0]
-        table.add_row(*cells)
+        cells = dict(zip(_HEADER, _cells(row), strict=True))
+        table.add_row(row[first], *(cells[name] for name in shown))
     return table
+
+
+def _by_class(title: str, rows: pd.DataFrame) -> Table:
+    table = _table(title, "")
+    table.box = None
+    classes = list(dict.fromkeys(rows["normal"]))
+    for name in ("", *classes):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for name, of_method in rows.groupby(_name(rows), sort=False):
+        cells = of_method.set_index("normal")
+        table.add_row(name, *(_short(cells["mean"].get(k)) for k in classes))
+        if cells["paper"].notna().any():
+            table.add_row("  paper", *(_short(cells["paper"].get(k)) for k in classes), style="dim")
+    return table
+
+
+def _table(title: str, caption: str) -> Table:
+    return Table(
+        title=title, caption=caption or None, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, pad_edge=False,
+        padding=(0, 1, 0, 0), min_width=min(78, len(title)),
+    )  # fmt: skip
+
+
+def _short(value: float | None) -> str:
+    """``.984``: eleven of them fit a line."""
+    return "" if value is None or np.isnan(value) else f"{value:.3f}".removeprefix("0")

@@ -1,0 +1,371 @@
+"""Cells, records, grids and what the command line says about them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from common.errors import InputError
+from common.experiment import Cell, Experiment, Grid, run_experiment
+from common.experiment.cell import Settings, config_sha256, finished, run
+from common.experiment.report import COLUMNS
+
+ROOT = Path(__file__).parents[1]
+CELL = Cell("autoencoder", "smoke", "digits", "standard", "3", 0)
+EXPERIMENT = Experiment(
+    name="autoencoder",
+    title="A trial",
+    main=Grid(presets=("smoke", "classical-ocsvm"), datasets=("digits",)),
+    also=(Grid(("smoke",), ("digits",), ("in_sample,contamination=0.05,anomalous=3",), ("1",), ("auroc", "flagged")),),
+    seeds=(0,),
+)
+
+
+def command(*arguments, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.autoencoder", *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    run(CELL, Settings(runs=folder, threads=1))
+    return folder
+
+
+def test_record_holds_what_the_format_promises(runs):
+    directory = CELL.directory(runs)
+    record = json.loads((directory / "metrics.json").read_text())
+    assert record["cell"] == {
+        "method": "autoencoder", "preset": "smoke", "dataset": "digits", "protocol": "standard", "normal": "3", "seed": 0
+    }  # fmt: skip
+    assert set(record) >= {
+        "rule", "score", "metrics", "selected_epoch", "epochs", "train_images_per_s", "wall_s", "parameters", "config_sha256",
+        "git", "versions", "device",
+    }  # fmt: skip
+    assert record["selected_epoch"] == record["epochs"] == 2
+    assert (directory / "config.yaml").is_file()
+    assert (directory / "checkpoints" / "last.ckpt").is_file()
+    assert list(directory.glob("events.out.tfevents.*"))
+    drawn = {path.stem for path in (directory / "figures").iterdir()}
+    assert drawn >= {"reconstructions", "score_histogram", "roc", "precision_recall", "extremes"}
+    scores = pd.read_csv(directory / "scores.csv")
+    assert list(scores) == ["index", "target", "label", "reconstruction"]
+    assert len(scores) == record["metrics"]["reconstruction"]["n_normal"] + record["metrics"]["reconstruction"]["n_anomalous"]
+    assert not list(directory.rglob("*.tmp"))
+
+
+def test_a_record_is_not_made_twice(runs):
+    before = (CELL.directory(runs) / "metrics.json").stat().st_mtime_ns
+    run(CELL, Settings(runs=runs, threads=1))
+    assert (CELL.directory(runs) / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_record_of_another_configuration_is_refused(runs):
+    with pytest.raises(InputError, match="another configuration"):
+        finished(CELL, Settings(runs=runs, max_epochs=3))
+    assert finished(CELL, Settings(runs=runs, max_epochs=3, force=True)) is None
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    directory = CELL.directory(tmp_path)
+    directory.mkdir(parents=True)
+    (directory / "metrics.json").write_text('{"cell": ')
+    with pytest.raises(InputError, match=r"metrics\.json is not a record"):
+        finished(CELL, Settings(runs=tmp_path))
+
+
+def test_config_hash_covers_what_changes_results(tmp_path):
+    base = Settings(runs=tmp_path)
+    assert config_sha256(CELL, base) == config_sha256(CELL, Settings(runs=tmp_path / "x", threads=1, device="cpu"))
+    assert config_sha256(CELL, base) != config_sha256(CELL, Settings(max_epochs=5))
+    other_seed = Cell("autoencoder", "smoke", "digits", "standard", "3", 1)
+    assert config_sha256(CELL, base) != config_sha256(other_seed, base)
+
+
+def test_a_data_set_has_its_own_preset_file_where_there_is_one():
+    paper = Cell("autoencoder", "dcae", "mnist", "standard", "0", 0).config(Settings())
+    own = Cell("autoencoder", "dcae", "cifar10", "standard", "0", 0).config(Settings())
+    assert paper["model"]["init_args"]["widths"] == [8, 4]
+    assert own["model"]["init_args"]["widths"] == [32, 64, 128]
+    with pytest.raises(InputError, match=r"choose from dcae, denoising, paper, small, smoke"):
+        Cell("autoencoder", "nope", "mnist", "standard", "0", 0).config(Settings())
+
+
+def test_several_normal_classes(tmp_path):
+    record = run(Cell("autoencoder", "smoke", "digits", "standard", "0+1", 0), Settings(runs=tmp_path, threads=1))
+    scores = pd.read_csv(tmp_path / "autoencoder-smoke/digits/standard/normal=0+1/seed=0/scores.csv")
+    assert set(scores.target[scores.label == 0]) == {0, 1}
+    assert record["metrics"]["reconstruction"]["n_normal"] == (scores.label == 0).sum()
+
+
+def test_same_seed_same_scores_and_another_seed_others(runs, tmp_path):
+    run(CELL, Settings(runs=tmp_path, threads=1))
+    other = Cell("autoencoder", "smoke", "digits", "standard", "3", 1)
+    run(other, Settings(runs=tmp_path, threads=1))
+    first = (CELL.directory(runs) / "scores.csv").read_text()
+    assert (CELL.directory(tmp_path) / "scores.csv").read_text() == first
+    assert (other.directory(tmp_path) / "scores.csv").read_text() != first
+
+
+@pytest.mark.parametrize("rule", ["last", "validation"])
+def test_selected_epoch_is_chosen_without_the_test_set(rule, tmp_path, monkeypatch):
+    config = Cell.config
+    monkeypatch.setattr(Cell, "config", lambda cell, settings: {**config(cell, settings), "rule": rule})
+    record = run(CELL, Settings(runs=tmp_path, threads=1, max_epochs=6))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(CELL.directory(tmp_path)), size_guidance={"scalars": 0}).Reload()
+    curve = events.Scalars("val/reconstruction")
+    assert [point.step for point in curve] == list(range(6))
+    best = int(np.argmin([point.value for point in curve])) + 1
+    assert record["selected_epoch"] == (6 if rule == "last" else best)
+
+
+def test_tensorboard_holds_every_kind_of_thing(runs):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(CELL.directory(runs)), size_guidance={"images": 0}).Reload()
+    tags = events.Tags()
+    assert set(tags["scalars"]) >= {"train/loss", "val/reconstruction", "test/auroc", "hp/auroc", "train/images_per_s"}
+    assert set(tags["images"]) >= {"reconstructions", "score_histogram", "roc", "precision_recall", "extremes"}
+    assert {f"scores/anomalous {k}" for k in range(10) if k != 3} | {"scores/normal 3"} <= set(tags["distributions"])
+    assert any("pr_curve" in str(events.SummaryMetadata(tag).plugin_data.plugin_name) for tag in tags["tensors"])
+    assert "_hparams_/session_start_info" in events.PluginTagToContent("hparams")
+    assert list(CELL.directory(runs).glob("**/projector_config.pbtxt"))
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+    """kill -9 in mid-run, twice, then to the end: the same scores as a run that nobody disturbed."""
+    flags = ["--datasets", "digits", "--presets", "smoke", "--normal", "3", "4", "--seeds", "0", "--max-epochs", "60"]
+    whole = command(*flags, "--runs", tmp_path / "whole")
+    assert whole.wait(timeout=300) == 0, whole.stdout.read()
+    directory = CELL.directory(tmp_path / "killed")
+    for _ in range(2):
+        process = command(*flags, "--runs", tmp_path / "killed", start_new_session=True)
+        before = _mtime(directory / "checkpoints" / "last.ckpt")
+        deadline = time.monotonic() + 180
+        while _mtime(directory / "checkpoints" / "last.ckpt") == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (directory / "metrics.json").exists()
+    last = command(*flags, "--runs", tmp_path / "killed")
+    assert last.wait(timeout=300) == 0, last.stdout.read()
+    for normal in "34":
+        ours = [CELL.directory(tmp_path / name).parents[1] / f"normal={normal}" / "seed=0" for name in ("whole", "killed")]
+        assert (ours[0] / "scores.csv").read_text() == (ours[1] / "scores.csv").read_text()
+        metrics = [json.loads((directory / "metrics.json").read_text()) for directory in ours]
+        assert metrics[0]["metrics"] == metrics[1]["metrics"]
+        assert metrics[0]["selected_epoch"] == metrics[1]["selected_epoch"] == 60
+
+
+def _mtime(path):
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+@pytest.mark.parametrize("normal", [["3"], ["3", "4", "5"]], ids=["single cell", "grid"])
+def test_ctrl_c_ends_in_one_line_and_loses_nothing(normal, tmp_path):
+    flags = ["--datasets", "digits", "--presets", "smoke", "--normal", *normal, "--seeds", "0", "--runs", tmp_path]
+    process = command(*flags, "--max-epochs", "300", start_new_session=True)
+    checkpoint = CELL.directory(tmp_path) / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 180
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "interrupted: give the same command again to go on" in output
+    assert "Traceback" not in output
+    assert not (CELL.directory(tmp_path) / "metrics.json").exists()
+    assert checkpoint.exists()
+
+
+def test_experiment_prints_and_writes_its_tables(tmp_path, capsys):
+    run_experiment(EXPERIMENT, ["--normal", "1", "3", "--runs", str(tmp_path), "--jobs", "1"])
+    output = capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "autoencoder.csv", dtype={"normal": str})
+    assert list(table) == list(COLUMNS)
+    standard = table[table.protocol == "standard"]
+    assert set(standard.normal) == {"1", "3", "mean"}
+    assert set(standard.preset) == {"smoke", "ocsvm"}
+    contaminated = table[table.protocol == "in_sample,contamination=0.05,anomalous=3"]
+    assert set(contaminated.metric) == {"auroc", "flagged"}
+    assert "tensorboard --logdir" in output
+    assert "python -m experiments.autoencoder --normal 1 3" in (tmp_path / "autoencoder.md").read_text()
+    assert max(map(len, output.splitlines()[-30:])) <= 200
+    run_experiment(EXPERIMENT, ["--normal", "1", "3", "--runs", str(tmp_path), "--dry-run"])
+    assert "to do" not in capsys.readouterr().out
+
+
+def test_flags_narrow_the_further_grids(tmp_path, capsys):
+    run_experiment(EXPERIMENT, ["--normal", "3", "--runs", str(tmp_path), "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    run_experiment(EXPERIMENT, ["--smoke", "--runs", str(tmp_path), "--dry-run"])
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_a_failed_cell_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
+    from autoencoder import Autoencoder
+
+    step = Autoencoder.training_step
+    monkeypatch.setattr(Autoencoder, "training_step", lambda self, batch, i: {"loss": step(self, batch, i)["loss"] / 0})
+    with pytest.raises(SystemExit) as ended:
+        run_experiment(EXPERIMENT, ["--normal", "3", "--runs", str(tmp_path), "--jobs", "1"])
+    output = capsys.readouterr().out
+    assert ended.value.code == 1
+    assert "failed autoencoder-smoke" in output
+    assert "loss is inf in epoch 0, batch 0" in output
+    assert "classical-ocsvm digits" in output
+    assert "Traceback" in (CELL.directory(tmp_path) / "error.txt").read_text()
+
+
+def tree(root, classes=("cat", "dog"), n=8):
+    random = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in classes:
+            (root / part / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = random.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{i}.png")
+    return root
+
+
+def refused(capsys, *arguments):
+    """The one line that a mistaken command prints."""
+    with pytest.raises(SystemExit) as ended:
+        run_experiment(EXPERIMENT, list(map(str, arguments)))
+    output = capsys.readouterr()
+    assert ended.value.code == 2
+    assert output.err.count("\n") == 1, output.err
+    assert output.err.startswith("error: ")
+    return output.err
+
+
+def test_a_folder_of_images_runs_by_class_name(tmp_path):
+    root = tree(tmp_path / "pets")
+    flags = [
+        "--datasets",
+        "folder",
+        "--root",
+        root,
+        "--presets",
+        "smoke",
+        "--normal",
+        "cat",
+        "--runs",
+        tmp_path / "runs",
+    ]
+    run_experiment(EXPERIMENT, [*map(str, flags), "--image-size", "12"])
+    record = json.loads(next((tmp_path / "runs").rglob("metrics.json")).read_text())
+    assert record["cell"]["normal"] == "cat"
+    assert record["metrics"]["reconstruction"]["n_anomalous"] == 8
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--datasets", "nope"], "unknown data set 'nope': choose from digits, mnist"),
+        (["--datasets", "mnist", "--root", "/nowhere"], "no folder /nowhere: create it or correct --root"),
+        (["--datasets", "folder", "--root", "/nowhere"], "no folder /nowhere"),
+        (["--normal", "17"], "'digits' has no class '17': choose from 0, 1, 2"),
+        (["--protocols", "standard,contamination=1"], "contamination lies in [0, 1), not 1.0"),
+        (["--protocols", "standard,contamination=-0.1"], "contamination lies in [0, 1), not -0.1"),
+        (["--protocols", "standard,contamnation=0.1"], "has no option 'contamnation'"),
+        (["--protocols", "nope"], "unknown protocol 'nope'"),
+        (["--presets", "nope"], "no preset 'nope' of 'autoencoder': choose from dcae"),
+        (["--presets", "nope-smoke"], "no such method"),
+        (["--presets", "classical-nope"], "unknown classical detector 'nope'"),
+        (["--seeds", "one"], "invalid int value: 'one'"),
+        (["--bogus"], "unrecognized arguments: --bogus"),
+        (["--report-only"], "no cell is done"),
+    ],
+)
+def test_mistakes_get_one_line_and_status_2(flags, says, tmp_path, capsys):
+    flags = [*flags] if "--normal" in flags else [*flags, "--normal", "3"]
+    assert says in refused(capsys, *flags, "--runs", tmp_path)
+    assert not list(tmp_path.rglob("metrics.json"))
+
+
+def test_empty_class_folder(tmp_path, capsys):
+    root = tree(tmp_path / "pets")
+    (root / "test" / "bird").mkdir()
+    says = refused(capsys, "--datasets", "folder", "--root", root, "--runs", tmp_path / "runs")
+    assert "no images in the class folder" in says
+    assert "bird" in says
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text"])
+def test_unreadable_image_is_named(damage, tmp_path, capsys):
+    root = tree(tmp_path / "pets")
+    victim = root / "train" / "cat" / "3.png"
+    content = victim.read_bytes()
+    victim.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"not an image")
+    flags = [
+        "--datasets",
+        "folder",
+        "--root",
+        root,
+        "--normal",
+        "cat",
+        "--presets",
+        "smoke",
+        "--runs",
+        tmp_path / "runs",
+    ]
+    says = refused(capsys, *flags)
+    assert "cannot read the image" in says
+    assert str(victim) in says
+
+
+def test_misspelt_key_in_a_preset(tmp_path, capsys, monkeypatch):
+    config = Cell.config
+
+    def misspelt(cell, settings):
+        made = config(cell, settings)
+        return {**made, "model": {**made["model"], "init_args": {**made["model"]["init_args"], "latnt": 3}}}
+
+    monkeypatch.setattr(Cell, "config", misspelt)
+    flags = ["--presets", "smoke", "--normal", "3", "--runs", str(tmp_path), "--jobs", "1"]
+    assert "latnt" in refused(capsys, *flags)
+
+
+def test_runs_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "cannot write in the runs folder" in refused(capsys, "--normal", "3", "--runs", tmp_path / "file" / "runs")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions as POSIX has them")
+def test_runs_folder_without_permission(tmp_path, capsys):
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    locked.chmod(0o555)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        says = refused(capsys, "--normal", "3", "--runs", locked / "runs")
+    finally:
+        if root:
+            os.seteuid(0)
+    assert "cannot write in the runs folder" in says
+    assert "Permission denied" in says
+    assert not list(locked.iterdir())

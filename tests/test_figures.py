@@ -1,0 +1,256 @@
+import io
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_hex
+from sklearn.metrics import auc
+
+from common.errors import InputError
+from common.evaluation import (
+    evaluate,
+    extremes_figure,
+    image_grid,
+    precision_recall_figure,
+    reconstruction_grid,
+    roc_curve_figure,
+    score_histogram,
+)
+from common.evaluation.figures import ANOMALOUS, NORMAL
+
+GENERATOR = np.random.default_rng(0)
+TARGETS = np.arange(200) % 5
+LABELS = (TARGETS != 3).astype(int)
+SCORES = GENERATOR.normal(1000 + 100 * np.array([1, 4, 2, 0, 3])[TARGETS], 5.0)
+
+
+def images(count: int, channels: int = 1, height: int = 8, width: int = 8) -> np.ndarray:
+    return GENERATOR.normal(size=(count, channels, height, width))
+
+
+def drawn(figure) -> list[np.ndarray]:
+    return [np.asarray(image.get_array()) for axes in figure.axes for image in axes.images]
+
+
+def row_names(figure) -> list[str]:
+    return [tick.get_text() for tick in figure.axes[1].get_yticklabels()]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: roc_curve_figure(SCORES, LABELS),
+        lambda: precision_recall_figure(SCORES, LABELS),
+        lambda: score_histogram(SCORES, LABELS, 1050.0, None, TARGETS),
+        lambda: reconstruction_grid(images(9), images(9)),
+        lambda: image_grid(images(9, 3), ["1.5"] * 9, "flagged"),
+        lambda: extremes_figure(images(9), SCORES[:9], images(9), SCORES[:9]),
+    ],
+    ids=["roc", "precision_recall", "histogram", "reconstruction", "grid", "extremes"],
+)
+def test_renders_into_a_small_card_without_pyplot(make, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would fail
+    figure, file = make(), io.BytesIO()
+    figure.savefig(file, format="png")
+    assert file.getvalue().startswith(b"\x89PNG")
+    width, height = figure.get_size_inches() * figure.dpi
+    assert width <= 700
+    assert height <= 600
+
+
+def test_roc_curve():
+    scores = np.where(GENERATOR.random(200) < 0.3, 0.0, SCORES)
+    (axes,) = roc_curve_figure(scores, LABELS).axes
+    metrics = evaluate(scores, LABELS)
+    assert axes.get_title() == f"AUROC {metrics['auroc']:.3f}"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("false positive rate", "true positive rate")
+    _, curve, point = axes.lines
+    assert auc(curve.get_xdata(), curve.get_ydata()) == pytest.approx(metrics["auroc"])
+    assert (point.get_xdata()[0], point.get_ydata()[0]) == pytest.approx((metrics["eer"], 1 - metrics["eer"]))
+
+
+def test_precision_recall():
+    scores = GENERATOR.normal(LABELS, 1.0)
+    figure = precision_recall_figure(scores, LABELS)
+    (axes,) = figure.axes
+    metrics = evaluate(scores, LABELS)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("recall", "precision")
+    for text, key in zip(figure.legends[0].texts, ("aupr_anomaly", "aupr_normal"), strict=True):
+        assert text.get_text().endswith(f"area {metrics[key]:.3f}")
+    anomalies, chance, normals, chance_normal = axes.lines
+    for line, key in (anomalies, "aupr_anomaly"), (normals, "aupr_normal"):
+        assert -np.sum(np.diff(line.get_xdata()) * line.get_ydata()[:-1]) == pytest.approx(metrics[key])
+    assert chance.get_ydata()[0] == pytest.approx(0.8)
+    assert chance_normal.get_ydata()[0] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("figure", [roc_curve_figure, precision_recall_figure])
+@pytest.mark.parametrize("label", [0, 1])
+def test_curves_need_both_classes(figure, label):
+    with pytest.raises(InputError, match="normal and anomalous"):
+        figure([1.0, 2.0], [label] * 2)
+
+
+def test_histogram_of_groups():
+    (axes,) = score_histogram(SCORES, LABELS, threshold=1050.0).axes
+    assert [text.get_text() for text in axes.get_legend().texts] == ["normal (40)", "anomalous (160)", "threshold 1050"]
+    assert [to_hex(patch.get_facecolor()).upper() for patch in axes.patches] == [NORMAL, ANOMALOUS]
+    for patch in axes.patches:
+        heights, edges, _ = patch.get_data()
+        assert np.sum(heights * np.diff(edges)) == pytest.approx(1)
+    assert axes.lines[0].get_xdata()[0] == 1050
+    assert axes.get_xlabel().startswith("score")
+    assert axes.get_ylabel() == "density"
+
+
+@pytest.mark.parametrize("threshold", [None, np.nan, np.inf])
+def test_histogram_without_threshold(threshold):
+    assert not score_histogram(SCORES, LABELS, threshold).axes[0].lines
+
+
+def test_histogram_reaches_a_far_threshold():
+    patch = score_histogram(SCORES, LABELS, threshold=5e4).axes[0].patches[0]
+    assert patch.get_data().edges[-1] == 5e4
+
+
+def test_histogram_keeps_outliers_from_squashing_the_rest():
+    scores = np.append(SCORES, 1e9)
+    heights, edges, _ = score_histogram(scores, np.append(LABELS, 1)).axes[0].patches[1].get_data()
+    assert edges[-1] < 2000
+    assert heights[-1] * (edges[-1] - edges[-2]) == pytest.approx(np.sum(scores >= edges[-2]) / 161)
+
+
+def test_histogram_has_a_row_per_class_with_the_most_confused_next_to_the_normal_one():
+    figure = score_histogram(SCORES, LABELS, 1050.0, ["cat", "dog", "ship", "plane", "frog"], TARGETS)
+    assert row_names(figure) == ["plane", "cat (1.00)", "ship (1.00)", "frog (1.00)", "dog (1.00)"]
+    assert [to_hex(patch.get_facecolor()).upper() for patch in figure.axes[1].patches] == [NORMAL] + 4 * [ANOMALOUS]
+    assert figure.axes[1].get_ylabel() == "class (AUROC)"
+
+
+def test_histogram_rows_tell_each_class_auroc():
+    scores, labels, targets = [1.0, 3.0, 2.0, 2.0, 9.0, 0.0], [0, 0, 1, 1, 1, 1], [5, 5, 6, 6, 7, 8]
+    assert row_names(score_histogram(scores, labels, targets=targets)) == ["5", "8 (0.00)", "6 (0.50)", "7 (1.00)"]
+
+
+def test_histogram_of_many_classes_shows_the_most_confused():
+    targets = np.arange(100)
+    figure = score_histogram(np.where(targets == 50, -1.0, 100.0 - targets), targets != 50, targets=targets)
+    assert [re.sub(" .*", "", name) for name in row_names(figure)] == ["50", *map(str, range(99, 88, -1))]
+
+
+def test_histogram_row_of_a_class_of_outliers_ends_at_the_edge():
+    figure = score_histogram(np.append(SCORES, 1e9), np.append(LABELS, 1), targets=np.append(TARGETS, 9))
+    row = figure.axes[1].patches[-1].get_data()
+    assert np.flatnonzero(row.values - row.baseline).tolist() == [39]
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_histogram_of_one_class(label):
+    figure = score_histogram([1.0, 2.0], [label, label], targets=[4, 6])
+    assert row_names(figure) == ["4", "6"]
+    assert len(figure.axes[0].patches) == 1
+
+
+@pytest.mark.parametrize("scores", [[7.0, 7.0], [0.0, 0.0], [1e3, 1e3 + 1e-12], [1e20, 1e20], [5e-324, 0.0]])
+def test_histogram_of_collapsed_scores(scores):
+    top, bottom = score_histogram(scores, [0, 1], targets=[0, 1]).axes
+    for axes in (top, bottom):
+        assert np.isfinite(axes.dataLim.bounds).all()
+        for patch in axes.patches:
+            assert np.count_nonzero(np.diff(np.append(patch.get_data().baseline, patch.get_data().values))) >= 1
+
+
+def test_histogram_mistakes():
+    with pytest.raises(InputError, match="targets"):
+        score_histogram([1.0, 2.0], [0, 1], targets=[1])
+    with pytest.raises(InputError, match="1 of 2 scores"):
+        score_histogram([1.0, np.nan], [0, 1])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_reconstructions_share_one_scale(channels):
+    x = images(3, channels, 6, 9) * 100 - 40
+    copies = 2 * x
+    figure = reconstruction_grid(x, copies)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["image", "", "", "reconstruction", "", ""]
+    low, high = copies.min(), copies.max()
+    assert low < x.min()
+    assert high > x.max()
+    expected = (np.concatenate([x, copies]).transpose(0, 2, 3, 1) - low) / (high - low)
+    for picture, pixels in zip(drawn(figure), expected, strict=True):
+        np.testing.assert_allclose(picture.reshape(pixels.shape), pixels, atol=0.5 / 255)
+    for axes in figure.axes:
+        assert axes.images[0].get_clim() == (0, 1)
+
+
+def test_reconstructions_show_the_first_eight():
+    x = images(20)
+    figure = reconstruction_grid(torch.tensor(x, requires_grad=True), torch.zeros(20, 1, 8, 8))
+    assert len(drawn(figure)) == 16
+    assert np.corrcoef(drawn(figure)[7].ravel(), x[7].ravel())[0, 1] == pytest.approx(1)
+
+
+def test_constant_images():
+    pictures = drawn(reconstruction_grid(np.full((2, 1, 4, 4), 3.0), np.full((2, 1, 4, 4), 3.0)))
+    assert not np.any(pictures)
+
+
+def test_image_grid_wraps_and_titles():
+    titles = [f"{i}.5" for i in range(11)]
+    figure = image_grid(images(11, 3), titles, "flagged")
+    assert [axes.get_title() for axes in figure.axes] == titles
+    places = [axes.get_subplotspec() for axes in figure.axes]
+    assert [(place.rowspan.start, place.colspan.start) for place in places] == [divmod(i, 8) for i in range(11)]
+    assert figure.get_suptitle() == "flagged"
+
+
+def test_image_grid_of_nothing():
+    figure = image_grid(images(0), [], "nothing was flagged")
+    assert not figure.axes
+    assert figure.get_suptitle() == "nothing was flagged"
+
+
+def test_extremes_are_the_worst_mistakes():
+    x, scores = images(20), np.arange(20) * 1000.0
+    figure = extremes_figure(torch.from_numpy(x), scores, x, torch.from_numpy(scores))
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [f"{s:.4g}" for s in [*scores[:-9:-1], *scores[:8]]]
+    for picture, index in zip(drawn(figure), [*range(19, 11, -1), *range(8)], strict=True):
+        assert np.corrcoef(picture.ravel(), x[index].ravel())[0, 1] == pytest.approx(1)
+
+
+def test_extremes_with_few_or_no_images():
+    figure = extremes_figure(images(2), [1.0, 2.0], images(0), [])
+    assert [axes.get_title() for axes in figure.axes] == ["2", "1"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: reconstruction_grid(images(2), images(3)),
+        lambda: reconstruction_grid(images(2, 2), images(2, 2)),
+        lambda: reconstruction_grid(np.zeros((2, 64)), np.zeros((2, 64))),
+        lambda: image_grid(images(2), ["a"], "flagged"),
+        lambda: image_grid(np.zeros((2, 64)), ["a", "b"], "flagged"),
+        lambda: extremes_figure(images(2), [1.0], images(2), [1.0, 2.0]),
+    ],
+)
+def test_image_mistakes(make):
+    with pytest.raises(InputError, match="images"):
+        make()
+
+
+def test_inputs_are_left_alone():
+    arrays = [SCORES.copy(), LABELS.astype(float), TARGETS.astype(float), images(4), images(4)]
+    copies = [array.copy() for array in arrays]
+    scores, labels, targets, x, reconstructions = arrays
+    roc_curve_figure(scores, labels)
+    precision_recall_figure(scores, labels)
+    score_histogram(scores, labels, 1050.0, None, targets)
+    reconstruction_grid(x, reconstructions)
+    extremes_figure(x, scores[:4], reconstructions, scores[4:8])
+    image_grid(x, ["a"] * 4, "flagged")
+    for array, copy in zip(arrays, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)

@@ -1,0 +1,158 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from autoencoder import Autoencoder
+from common.callbacks import FiniteLoss, NonFiniteLossError, Throughput
+from common.data import OneClassDataModule
+from common.errors import InputError
+from common.module import OneClassModule
+
+
+def module(**changes):
+    arguments = {"shape": (1, 8, 8), "widths": (4, 8), "latent": 4} | changes
+    return Autoencoder(**arguments)
+
+
+def trainer(tmp_path, callbacks=(), **changes):
+    options = {"max_epochs": 2, "accelerator": "cpu", "logger": False, "enable_checkpointing": False} | changes
+    return Trainer(
+        default_root_dir=tmp_path,
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **options,
+    )
+
+
+@pytest.fixture
+def data():
+    return OneClassDataModule("digits", normal=3, batch_size=32)
+
+
+def test_a_module_without_scores_cannot_be_made():
+    class Unfinished(OneClassModule):
+        pass
+
+    with pytest.raises(TypeError, match="abstract"):
+        Unfinished()
+
+
+def test_test_metrics_are_those_of_all_samples_scored_alone(tmp_path, data):
+    own, run = module(), trainer(tmp_path)
+    run.fit(own, data)
+    run.test(own, data, verbose=False)
+    batch = next(iter(data.test_dataloader()))
+    with torch.no_grad():
+        scores = own.eval()(batch.image).double().numpy()
+    assert np.array_equal(own.scored.index, data.splits.test)
+    np.testing.assert_allclose(own.scored.scores["reconstruction"], scores, rtol=1e-6)
+    assert run.callback_metrics["test/auroc"].item() == pytest.approx(own.test_metrics()["reconstruction"]["auroc"])
+    assert own.test_metrics()["reconstruction"]["n_normal"] == (data.data.targets[data.splits.test] == 3).sum()
+
+
+def test_validation_logs_the_normal_only_criterion(tmp_path, data):
+    own, run = module(), trainer(tmp_path)
+    run.fit(own, data)
+    own.eval()
+    with torch.no_grad():
+        expected = own(next(iter(data.val_dataloader())).image).mean().item()
+    assert run.callback_metrics[own.monitor].item() == pytest.approx(expected, rel=1e-5)
+    assert (data.data.targets[data.splits.val] == 3).all()
+
+
+def test_metrics_before_a_test_are_refused():
+    with pytest.raises(InputError, match="nothing has been tested"):
+        module().test_metrics()
+
+
+def test_predict_names_what_reaches_the_threshold(tmp_path, data):
+    own, run = module(), trainer(tmp_path)
+    run.fit(own, data)
+    (batch,) = run.predict(own, data)
+    assert set(batch) == {"index", "reconstruction", "anomalous"}
+    assert torch.equal(batch["anomalous"], batch["reconstruction"] >= own.threshold)
+
+
+def test_logged_loss_is_the_mean_over_images(tmp_path, data):
+    seen = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            seen.append((outputs["loss"].item(), len(batch.image)))
+
+    run = trainer(tmp_path, [Watch()], max_epochs=1)
+    run.fit(module(), data)
+    losses, sizes = zip(*seen, strict=True)
+    assert len(set(sizes)) == 2
+    assert run.callback_metrics["train/loss"].item() == pytest.approx(np.average(losses, weights=sizes), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"schedule": "inverse_time", "lr_decay": 0.5}, lambda t, epoch, n: 1 / (1 + 0.5 * t)),
+        ({"schedule": "milestones", "lr_milestones": [1]}, lambda t, epoch, n: 0.1 ** (epoch >= 1)),
+        ({"schedule": "cosine"}, lambda t, epoch, n: 0.5 * (1 + math.cos(math.pi * t / n))),
+    ],
+    ids=["inverse_time", "milestones", "cosine"],
+)
+def test_learning_rate_of_every_iteration(tmp_path, data, changes, expected):
+    rates = []
+
+    class Watch(Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            rates.append((trainer.current_epoch, optimizer.param_groups[0]["lr"]))
+
+    trainer(tmp_path, [Watch()], max_epochs=3).fit(module(lr=0.01, **changes), data)
+    assert len(rates) == 3 * len(data.train_dataloader())
+    for t, (epoch, rate) in enumerate(rates):
+        assert rate == pytest.approx(0.01 * expected(t, epoch, len(rates)), abs=1e-9)
+
+
+class Explodes(Autoencoder):
+    def training_step(self, batch, batch_idx):
+        losses = super().training_step(batch, batch_idx)
+        bad = self.current_epoch == 1 and batch_idx == 2
+        return losses | {"loss_other": losses["loss"] / (0 if bad else 1)}
+
+
+@pytest.mark.parametrize("every", [1, 50])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data, every):
+    with pytest.raises(NonFiniteLossError, match=r"loss_other is inf in epoch 1, batch 2"):
+        trainer(tmp_path, [FiniteLoss(every)], max_epochs=3).fit(Explodes((1, 8, 8), widths=(4, 8)), data)
+
+
+def test_throughput_counts_every_training_image(tmp_path, data):
+    count = Throughput()
+    trainer(tmp_path, [count], max_epochs=3).fit(module(), data)
+    assert count.images == 3 * len(data.splits.train)
+    assert count.images_per_s > 0
+    resumed = Throughput()
+    resumed.load_state_dict(count.state_dict())
+    assert resumed.images_per_s == count.images_per_s
+
+
+def test_checkpoint_of_another_method_is_refused(tmp_path, data):
+    run = trainer(tmp_path)
+    run.fit(module(), data)
+    run.save_checkpoint(tmp_path / "one.ckpt")
+
+    class Another(Autoencoder):
+        pass
+
+    with pytest.raises(InputError, match=r"is one of Autoencoder, not of .*Another"):
+        Another.load_from_checkpoint(tmp_path / "one.ckpt", weights_only=True)
+
+
+def test_hyperparameters_are_plain(tmp_path, data):
+    run = trainer(tmp_path)
+    run.fit(module(), data)
+    run.save_checkpoint(tmp_path / "one.ckpt")
+    contents = torch.load(tmp_path / "one.ckpt", weights_only=True)
+    assert contents["hyper_parameters"]["shape"] == (1, 8, 8)
+    assert isinstance(Autoencoder.load_from_checkpoint(tmp_path / "one.ckpt", weights_only=True), LightningModule)

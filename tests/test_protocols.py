@@ -1,0 +1,339 @@
+"""Every protocol's promises, on data sets of any make-up."""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from common.data import PROTOCOLS, parse_protocol
+from common.errors import InputError
+
+quick = settings(max_examples=50, deadline=None)
+
+NAMES = sorted(PROTOCOLS)
+NOT_IN_SAMPLE = [name for name in NAMES if name != "in_sample"]
+
+
+class World(NamedTuple):
+    targets: np.ndarray
+    official_test: np.ndarray
+    normal: list[int]
+
+    @property
+    def is_normal(self):
+        return np.isin(self.targets, self.normal)
+
+    def split(self, name, **options):
+        return PROTOCOLS[name](*self, **options)
+
+    def classes(self, indices):
+        return set(self.targets[indices].tolist())
+
+
+def world(counts, normal, seed=0):
+    """`counts` holds (training samples, official test samples) for each class; the samples are shuffled."""
+    targets = np.concatenate([np.full(train + test, k) for k, (train, test) in enumerate(counts)])
+    official_test = np.concatenate([np.arange(train + test) >= train for train, test in counts])
+    order = np.random.default_rng(seed).permutation(len(targets))
+    return World(targets[order], official_test[order], normal)
+
+
+@st.composite
+def worlds(draw):
+    """Two to six classes, one to all but one of them normal, every class in both official parts."""
+    n_classes = draw(st.integers(2, 6))
+    counts = draw(st.lists(st.tuples(st.integers(3, 40), st.integers(1, 20)), min_size=n_classes, max_size=n_classes))
+    normal = draw(st.lists(st.integers(0, n_classes - 1), min_size=1, max_size=n_classes - 1, unique=True))
+    return world(counts, normal, draw(st.integers(0, 99)))
+
+
+def split_if_enough(world, name, **options):
+    """Data sets with too few anomalies for what is asked are passed over."""
+    try:
+        return world.split(name, **options)
+    except InputError as error:
+        assume(not re.search(r"needs \d+ anomalies", str(error)))
+        raise
+
+
+fractions = st.floats(0, 0.6)
+seeds = st.integers(0, 2**32 - 1)
+BIG = world([(300, 100)] * 4, normal=[1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@quick
+@given(worlds(), fractions, seeds)
+def test_training_is_normal_unless_contamination_is_asked_for(name, world, val_fraction, seed):
+    splits = split_if_enough(world, name, val_fraction=val_fraction, contamination=0, seed=seed)
+    assert world.is_normal[splits.train].all()
+    assert world.is_normal[splits.val].all()
+    assert len(splits.train) > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@quick
+@given(worlds(), fractions, st.floats(0, 0.2), seeds)
+def test_parts_are_ascending_indices_without_repetition(name, world, val_fraction, contamination, seed):
+    splits = split_if_enough(world, name, val_fraction=val_fraction, contamination=contamination, seed=seed)
+    for part in splits:
+        assert part.dtype == np.int64
+        assert (np.diff(part) > 0).all()
+        assert not len(part) or 0 <= part[0] <= part[-1] < len(world.targets)
+
+
+@pytest.mark.parametrize("name", NOT_IN_SAMPLE)
+@quick
+@given(worlds(), fractions, st.floats(0, 0.3), seeds)
+def test_training_validation_and_test_share_nothing(name, world, val_fraction, contamination, seed):
+    train, val, test = split_if_enough(world, name, val_fraction=val_fraction, contamination=contamination, seed=seed)
+    assert len(np.unique(np.concatenate([train, val, test]))) == len(train) + len(val) + len(test)
+
+
+@quick
+@given(worlds(), fractions, st.floats(0, 0.05), seeds)
+def test_in_sample_tests_on_the_pool_that_it_trains_on(world, val_fraction, contamination, seed):
+    train, val, test = split_if_enough(world, "in_sample", val_fraction=val_fraction, contamination=contamination, seed=seed)
+    np.testing.assert_array_equal(val, test)
+    assert set(train) <= set(test)
+    assert len(test) - len(train) == round(val_fraction * len(test))
+    assert set(np.flatnonzero(world.is_normal & ~world.official_test)) <= set(test)
+    assert not world.official_test[test].any()
+
+
+@pytest.mark.parametrize("name", NOT_IN_SAMPLE)
+@quick
+@given(worlds(), fractions, st.floats(0, 0.05), seeds)
+def test_validation_is_the_wanted_share_of_the_normal_samples(name, world, val_fraction, contamination, seed):
+    train, val, _ = split_if_enough(world, name, val_fraction=val_fraction, contamination=contamination, seed=seed)
+    assert world.is_normal[val].all()
+    assert len(val) == round(val_fraction * (len(val) + world.is_normal[train].sum()))
+
+
+@quick
+@given(worlds(), fractions, seeds)
+def test_standard_uses_the_whole_official_split(world, val_fraction, seed):
+    train, val, test = world.split("standard", val_fraction=val_fraction, seed=seed)
+    np.testing.assert_array_equal(test, np.flatnonzero(world.official_test))
+    np.testing.assert_array_equal(np.sort(np.append(train, val)), np.flatnonzero(world.is_normal & ~world.official_test))
+    assert world.classes(test) == world.classes(slice(None))
+
+
+@pytest.mark.parametrize("name", ["standard", "proportion"])
+@quick
+@given(worlds(), fractions, st.floats(0, 0.2), seeds)
+def test_official_test_samples_are_only_tested_on(name, world, val_fraction, contamination, seed):
+    train, val, test = split_if_enough(world, name, val_fraction=val_fraction, contamination=contamination, seed=seed)
+    assert not world.official_test[np.append(train, val)].any()
+    assert world.official_test[test].all()
+
+
+@quick
+@given(worlds(), fractions, seeds)
+def test_balanced_is_eighty_to_twenty_with_as_many_anomalies(world, val_fraction, seed):
+    train, val, test = split_if_enough(world, "balanced", val_fraction=val_fraction, seed=seed)
+    tested = test[world.is_normal[test]]
+    normals = world.is_normal.sum()
+    assert abs(len(train) + len(val) - 0.8 * normals) <= 0.5
+    np.testing.assert_array_equal(np.sort(np.concatenate([train, val, tested])), np.flatnonzero(world.is_normal))
+    assert len(test) == 2 * len(tested)
+
+
+def test_balanced_pools_the_official_parts():
+    train, val, test = BIG.split("balanced", val_fraction=0.2)
+    for part in (train, val, test):
+        assert set(BIG.official_test[part]) == {False, True}
+
+
+@quick
+@given(worlds(), st.floats(0.01, 0.9), seeds)
+def test_proportion_meets_the_share_to_within_one_sample(world, share, seed):
+    test = split_if_enough(world, "proportion", share=share, seed=seed).test
+    normals = world.is_normal[test].sum()
+    assert normals == (world.is_normal & world.official_test).sum()
+    assert abs(len(test) - normals - share * len(test)) <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize("name", NAMES)
+@quick
+@given(worlds(), fractions, st.floats(0, 0.99), seeds)
+def test_contamination_counts_from_the_normal_samples_before_hold_out(name, world, val_fraction, contamination, seed):
+    free = np.full(len(world.targets), True) if name == "balanced" else ~world.official_test
+    normals, strangers = (world.is_normal & free).sum(), (~world.is_normal & free).sum()
+    to_train = round(0.8 * normals) if name == "balanced" else normals
+    wanted = int(contamination * to_train)
+    assume(wanted <= strangers - (normals - to_train))
+    options = {"share": 0.01} if name == "proportion" else {}
+    train, val, _ = world.split(name, val_fraction=val_fraction, contamination=contamination, seed=seed, **options)
+    pool = val if name == "in_sample" else train
+    assert (~world.is_normal[pool]).sum() == wanted
+
+
+@pytest.mark.parametrize("name", NAMES)
+@quick
+@given(st.integers(0, 2**31), st.integers(0, 2**31))
+def test_the_seed_makes_the_split(name, seed, other):
+    assume(seed != other)
+
+    def train(s):
+        return BIG.split(name, val_fraction=0.5, contamination=0.1, seed=s).train.tolist()
+
+    assert train(seed) == train(seed)
+    assert train(seed) != train(other)
+
+
+@pytest.mark.parametrize("name", ["balanced", "proportion"])
+def test_the_seed_chooses_the_tested_anomalies(name):
+    options = {"share": 0.3} if name == "proportion" else {}
+    tests = [BIG.split(name, seed=seed, **options).test for seed in (0, 0, 1)]
+    anomalies = [test[~BIG.is_normal[test]].tolist() for test in tests]
+    assert anomalies[0] == anomalies[1] != anomalies[2]
+
+
+def test_val_fraction_of_zero_holds_nothing_out():
+    for name in NOT_IN_SAMPLE:
+        assert len(BIG.split(name, val_fraction=0).val) == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_several_normal_classes_are_all_trained_on(name):
+    several = world([(90, 40)] * 4, normal=[0, 2])
+    splits = several.split(name, contamination=0)
+    assert several.classes(splits.train) == {0, 2}
+    if name != "in_sample":
+        assert several.classes(splits.test) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@quick
+@given(st.lists(st.sampled_from([0, 2, 3]), min_size=1, unique=True), st.floats(0.05, 0.3), seeds)
+def test_anomalous_restricts_contamination_and_test(name, anomalous, contamination, seed):
+    options = {"share": 0.3} if name == "proportion" else {}
+    splits = BIG.split(name, anomalous=anomalous, contamination=contamination, seed=seed, **options)
+    for part in splits:
+        assert BIG.classes(part) - {1} <= set(anomalous)
+    assert not BIG.is_normal[splits.test].all()
+    if name == "standard":
+        assert BIG.classes(splits.test) == {1, *anomalous}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("contamination", [-0.1, 1.0, 2.0, float("nan")])
+def test_contamination_out_of_range(name, contamination):
+    with pytest.raises(InputError, match=rf"contamination lies in \[0, 1\), not {contamination}"):
+        BIG.split(name, contamination=contamination)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("val_fraction", [-0.1, 1.0, float("nan")])
+def test_val_fraction_out_of_range(name, val_fraction):
+    with pytest.raises(InputError, match=rf"val_fraction lies in \[0, 1\), not {val_fraction}"):
+        BIG.split(name, val_fraction=val_fraction)
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.0, 1.0, float("nan")])
+def test_share_out_of_range(share):
+    with pytest.raises(InputError, match=rf"share .* lies in \(0, 1\), not {share}"):
+        BIG.split("proportion", share=share)
+
+
+@pytest.mark.parametrize("name", ["standard", "proportion"])
+def test_no_official_test_set(name):
+    with pytest.raises(InputError, match="needs a test set of the data set's own; use the protocol 'balanced'"):
+        world([(30, 0)] * 3, normal=[1]).split(name)
+
+
+@pytest.mark.parametrize("name", ["balanced", "in_sample"])
+def test_no_official_test_set_is_needed(name):
+    without = world([(30, 0)] * 3, normal=[1])
+    assert len(without.split(name, contamination=0.1).test) > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_sample_of_the_normal_class(name):
+    with pytest.raises(InputError, match=r"no sample belongs to the normal class 7\+9"):
+        world([(30, 30)] * 3, normal=[7, 9]).split(name)
+
+
+@pytest.mark.parametrize("name", ["standard", "proportion", "in_sample"])
+def test_normal_samples_in_the_official_test_set_only(name):
+    with pytest.raises(InputError, match="nothing is left to train on: 0 normal samples"):
+        world([(30, 30), (0, 30)], normal=[1]).split(name, contamination=0)
+
+
+def test_everything_held_out():
+    with pytest.raises(InputError, match=r"nothing is left to train on: 3 normal samples and val_fraction 0\.9"):
+        world([(3, 3), (30, 30)], normal=[0]).split("standard", val_fraction=0.9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_class_that_is_normal_and_anomalous(name):
+    with pytest.raises(InputError, match=r"cannot be both normal and anomalous: \[1\]"):
+        BIG.split(name, anomalous=[1, 2])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_too_few_anomalies_to_contaminate(name):
+    few = world([(100, 30), (9, 50)], normal=[0])
+    with pytest.raises(InputError, match=r"contamination 0\.9 needs \d+ anomalies and there are \d+"):
+        few.split(name, contamination=0.9)
+
+
+def test_too_few_anomalies_to_balance():
+    with pytest.raises(InputError, match="needs 20 anomalies and the data set has 19"):
+        world([(100, 0), (19, 0)], normal=[0]).split("balanced")
+
+
+def test_too_few_anomalies_for_the_share():
+    with pytest.raises(InputError, match=r"share=0\.8 needs 40 anomalies and the test set has 39"):
+        world([(50, 10), (50, 39)], normal=[0]).split("proportion", share=0.8)
+
+
+def test_just_enough_anomalies():
+    assert len(world([(100, 0), (20, 0)], normal=[0]).split("balanced").test) == 40
+    assert len(world([(50, 10), (50, 40)], normal=[0]).split("proportion", share=0.8).test) == 50
+    assert len(world([(100, 30), (90, 50)], normal=[0]).split("standard", val_fraction=0, contamination=0.9).train) == 190
+
+
+@st.composite
+def protocol_arguments(draw):
+    name = draw(st.sampled_from(NAMES))
+    options = {
+        "val_fraction": st.floats(0, 0.9),
+        "contamination": st.floats(0, 0.05),
+        "anomalous": st.lists(st.sampled_from([0, 2, 3]), min_size=1, unique=True),
+    }
+    if name == "proportion":
+        options["share"] = st.floats(0.01, 0.4)
+    return {"protocol": name, **draw(st.fixed_dictionaries({}, optional=options))}
+
+
+@quick
+@given(protocol_arguments())
+def test_what_is_written_is_parsed_and_runs(arguments):
+    options = {key: value for key, value in arguments.items() if key != "protocol"}
+    written = [f"{key}={'+'.join(map(str, value)) if key == 'anomalous' else value}" for key, value in options.items()]
+    assert parse_protocol(",".join([arguments["protocol"], *written])) == arguments
+    assert len(BIG.split(arguments["protocol"], **options).train) > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "unknown protocol ''"),
+        ("Standard", "unknown protocol 'Standard': choose from standard, balanced, proportion, in_sample"),
+        ("standard,share=0.5", "protocol 'standard' has no option 'share': val_fraction, contamination, anomalous"),
+        ("standard,seed=1", "has no option 'seed'"),
+        ("standard,", "has no option ''"),
+        ("standard,contamination", "'' is no value for contamination in protocol 'standard,contamination'"),
+        ("standard,contamination=much", "'much' is no value for contamination"),
+        ("standard,anomalous=3+x", r"'3\+x' is no value for anomalous"),
+        ("standard,anomalous=0.5", "'0.5' is no value for anomalous"),
+    ],
+)
+def test_what_cannot_be_parsed(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_protocol(text)

@@ -1,0 +1,95 @@
+"""Every command of the README runs, on small data where it names a placeholder."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+FENCES = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+COMMANDS = [
+    line
+    for language, block in FENCES
+    if not language
+    for line in block.replace("\\\n", "").splitlines()
+    if line.split(" ")[0] in {"python", "oneclass", "tensorboard", "pip"}
+]
+PYTHON = [block for language, block in FENCES if language == "python"]
+
+
+def call(command, folder):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(
+        shlex.split(command),
+        cwd=folder,
+        env={**environment, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A working folder with a small tree of images in it."""
+    where = tmp_path_factory.mktemp("readme")
+    random = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in ("good", "bad"):
+            (where / "DIR" / part / name).mkdir(parents=True)
+            for i in range(12):
+                pixels = random.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(where / "DIR" / part / name / f"{i}.png")
+    return where
+
+
+def test_the_readme_has_the_commands_that_are_tested_here():
+    assert sorted({" ".join(command.split(" ")[:3]) for command in COMMANDS}) == [
+        "oneclass fit ",
+        "oneclass test --config",
+        "pip install -e",
+        "python -m experiments.autoencoder",
+        "tensorboard --logdir runs",
+    ]
+    assert any("python -m experiments.quickstart" in command for command in COMMANDS)
+
+
+def test_quickstart(folder):
+    output = call("python -m experiments.quickstart", folder)
+    assert "mean over the normal classes" in output
+    assert "tensorboard --logdir runs" in output
+    assert len(list((folder / "runs").rglob("metrics.json"))) == 20
+    assert max(map(len, output.splitlines()[-40:])) <= 80
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python")])
+def test_experiments(command, folder):
+    if "--datasets mnist" in command:
+        command = command.replace("~/data", "DIR") + " --normal 0 --dry-run"
+        assert call(command, folder).count("autoencoder-denoising") == 3
+    else:
+        call(f"{command} --max-epochs 2", folder)
+
+
+def test_fit_then_test(folder):
+    for command in (c for c in COMMANDS if c.startswith("oneclass")):
+        output = call(f"{command.replace('autoencoder/', f'{ROOT}/autoencoder/')} --trainer.max_epochs 3", folder)
+    assert "test/auroc" in output
+
+
+@pytest.mark.parametrize("block", PYTHON)
+def test_python(block, folder):
+    done = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    auroc = float(done.stdout.splitlines()[-1].split()[0])
+    assert 0.5 < auroc <= 1

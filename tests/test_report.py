@@ -1,0 +1,143 @@
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from common.experiment.report import COLUMNS, bootstrap_interval, markdown, reported, show, status, tabulate, write
+
+NUMBERS = pd.DataFrame(
+    [("T1", "mnist", "standard", "DAE", "3", "auroc", 0.90), ("T1", "mnist", "standard", "DAE", "mean", "auroc", 0.95)],
+    columns=["table", "dataset", "protocol", "method", "normal", "metric", "value"],
+)
+
+
+def record(normal, seed, auroc, method="autoencoder", preset="small", protocol="standard", score="reconstruction", **metrics):
+    cell = {"method": method, "preset": preset, "dataset": "mnist", "protocol": protocol, "normal": normal, "seed": seed}
+    return {"cell": cell, "rule": "last", "score": score, "metrics": {score: {"auroc": auroc, **metrics}}}
+
+
+@pytest.fixture
+def records():
+    values = {"3": (0.90, 0.92, 0.94), "4": (0.80, 0.80, 0.80)}
+    return [record(normal, seed, auroc) for normal, of_class in values.items() for seed, auroc in enumerate(of_class)]
+
+
+def test_rows_of_classes_and_of_their_mean(records):
+    table = tabulate(records, NUMBERS, {"autoencoder-small": ["AE only", "DAE"]}).set_index("normal")
+    assert list(tabulate(records, NUMBERS, {})) == list(COLUMNS)
+    assert table.loc["3", "mean"] == pytest.approx(0.92)
+    assert table.loc["3", "std"] == pytest.approx(np.std([0.90, 0.92, 0.94], ddof=1))
+    assert table.loc["4", "std"] == pytest.approx(0)
+    assert table.loc["mean", "mean"] == pytest.approx(0.86)
+    assert table.loc["mean", "std"] == pytest.approx(np.std([0.85, 0.86, 0.87], ddof=1))
+    assert (table["n_seeds"] == 3).all()
+    assert table.loc["3", "delta"] == pytest.approx(0.02)
+    assert table.loc["3", "reference"] == "DAE, T1"
+    assert table.loc["4", "reference"] == ""
+    assert np.isnan(table.loc["4", "paper"])
+    assert table.loc["mean", "status"] == "below"
+
+
+def test_protocol_options_do_not_hide_the_reported_number(records):
+    with_option = [{**r, "cell": {**r["cell"], "protocol": "standard,contamination=0.01"}} for r in records]
+    table = tabulate(with_option, NUMBERS, {"autoencoder-small": ["DAE"]})
+    assert table.set_index("normal").loc["3", "paper"] == 0.90
+    other = [{**r, "cell": {**r["cell"], "protocol": "balanced"}} for r in records]
+    assert tabulate(other, NUMBERS, {"autoencoder-small": ["DAE"]})["paper"].isna().all()
+
+
+def test_mean_row_uses_seeds_that_all_classes_have(records):
+    row = tabulate(records[:-1], NUMBERS, {}).set_index("normal").loc["mean"]
+    assert row["n_seeds"] == 2
+    assert row["mean"] == pytest.approx(0.855)
+
+
+def test_one_class_has_no_mean_row(records):
+    assert list(tabulate(records[:3], NUMBERS, {})["normal"]) == ["3"]
+
+
+def test_metrics_that_are_missing_leave_no_row():
+    table = tabulate([record("3", 0, None, f1_max=0.5)], NUMBERS, {}, metrics=("auroc", "f1_max"))
+    assert list(table["metric"]) == ["f1_max"]
+    assert tabulate([], NUMBERS, {}).empty
+
+
+def test_every_score_of_a_method_has_its_rows():
+    two = record("3", 0, 0.9)
+    two["metrics"]["discriminator"] = {"auroc": 0.7}
+    assert set(tabulate([two], NUMBERS, {})["score"]) == {"reconstruction", "discriminator"}
+
+
+def test_interval_is_stratified():
+    low, high = bootstrap_interval([[0.5, 0.5, 0.5], [0.9, 0.9, 0.9]])
+    assert (low, high) == pytest.approx((0.7, 0.7))
+    low, high = bootstrap_interval([[0.90, 0.92, 0.94], [0.80, 0.82, 0.84]])
+    assert 0.85 <= low < 0.87 < high <= 0.89
+    assert all(np.isnan(bootstrap_interval([[0.9], [0.8, 0.9]])))
+    assert bootstrap_interval([[0.1, 0.4]]) == bootstrap_interval([[0.1, 0.4]])
+
+
+def test_interval_covers_the_mean_of_seeds():
+    random = np.random.default_rng(0)
+    inside = 0
+    for _ in range(200):
+        low, high = bootstrap_interval(random.normal(0.9, 0.01, (10, 5)), resamples=500)
+        inside += low <= 0.9 <= high
+    assert 170 <= inside <= 199
+
+
+@pytest.mark.parametrize(
+    ("paper", "mean", "low", "high", "expected"),
+    [
+        (0.957, 0.957, 0.95, 0.96, "matches"),
+        (0.957, 0.965, 0.964, 0.966, "close"),
+        (0.957, 0.93, 0.92, 0.94, "below"),
+        (0.957, 0.99, 0.98, 1.0, "above"),
+        (0.957, 0.96, np.nan, np.nan, "close"),
+        (np.nan, 0.96, 0.95, 0.97, ""),
+    ],
+)
+def test_status(paper, mean, low, high, expected):
+    assert status(paper, mean, low, high) == expected
+
+
+def test_class_means_are_computed_where_a_paper_prints_none():
+    table = reported("autoencoder")
+    row = table[
+        (table.method == "DCAE") & (table.dataset == "mnist") & (table.normal == "mean") & (table.table == "Ruff2018 T1")
+    ]
+    assert row["value"].item() == pytest.approx(0.8965, abs=5e-5)
+    assert reported("no such paper").empty
+
+
+def test_tables_fit_a_terminal(records):
+    classes = [record(str(k), seed, 0.9 + seed / 100) for k in range(10) for seed in range(3)]
+    contaminated = [record("1", seed, 0.99, protocol="in_sample", flagged=7) for seed in range(3)]
+    numbers = NUMBERS.assign(dataset="mnist")
+    table = pd.concat(
+        [
+            tabulate(classes, numbers, {"autoencoder-small": ["DAE"]}),
+            tabulate(contaminated, numbers, {}, ("auroc", "flagged")),
+        ]
+    )
+    console = Console(width=80, record=True, force_terminal=False)
+    show(table, console)
+    text = console.export_text()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    for expected in ("autoencoder-small", "0.910 ± 0.010 (3)", "DAE, T1", ".950", "flagged"):
+        assert expected in text
+
+
+def test_written_files_hold_the_table_and_its_command(records, tmp_path):
+    table = tabulate(records, NUMBERS, {"autoencoder-small": ["DAE"]})
+    paths = write(table, tmp_path / "results", "trial", "A trial", "python -m experiments.trial")
+    assert [path.name for path in paths] == ["trial.csv", "trial.md"]
+    read = pd.read_csv(paths[0], dtype={"normal": str}, keep_default_na=False)
+    assert list(read) == list(COLUMNS)
+    assert len(read) == len(table)
+    page = paths[1].read_text()
+    assert page == markdown(table, "A trial", "python -m experiments.trial")
+    assert "`python -m experiments.trial`" in page
+    assert page.count("autoencoder-small") == 3
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"trial.csv", "trial.md"}
