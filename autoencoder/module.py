@@ -67,7 +67,8 @@ class Autoencoder(OneClassModule):
     def configure_optimizers(self) -> Any:
         """Adam over encoder and decoder, and the schedule."""
         h = self.hparams
-        adam = Adam([*self.encoder.parameters(), *self.decoder.parameters()], h.lr, h.betas, weight_decay=h.weight_decay)
+        parameters = [*self.encoder.parameters(), *self.decoder.parameters()]
+        adam = Adam(parameters, h.lr, h.betas, weight_decay=h.weight_decay)
         if h.schedule == "cosine":
             by_step: LRScheduler = CosineAnnealingLR(adam, int(self.trainer.estimated_stepping_batches))
         elif h.schedule == "inverse_time":

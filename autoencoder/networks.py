@@ -5,6 +5,7 @@ from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -53,20 +54,21 @@ def lenet(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
     layer. Decoder: the code, reshaped to a small grid and upsampled three times, with 5x5 transposed convolutions and a
     sigmoid. With widths (8, 4) and 32 latents on 28x28 it is their MNIST net, with (32, 64, 128) and 128 on 32x32 their
     CIFAR-10 net, which also normalises the code. Where the code does not fill the grid (other sizes) a linear layer,
-    which theirs has no need of, makes it fit.
+    which theirs has no need of, makes it fit. Two things are done in a cheaper order with the same result: pooling comes
+    before the (monotone) activation, and upsampling is part of the convolution after it.
 
     Example:
         >>> nets = lenet((1, 28, 28), widths=(8, 4), latent=32)
         >>> sum(p.numel() for net in nets for p in net.parameters())
-        8672
+        8472
     """
     channels, height, width = shape
     rows, columns = -(-height // 8), -(-width // 8)
     grid = (max(1, latent // (rows * columns)), rows, columns)
     encoder: list[nn.Module] = []
     for inputs, outputs in pairwise([channels, *widths]):
-        encoder += [nn.Conv2d(inputs, outputs, 5, padding=2, bias=False), *_norm_then_activation(outputs)]
-        encoder += [nn.MaxPool2d(2, ceil_mode=True)]
+        norm, activation = _norm_then_activation(outputs)
+        encoder += [nn.Conv2d(inputs, outputs, 5, padding=2, bias=False), norm, nn.MaxPool2d(2, ceil_mode=True), activation]
     features = widths[-1] * halvings(height, len(widths))[-1] * halvings(width, len(widths))[-1]
     encoder += [nn.Flatten(), nn.Linear(features, latent, bias=False)]
     if len(widths) == 3:
@@ -75,9 +77,8 @@ def lenet(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
     decoder += [nn.Unflatten(1, grid), ChannelsLast(), nn.LeakyReLU()]
     outputs_of = [*widths[::-1], channels]
     for left, (inputs, outputs) in enumerate(zip([grid[0], *outputs_of], outputs_of, strict=False), -len(widths)):
-        if left > -3:
-            decoder += [nn.Upsample(scale_factor=2)]
-        decoder += [nn.ConvTranspose2d(inputs, outputs, 5, padding=2, bias=False)]
+        convolution = UpsampledConvTranspose2d if left > -3 else nn.ConvTranspose2d
+        decoder += [convolution(inputs, outputs, 5, padding=2, bias=False)]
         if left == -1:
             decoder += [CentreCrop(-(-height // 2), -(-width // 2))]
         decoder += _norm_then_activation(outputs) if left else [CentreCrop(height, width), nn.Sigmoid()]
@@ -123,6 +124,35 @@ def build(network: str, shape: Sequence[int], widths: Sequence[int], latent: int
     if len(shape) not in {1, 3}:
         raise InputError(f"shape is (C, H, W) or (F,), not {tuple(shape)}")
     return (NETWORKS[network] if len(shape) == 3 else vector)(shape, widths, latent)
+
+
+class UpsampledConvTranspose2d(nn.ConvTranspose2d):
+    """Nearest-neighbour upsampling by 2, then a 5x5 stride-1 transposed convolution with padding 2, at the small size.
+
+    Each of the four pixels that come of one sees five taps fall on three pixels of the small image: the four sums of taps
+    are the channels of one 3x3 convolution, which are then shuffled into place. 36 multiplications instead of 100.
+
+    Example:
+        >>> import torch
+        >>> layer, x = UpsampledConvTranspose2d(3, 2, 5, padding=2, bias=False), torch.rand(1, 3, 6, 7)
+        >>> expected = F.conv_transpose2d(F.interpolate(x, scale_factor=2), layer.weight, padding=2)
+        >>> torch.allclose(layer(x), expected, atol=1e-6)
+        True
+    """
+
+    taps: Tensor
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 5, *, padding: int = 2, bias: bool = False) -> None:
+        super().__init__(inputs, outputs, kernel, padding=padding, bias=bias)
+        even = [[1.0, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
+        odd = [[1.0, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 1]]
+        self.register_buffer("taps", torch.tensor([even, odd]), persistent=False)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """``(B, inputs, H, W)`` to ``(B, outputs, 2 H, 2 W)``."""
+        kernel = torch.einsum("apu,bqv,iouv->oabipq", self.taps, self.taps, self.weight.flip(2, 3))
+        kernel = kernel.reshape(4 * self.out_channels, self.in_channels, 3, 3)
+        return F.pixel_shuffle(F.conv2d(x, kernel.contiguous(memory_format=torch.channels_last), padding=1), 2)
 
 
 class CentreCrop(nn.Module):

@@ -1,5 +1,6 @@
 """What every run shows and guards: TensorBoard's pictures, throughput, and losses that must stay finite."""
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -139,7 +140,7 @@ class Figures(Callback):
             ranks = scores.argsort().argsort() / max(1, len(scores) - 1)
             writer.add_pr_curve("test/anomalies found", scored.label, ranks)
         self._project(writer, data, module, scored)
-        self._hparams(trainer, module)
+        self._hparams(trainer, data, module)
 
     def _show(self, trainer: Trainer, drawn: Mapping[str, Figure], epoch: int) -> None:
         writer = _writer(trainer)
@@ -170,15 +171,16 @@ class Figures(Callback):
             thumbnails = thumbnails.expand(-1, 3, -1, -1) if thumbnails.shape[1] == 1 else thumbnails
         writer.add_embedding(latent.cpu(), metadata, thumbnails, metadata_header=["class", "label", "score"], tag="latent")
 
-    def _hparams(self, trainer: Trainer, module: OneClassModule) -> None:
+    def _hparams(self, trainer: Trainer, data: OneClassDataModule, module: OneClassModule) -> None:
         assert isinstance(trainer.logger, TensorBoardLogger)
-        plain = {
-            key: value if isinstance(value, int | float | str | bool) else str(value)
-            for key, value in module.hparams.items()
-            if not key.startswith("_")
+        run = {
+            "dataset": data.dataset,
+            "normal": "+".join(map(str, data.normal)),
+            "seed": os.environ.get("PL_GLOBAL_SEED", "0"),
         }
+        plain = {key: value for key, value in module.hparams.items() if isinstance(value, int | float | str) and key[0] != "_"}
         metrics = module.test_metrics()[module.hparams["score"]]
-        trainer.logger.log_hyperparams(plain, {f"hp/{key}": metrics[key] for key in ("auroc", "aupr_anomaly", "eer")})
+        trainer.logger.log_hyperparams(run | plain, {f"hp/{key}": metrics[key] for key in ("auroc", "aupr_anomaly", "eer")})
 
 
 class Predictions(Callback):

@@ -1,6 +1,8 @@
 """The ``oneclass`` command, and the parser that turns a preset into a module, a data module and a trainer."""
 
+import ctypes
 import logging
+import platform
 import re
 import sys
 import warnings
@@ -83,8 +85,10 @@ def assemble(config: dict[str, Any]) -> OneClassCLI:
     """
     try:
         return OneClassCLI(config, run=False)
-    except (ArgumentError, MisconfigurationException) as error:
-        raise InputError(_root_cause(error)) from error
+    except Exception as error:
+        if (message := _for_the_user(error)) is None:
+            raise
+        raise InputError(message) from error
 
 
 def checkpointing(module: OneClassModule, data: OneClassDataModule, rule: Rule) -> ModelCheckpoint:
@@ -101,8 +105,16 @@ def checkpointing(module: OneClassModule, data: OneClassDataModule, rule: Rule) 
     )  # fmt: skip
 
 
-def quiet() -> None:
-    """Keeps what Lightning says to itself: devices, tips, and warnings about loaders that have no workers on purpose."""
+def settle() -> None:
+    """Settles a process for training: Lightning keeps its tips to itself, and the C library keeps its memory.
+
+    glibc gives every large block back to the system and asks for it anew in the next step; to let it keep them is worth
+    5 to 15 % of the speed of small nets on a CPU, and changes no number.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mmap_threshold, trim_threshold = -3, -1
+        for parameter in (mmap_threshold, trim_threshold):
+            ctypes.CDLL(None).mallopt(parameter, 2**30)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch.utils.tensorboard")
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -113,10 +125,12 @@ def one_line_errors() -> Iterator[None]:
     """Ends the program with one line and exit status 2 for what the user can mend, 130 for Ctrl-C."""
     try:
         yield
-    except (InputError, ArgumentError, MisconfigurationException) as error:
-        _exit(2, f"error: {_root_cause(error)}")
     except KeyboardInterrupt:
         _exit(130, "interrupted: give the same command again to go on")
+    except Exception as error:
+        if (message := _for_the_user(error)) is None:
+            raise
+        _exit(2, f"error: {message}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -125,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Example:
         >>> main(["fit", "--model", "autoencoder.Autoencoder", "--print_config=skip_null"])  # doctest: +SKIP
     """
-    quiet()
+    settle()
     arguments = list(sys.argv[1:] if argv is None else argv)
     sys.argv = sys.argv[:1]
     with one_line_errors():
@@ -160,13 +174,15 @@ def _check_checkpoint(arguments: Sequence[str]) -> None:
                 load_checkpoint(Path(value))
 
 
-def _root_cause(error: BaseException) -> str:
-    """The message a user needs: an :class:`InputError` that a parser has wrapped, else the first line that says something."""
+def _for_the_user(error: BaseException) -> str | None:
+    """One line from an :class:`InputError`, however wrapped, or from a parser or trainer that refuses; else None."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, InputError):  # raised in a loader's worker it brings a traceback, and itself last
             return str(cause).splitlines()[-1].removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")
         cause = cause.__cause__ or cause.__context__
+    if not isinstance(error, ArgumentError | MisconfigurationException):
+        return None
     message = " ".join(str(error).split())
     if rejected := re.search(r"given class_path '([^']+)': (.+?) Expected a ", message):
         return f"{rejected[1]}: {rejected[2].strip(' -')}"

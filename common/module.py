@@ -134,6 +134,7 @@ class OneClassModule(LightningModule, ABC):
         self.scored = self._whole_split()
         metrics = self.test_metrics()
         self.log_dict({f"test/{key}": float(value) for key, value in metrics[self.hparams["score"]].items()})
+        self.log("step", float(self.current_epoch))
 
     def test_metrics(self) -> dict[str, dict[str, float]]:
         """:func:`common.evaluation.evaluate` of every score on the last test; the threshold belongs to the chosen one."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from pytorch_lightning import seed_everything
 
-from common.cli import OneClassCLI, assemble, one_line_errors, quiet
+from common.cli import OneClassCLI, assemble, one_line_errors, settle
 from common.experiment.cell import Cell, Settings
 from common.testing import optimizers_of
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args(argv)
     with one_line_errors():
-        quiet()
+        settle()
         torch.set_num_threads(arguments.threads)
         for name in arguments.presets:
             for line in measure(name, arguments):

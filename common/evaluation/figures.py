@@ -144,7 +144,7 @@ def reconstruction_grid(images: Values, reconstructions: Values) -> Figure:
 
     Example:
         >>> images = np.eye(8).reshape(1, 1, 8, 8)
-        >>> [axes.get_ylabel() for axes in reconstruction_grid(images, 0.9 * images).axes]
+        >>> [text.get_text() for text in reconstruction_grid(images, 0.9 * images).axes[0].texts]
         ['image', 'reconstruction']
     """
     originals, copies = as_float64(images)[:MAX_IMAGES], as_float64(reconstructions)[:MAX_IMAGES]
@@ -165,7 +165,7 @@ def image_grid(images: Values, titles: Sequence[str], caption: str) -> Figure:
         InputError: Not images, or another number of titles.
 
     Example:
-        >>> image_grid(np.eye(8).reshape(1, 1, 8, 8), ["0.93"], "flagged").axes[0].get_title()
+        >>> image_grid(np.eye(8).reshape(1, 1, 8, 8), ["0.93"], "flagged").axes[0].texts[1].get_text()
         '0.93'
     """
     pixels = as_float64(images)
@@ -189,8 +189,8 @@ def extremes_figure(images_normal: Values, scores_normal: Values, images_anomalo
 
     Example:
         >>> images = np.eye(8).reshape(1, 1, 8, 8).repeat(2, axis=0)
-        >>> [axes.get_title() for axes in extremes_figure(images, [1.0, 5.0], images, [7.0, 4.0]).axes]
-        ['5', '1', '4', '7']
+        >>> [text.get_text() for text in extremes_figure(images, [1.0, 5.0], images, [7.0, 4.0]).axes[0].texts]
+        ['normal', '5', '1', 'anomalous', '4', '7']
     """
     rows = []
     groups = ("normal", images_normal, scores_normal, -1), ("anomalous", images_anomalous, scores_anomalous, 1)
@@ -245,17 +245,21 @@ def _draw_rows(rows: Sequence[tuple[str, Floats, Sequence[str]]], caption: str =
             raise InputError(f"images must be of shape (B, 1, H, W) or (B, 3, H, W), not {images.shape}")
     low = min((images.min() for _, images, _ in rows if images.size), default=0.0)
     high = max((images.max() for _, images, _ in rows if images.size), default=1.0)
-    image_height, image_width = rows[0][1].shape[2:]
-    row_height = 0.75 * image_height / image_width + (0.2 if any(titles for *_, titles in rows) else 0.05)
-    figure = Figure(figsize=(7.0, row_height * len(rows) + (0.35 if caption else 0.1)), layout="constrained")
-    grid = figure.add_gridspec(len(rows), MAX_IMAGES)
+    aspect = rows[0][1].shape[2] / rows[0][1].shape[3]
+    above = 0.3 if any(titles for *_, titles in rows) else 0.06
+    pitch = aspect + above
+    figure = Figure(figsize=(7.0, 0.75 * pitch * len(rows) + (0.35 if caption else 0.1)), layout="constrained")
+    axes = figure.add_subplot(xlim=(-0.06, 1.06 * MAX_IMAGES), ylim=(pitch * len(rows), 0), aspect="equal")
+    axes.set_axis_off()
     for i, (name, images, titles) in enumerate(rows):
+        top, bottom = pitch * i + above, pitch * (i + 1)
+        axes.text(-0.1, (top + bottom) / 2, name, fontsize=8, ha="right", va="center")
         for j, image in enumerate((images - low) / ((high - low) or 1.0)):
-            axes = figure.add_subplot(grid[i, j], xticks=[], yticks=[], frame_on=False)
-            axes.imshow(np.moveaxis(image, 0, -1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            left = 1.06 * j
+            place = (left, left + 1, bottom, top)
+            axes.imshow(np.moveaxis(image, 0, -1), "gray", vmin=0, vmax=1, interpolation="nearest", extent=place)
             if titles:
-                axes.set_title(titles[j], fontsize=7, pad=2)
-            if j == 0:
-                axes.set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
+                axes.text(left + 0.5, top - 0.04, titles[j], fontsize=7, ha="center", va="bottom")
+    axes.set(xlim=(-0.06, 1.06 * MAX_IMAGES), ylim=(pitch * len(rows), 0))
     figure.suptitle(caption, fontsize=9, wrap=True)
     return figure

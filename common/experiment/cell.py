@@ -20,7 +20,7 @@ import yaml
 from pytorch_lightning import seed_everything
 
 from common.classical import fit_and_score
-from common.cli import assemble, load_checkpoint, quiet
+from common.cli import assemble, load_checkpoint, settle
 from common.data import OneClassDataModule, parse_protocol
 from common.data.datamodule import default_root
 from common.data.datasets import fingerprint
@@ -160,7 +160,7 @@ def run(cell: Cell, settings: Settings) -> Record:
     if (record := finished(cell, settings)) is not None:
         return record
     started = time.perf_counter()
-    quiet()
+    settle()
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     sha = config_sha256(cell, settings)
     directory = _prepare(cell.directory(settings.runs), sha, settings.force)

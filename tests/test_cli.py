@@ -1,0 +1,135 @@
+"""The ``oneclass`` command: every preset parses, and mistakes are told in one line."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from common.cli import assemble, load_checkpoint, main
+from common.errors import InputError
+from common.experiment import Cell
+from common.experiment.cell import Settings
+
+ROOT = Path(__file__).parents[1]
+PRESETS = sorted(ROOT.glob("*/configs/*.yaml"))
+SMOKE = ROOT / "autoencoder" / "configs" / "smoke.yaml"
+QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fit")
+    main(["fit", "--config", str(SMOKE), "--trainer.logger.save_dir", str(folder), *QUIET])
+    return next(folder.rglob("last.ckpt"))
+
+
+def refused(capsys, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(list(map(str, arguments)))
+    output = capsys.readouterr()
+    assert ended.value.code == 2
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1, output.err
+    return output.err
+
+
+@pytest.mark.parametrize("file", PRESETS, ids=lambda file: f"{file.parents[1].name}-{file.stem}")
+def test_every_preset_trains_through_the_parser(file, tmp_path):
+    """On the digits, and for one batch, whatever the preset's own data set."""
+    config = yaml.safe_load(file.read_text())
+    config["trainer"] |= {"fast_dev_run": True, "accelerator": "cpu", "enable_progress_bar": False, "logger": False}
+    cli = assemble({**config, "data": {**config["data"], "dataset": "digits", "normal": 3}})
+    cli.trainer.fit(cli.model, cli.datamodule)
+    cli.trainer.test(cli.model, cli.datamodule, verbose=False)
+    assert cli.model.scored is not None
+    assert cli.model.hparams["shape"] == [1, 8, 8]
+
+
+@pytest.mark.parametrize("file", PRESETS, ids=lambda file: f"{file.parents[1].name}-{file.stem}")
+def test_every_preset_is_a_cell(file):
+    preset, _, dataset = file.stem.partition(".")
+    config = Cell(file.parents[1].name, preset, dataset or "digits", "standard", "0", 0).config(Settings())
+    assert config["model"] == yaml.safe_load(file.read_text())["model"]
+
+
+def test_fit_test_and_predict(checkpoint, tmp_path, capsys):
+    assert load_checkpoint(checkpoint)["method"] == "Autoencoder"
+    common = ["--config", SMOKE, "--ckpt_path", checkpoint, *QUIET, "--trainer.logger.save_dir", tmp_path]
+    main(["test", *map(str, common)])
+    assert "test/auroc" in capsys.readouterr().out
+    main(["predict", *map(str, common)])
+    predictions = pd.read_csv(next(tmp_path.rglob("predictions.csv")))
+    assert list(predictions) == ["index", "reconstruction", "anomalous"]
+    assert len(predictions) == 540
+    threshold = load_checkpoint(checkpoint)["state_dict"]["threshold"].item()
+    assert (predictions.anomalous == (predictions.reconstruction >= threshold)).all()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--data.dataset", "nope"], "unknown data set 'nope'"),
+        (["--data.dataset", "mnist", "--data.root", "/nowhere"], "no folder /nowhere"),
+        (["--data.normal", "17"], "'digits' has no class '17'"),
+        (["--data.contamination", "1"], "contamination lies in [0, 1), not 1.0"),
+        (["--data.val_fraction", "1"], "val_fraction lies in [0, 1), not 1.0"),
+        (["--data.protocol", "nope"], "unknown protocol 'nope'"),
+        (["--data.share", "0.3"], "share belongs to the protocol 'proportion'"),
+        (["--data.normalization", "nope"], "normalization"),
+        (["--data.image_size", "0"], "image_size"),
+        (["--model.init_args.latnt", "3"], "autoencoder.Autoencoder: Option 'latnt' is not accepted"),
+        (["--data.bacth_size", "3"], "bacth_size"),
+        (["--model.init_args.network", "nope"], "unknown network 'nope': choose from strided, lenet, bounded"),
+        (["--model", "autoencoder.Nope"], "Nope"),
+        (["--trainer.max_epochs", "many"], "max_epochs"),
+        (["--rule", "best-on-test"], "rule"),
+        (["--rule", "validation", "--data.val_fraction", "0"], "rule 'validation' needs held-out normal samples"),
+        (["--ckpt_path", "nope.ckpt"], "no checkpoint nope.ckpt"),
+        (["--config", "nope.yaml"], "nope.yaml"),
+    ],
+)
+def test_mistakes_get_one_line_and_status_2(flags, says, capsys, tmp_path):
+    assert says in refused(capsys, "fit", "--config", SMOKE, *QUIET, *flags)
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_misspelt_key_in_a_file(capsys, tmp_path):
+    config = yaml.safe_load(SMOKE.read_text())
+    config["data"]["bacth_size"] = 3
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
+    assert "bacth_size" in refused(capsys, "fit", "--config", tmp_path / "mine.yaml")
+
+
+def test_checkpoint_of_another_method(checkpoint, capsys, tmp_path):
+    contents = torch.load(checkpoint, weights_only=True)
+    torch.save({**contents, "method": "OCGAN"}, tmp_path / "other.ckpt")
+    says = refused(capsys, "test", "--config", SMOKE, "--ckpt_path", tmp_path / "other.ckpt", *QUIET)
+    assert "the checkpoint is one of OCGAN, not of Autoencoder" in says
+
+
+def test_checkpoint_that_is_truncated_or_something_else(checkpoint, capsys, tmp_path):
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes(checkpoint.read_bytes()[:1000])
+    assert "is not a readable checkpoint" in refused(capsys, "test", "--config", SMOKE, "--ckpt_path", damaged, *QUIET)
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "else.ckpt")
+    says = refused(capsys, "test", "--config", SMOKE, "--ckpt_path", tmp_path / "else.ckpt", *QUIET)
+    assert "is not a checkpoint of this package" in says
+
+
+class Harmful:
+    def __reduce__(self):
+        return (Path.touch, (Path("harm"),))
+
+
+def test_pickled_code_is_not_run(checkpoint, tmp_path):
+    torch.save({**torch.load(checkpoint, weights_only=True), "extra": Harmful()}, tmp_path / "harmful.ckpt")
+    with pytest.raises(InputError, match="is not a readable checkpoint"):
+        load_checkpoint(tmp_path / "harmful.ckpt")
+    assert not Path("harm").exists()
