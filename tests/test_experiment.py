@@ -17,6 +17,7 @@ from common.errors import InputError
 from common.experiment import Cell, Experiment, Grid, run_experiment
 from common.experiment.cell import Settings, config_sha256, finished, run
 from common.experiment.report import COLUMNS
+from common.module import OneClassModule
 
 ROOT = Path(__file__).parents[1]
 CELL = Cell("autoencoder", "smoke", "digits", "standard", "3", 0)
@@ -173,6 +174,39 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
         metrics = [json.loads((directory / "metrics.json").read_text()) for directory in ours]
         assert metrics[0]["metrics"] == metrics[1]["metrics"]
         assert metrics[0]["selected_epoch"] == metrics[1]["selected_epoch"] == 60
+
+
+@pytest.mark.parametrize("stopped_at", [1, 4])
+def test_resumed_run_chooses_the_same_epoch(stopped_at, tmp_path, monkeypatch):
+    config, start = Cell.config, OneClassModule.on_train_epoch_start
+    monkeypatch.setattr(Cell, "config", lambda cell, settings: {**config(cell, settings), "rule": "validation"})
+    whole = run(CELL, Settings(runs=tmp_path / "whole", threads=1, max_epochs=6))
+
+    def stop(module):
+        if module.current_epoch == stopped_at:
+            raise OSError("power cut")
+        start(module)
+
+    stopped = Settings(runs=tmp_path / "stopped", threads=1, max_epochs=6)
+    with monkeypatch.context() as patch:
+        patch.setattr(OneClassModule, "on_train_epoch_start", stop)
+        with pytest.raises(OSError, match="power cut"):
+            run(CELL, stopped)
+    assert not list((tmp_path / "stopped").rglob("metrics.json"))
+    resumed = run(CELL, stopped)
+    assert resumed["metrics"] == whole["metrics"]
+    assert resumed["selected_epoch"] == whole["selected_epoch"]
+    scores = [(CELL.directory(tmp_path / name) / "scores.csv").read_text() for name in ("whole", "stopped")]
+    assert scores[0] == scores[1]
+
+
+def test_a_checkpoint_of_another_configuration_is_not_gone_on_from(tmp_path):
+    note = CELL.directory(tmp_path) / ".config_sha256"
+    note.parent.mkdir(parents=True)
+    note.write_text("another")
+    with pytest.raises(InputError, match="was begun with another configuration: give --force"):
+        run(CELL, Settings(runs=tmp_path, threads=1))
+    assert run(CELL, Settings(runs=tmp_path, threads=1, force=True))["selected_epoch"] == 2
 
 
 def _mtime(path):

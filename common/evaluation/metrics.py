@@ -102,7 +102,7 @@ def evaluate_at(scores: Values, labels: Values, threshold: float) -> dict[str, f
 
     Returns:
         ``precision_threshold`` (0 when nothing is flagged), ``recall_threshold``, ``f1_threshold``,
-        ``false_alarm_rate`` (flagged share of the normals), in [0, 1], and ``flagged``, how many.
+        ``false_alarm_rate`` (flagged share of the normals), in [0, 1], ``flagged``, how many, and ``threshold`` itself.
         Recall and F1 are NaN without anomalies, the false alarm rate without normals.
 
     Raises:
@@ -124,6 +124,7 @@ def evaluate_at(scores: Values, labels: Values, threshold: float) -> dict[str, f
         "f1_threshold": 2 * hits / (n_flagged + n_anomalous) if n_anomalous else math.nan,
         "false_alarm_rate": (n_flagged - hits) / n_normal if n_normal else math.nan,
         "flagged": n_flagged,
+        "threshold": threshold,
     }
 
 
