@@ -169,7 +169,8 @@ class Figures(Callback):
         if thumbnails is not None:
             thumbnails = thumbnails / thumbnails.amax().clamp_min(1e-12)
             thumbnails = thumbnails.expand(-1, 3, -1, -1) if thumbnails.shape[1] == 1 else thumbnails
-        writer.add_embedding(latent.cpu(), metadata, thumbnails, metadata_header=["class", "label", "score"], tag="latent")
+        header = ["class", "label", "score"]
+        writer.add_embedding(latent.cpu(), metadata, thumbnails, module.current_epoch, "latent", header)
 
     def _hparams(self, trainer: Trainer, data: OneClassDataModule, module: OneClassModule) -> None:
         assert isinstance(trainer.logger, TensorBoardLogger)

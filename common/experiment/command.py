@@ -18,7 +18,7 @@ from common.data.datamodule import default_root
 from common.errors import InputError
 from common.experiment.cell import Cell, Settings, finished
 from common.experiment.grid import run_grid
-from common.experiment.report import reported, show, tabulate, write
+from common.experiment.report import KEY, reported, show, tabulate, write
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
             records = [record for cell in of_grid if (record := finished(cell, done)) is not None]
             tables.append(tabulate(records, numbers, experiment.compare, grid.metrics))
         table = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+        table = table.drop_duplicates([*KEY, "normal"])
         if table.empty:
             raise InputError("no cell is done: there is nothing to report")
         show(table, console)

@@ -31,12 +31,13 @@ def reported(name: str) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame(columns=["table", "page", "dataset", "protocol", "method", "normal", "metric", "value", "std"])
     frame = pd.read_csv(path, dtype={"normal": str})
-    group = ["table", "dataset", "protocol", "method", "metric"]
-    means = []
-    for key, rows in frame.groupby(group, sort=False):
+    pieces = []
+    for key, rows in frame.groupby(["table", "dataset", "protocol", "method", "metric"], sort=False):
+        pieces.append(rows)
         if "mean" not in set(rows["normal"]) and len(rows) == 10:
-            means.append({**dict(zip(group, key, strict=True)), "normal": "mean", "value": rows["value"].mean()})
-    return pd.concat([frame, pd.DataFrame(means)], ignore_index=True)
+            about = dict(zip(("table", "dataset", "protocol", "method", "metric"), key, strict=True))
+            pieces.append(pd.DataFrame([{**about, "normal": "mean", "value": rows["value"].mean()}]))
+    return pd.concat(pieces, ignore_index=True)
 
 
 def bootstrap_interval(values: Sequence[ArrayLike], confidence: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:
@@ -129,9 +130,9 @@ def show(table: pd.DataFrame, console: Console) -> None:
         means = rows[rows["normal"] == "mean"].assign(name=_name)
         console.print(_detailed(f"{title} · mean over the normal classes", "name", means))
         console.print(_by_class(f"{title} · each class as the normal one", rows))
-    for (dataset, protocol), rows in table[~several].groupby(["dataset", "protocol"], sort=False):
-        named = rows.assign(name=_name(rows) + " " + rows["normal"] + " " + rows["metric"])
-        console.print(_detailed(f"{dataset} · {protocol}", "name", named))
+    one = table[~several].assign(name=_name)
+    for (dataset, protocol, name, normal), rows in one.groupby(["dataset", "protocol", "name", "normal"], sort=False):
+        console.print(_detailed(f"{dataset} · {protocol} · normal {normal} · {name}", "metric", rows))
 
 
 def markdown(table: pd.DataFrame, title: str, command: str) -> str:
@@ -239,8 +240,8 @@ def _by_class(title: str, rows: pd.DataFrame) -> Table:
     for name, of_method in rows.groupby(_name(rows), sort=False):
         cells = of_method.set_index("normal")
         table.add_row(name, *(_short(cells["mean"].get(k)) for k in classes))
-        if cells["paper"].notna().any():
-            table.add_row("  paper", *(_short(cells["paper"].get(k)) for k in classes), style="dim")
+        for reference, reported_cells in cells[cells["reference"] != ""].groupby("reference", sort=False):
+            table.add_row(f"  {reference}", *(_short(reported_cells["paper"].get(k)) for k in classes), style="dim")
     return table
 
 
