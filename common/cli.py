@@ -72,7 +72,7 @@ class OneClassCLI(LightningCLI):
             FiniteLoss(),
             Figures(),
             Predictions(),
-            checkpointing(self.model, self.datamodule, rule),
+            *checkpointing(self.model, self.datamodule, rule),
         ]
         return self._instantiate_trainer(config, extra)
 
@@ -91,18 +91,20 @@ def assemble(config: dict[str, Any]) -> OneClassCLI:
         raise InputError(message) from error
 
 
-def checkpointing(module: OneClassModule, data: OneClassDataModule, rule: Rule) -> ModelCheckpoint:
-    """``last.ckpt`` after every epoch and, under the rule ``validation``, ``best.ckpt`` by the module's monitor.
+def checkpointing(module: OneClassModule, data: OneClassDataModule, rule: Rule) -> list[ModelCheckpoint]:
+    """``last.ckpt`` after every epoch and, under the rule ``validation``, before it ``best.ckpt`` by the module's monitor.
+
+    Two callbacks, because Lightning's ``save_last`` writes only when the best has changed.
 
     Raises:
         InputError: The rule needs held-out samples and there are none.
     """
     if rule == "validation" and not len(data.splits.val):
         raise InputError("rule 'validation' needs held-out normal samples: give data.val_fraction above 0")
-    chosen = {"monitor": module.monitor, "mode": module.mode, "save_top_k": 1} if rule == "validation" else {"save_top_k": 0}
-    return ModelCheckpoint(
-        filename="best", save_last=True, save_on_train_epoch_end=True, enable_version_counter=False, **chosen
-    )  # fmt: skip
+    always: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+    best = ModelCheckpoint(filename="best", monitor=module.monitor, mode=module.mode, **always)
+    last = ModelCheckpoint(filename="last", **always)
+    return [best, last] if rule == "validation" else [last]
 
 
 def settle() -> None:

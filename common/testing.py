@@ -44,7 +44,7 @@ def toy_samples(n: int = N, shape: Sequence[int] = SHAPE, seed: int = 0, anomalo
 
 def fit(module: OneClassModule, epochs: int, folder: Path, resume: bool = False) -> Trainer:
     """Trains on the toy normals, validates on others, and keeps ``folder/last.ckpt``."""
-    callback = ModelCheckpoint(folder, save_last=True, save_top_k=0, save_on_train_epoch_end=True)
+    callback = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     trainer = _trainer(epochs, folder, [callback])
     checkpoint = str(folder / "last.ckpt") if resume else None
     with _seeded():

@@ -1,5 +1,6 @@
 """Cells, records, grids and what the command line says about them."""
 
+import contextlib
 import json
 import os
 import signal
@@ -152,19 +153,20 @@ def test_tensorboard_holds_every_kind_of_thing(runs):
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
-    """kill -9 in mid-run, twice, then to the end: the same scores as a run that nobody disturbed."""
-    flags = ["--datasets", "digits", "--presets", "smoke", "--normal", "3", "4", "--seeds", "0", "--max-epochs", "60"]
+    """kill -9 in mid-run, of the grid alone and of all its processes, then to the end: the scores of an undisturbed run."""
+    flags = ["--datasets", "digits", "--presets", "smoke", "--normal", "3", "4", "--seeds", "0", "--max-epochs", "100"]
     whole = command(*flags, "--runs", tmp_path / "whole")
     assert whole.wait(timeout=300) == 0, whole.stdout.read()
     directory = CELL.directory(tmp_path / "killed")
-    for _ in range(2):
+    for kill in (os.kill, os.killpg):
         process = command(*flags, "--runs", tmp_path / "killed", start_new_session=True)
         before = _mtime(directory / "checkpoints" / "last.ckpt")
         deadline = time.monotonic() + 180
         while _mtime(directory / "checkpoints" / "last.ckpt") == before and time.monotonic() < deadline:
             time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
+        kill(process.pid, signal.SIGKILL)
         process.wait()
+        _wait_for_the_end_of(process.pid)
         assert not (directory / "metrics.json").exists()
     last = command(*flags, "--runs", tmp_path / "killed")
     assert last.wait(timeout=300) == 0, last.stdout.read()
@@ -173,13 +175,14 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
         assert (ours[0] / "scores.csv").read_text() == (ours[1] / "scores.csv").read_text()
         metrics = [json.loads((directory / "metrics.json").read_text()) for directory in ours]
         assert metrics[0]["metrics"] == metrics[1]["metrics"]
-        assert metrics[0]["selected_epoch"] == metrics[1]["selected_epoch"] == 60
+        assert metrics[0]["selected_epoch"] == metrics[1]["selected_epoch"] == 100
 
 
+@pytest.mark.parametrize("rule", ["last", "validation"])
 @pytest.mark.parametrize("stopped_at", [1, 4])
-def test_resumed_run_chooses_the_same_epoch(stopped_at, tmp_path, monkeypatch):
+def test_resumed_run_goes_on_and_chooses_the_same_epoch(rule, stopped_at, tmp_path, monkeypatch):
     config, start = Cell.config, OneClassModule.on_train_epoch_start
-    monkeypatch.setattr(Cell, "config", lambda cell, settings: {**config(cell, settings), "rule": "validation"})
+    monkeypatch.setattr(Cell, "config", lambda cell, settings: {**config(cell, settings), "rule": rule})
     whole = run(CELL, Settings(runs=tmp_path / "whole", threads=1, max_epochs=6))
 
     def stop(module):
@@ -193,7 +196,15 @@ def test_resumed_run_chooses_the_same_epoch(stopped_at, tmp_path, monkeypatch):
         with pytest.raises(OSError, match="power cut"):
             run(CELL, stopped)
     assert not list((tmp_path / "stopped").rglob("metrics.json"))
+    epochs = []
+
+    def note(module):
+        epochs.append(module.current_epoch)
+        start(module)
+
+    monkeypatch.setattr(OneClassModule, "on_train_epoch_start", note)
     resumed = run(CELL, stopped)
+    assert epochs == list(range(stopped_at, 6))
     assert resumed["metrics"] == whole["metrics"]
     assert resumed["selected_epoch"] == whole["selected_epoch"]
     scores = [(CELL.directory(tmp_path / name) / "scores.csv").read_text() for name in ("whole", "stopped")]
@@ -207,6 +218,15 @@ def test_a_checkpoint_of_another_configuration_is_not_gone_on_from(tmp_path):
     with pytest.raises(InputError, match="was begun with another configuration: give --force"):
         run(CELL, Settings(runs=tmp_path, threads=1))
     assert run(CELL, Settings(runs=tmp_path, threads=1, force=True))["selected_epoch"] == 2
+
+
+def _wait_for_the_end_of(group):
+    deadline = time.monotonic() + 30
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)
+            time.sleep(0.1)
+        pytest.fail("the workers outlive their grid")
 
 
 def _mtime(path):

@@ -1,8 +1,12 @@
 """Many cells: what is done is skipped, the rest runs side by side."""
 
+import os
+import threading
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -43,7 +47,7 @@ def run_grid(cells: Sequence[Cell], settings: Settings, jobs: int | None, consol
     settings = replace(settings, threads=max(1, torch.get_num_threads() // jobs))
     left = [cell for cell in cells if finished(cell, settings) is None]
     if len(cells) == 1:
-        results = [_attempt(cell, replace(settings, progress=console.is_terminal)) for cell in left]
+        results = [_attempt(cell, replace(settings, progress=console.is_terminal), os.getpid()) for cell in left]
         for cell, result in results:
             console.print(_line(cell, result), highlight=False, soft_wrap=True)
         return [Failure(cell, result) for cell, result in results if isinstance(result, str)]
@@ -54,7 +58,7 @@ def run_grid(cells: Sequence[Cell], settings: Settings, jobs: int | None, consol
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=len(cells), completed=len(cells) - len(left))
         parallel = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="all")
-        for cell, result in parallel(delayed(_attempt)(cell, settings) for cell in left):
+        for cell, result in parallel(delayed(_attempt)(cell, settings, os.getpid()) for cell in left):
             bar.console.print(_line(cell, result), highlight=False, soft_wrap=True)
             bar.advance(task)
             if isinstance(result, str):
@@ -62,7 +66,9 @@ def run_grid(cells: Sequence[Cell], settings: Settings, jobs: int | None, consol
     return failures
 
 
-def _attempt(cell: Cell, settings: Settings) -> tuple[Cell, Record | str]:
+def _attempt(cell: Cell, settings: Settings, grid: int) -> tuple[Cell, Record | str]:
+    if os.getpid() != grid:
+        _end_with(grid)
     try:
         return cell, run(cell, settings)
     except (InputError, KeyboardInterrupt):
@@ -72,6 +78,18 @@ def _attempt(cell: Cell, settings: Settings) -> tuple[Cell, Record | str]:
     except Exception as error:
         (cell.directory(settings.runs) / "error.txt").write_text(traceback.format_exc())
         return cell, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+@cache
+def _end_with(grid: int) -> None:
+    """A grid that is killed takes its workers along, so that the next one does not find them in its cells."""
+
+    def watch() -> None:
+        while os.getppid() == grid:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _line(cell: Cell, result: Record | str) -> str:
