@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -94,12 +95,13 @@ def bare(name: str, arguments: argparse.Namespace) -> dict[str, float]:
         module: Any = cli.model
         data = cli.datamodule
         data.setup()
+        batches, n = data.train_dataloader(), 0
+        module.trainer = SimpleNamespace(estimated_stepping_batches=arguments.epochs * len(batches))
         optimizers = optimizers_of(module.configure_optimizers())
         module.optimizers = lambda: optimizers if len(optimizers) > 1 else optimizers[0]
         module.descend = _descend
         module.to(arguments.device, memory_format=torch.channels_last)
         module.train()
-        batches, n = data.train_dataloader(), 0
         start = time.perf_counter()
         for epoch in range(arguments.epochs):
             batches.sampler.set_epoch(epoch)  # type: ignore[union-attr]

@@ -92,7 +92,8 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
         if table.empty:
             raise InputError("no cell is done: there is nothing to report")
         show(table, console)
-        command = f"python -m experiments.{experiment.name} {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
+        flags = [flag for flag in (sys.argv[1:] if argv is None else argv) if flag != "--report-only"]
+        command = shlex.join(["python", "-m", f"experiments.{experiment.name}", *flags])
         for path in write(table, arguments.out or settings.runs, experiment.name, experiment.title, command):
             console.print(f"written: {path}", highlight=False, soft_wrap=True)
         console.print(f"look at the runs: tensorboard --logdir {settings.runs}", highlight=False, soft_wrap=True)

@@ -1,5 +1,6 @@
 """Many cells: what is done is skipped, the rest runs side by side."""
 
+import gc
 import os
 import threading
 import time
@@ -78,6 +79,8 @@ def _attempt(cell: Cell, settings: Settings, grid: int) -> tuple[Cell, Record | 
     except Exception as error:
         (cell.directory(settings.runs) / "error.txt").write_text(traceback.format_exc())
         return cell, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    finally:
+        gc.collect()  # trainers hold themselves in cycles, and the next cell wants the memory
 
 
 @cache
