@@ -242,7 +242,8 @@ def result_figures(data: OneClassDataModule, scored: Scored, name: str, threshol
     flagged = np.flatnonzero(scores >= threshold)
     if len(flagged):
         shown = flagged[np.argsort(-scores[flagged])][:16]
-        titles = [f"{classes[scored.target[i]]}: {scores[i]:.3g}" for i in shown]
+        names = [name.split(" - ")[0] for name in classes]  # torchvision says "3 - three"
+        titles = [f"{names[scored.target[i]]}: {scores[i]:.3g}" for i in shown]
         caption = f"{len(flagged)} of {len(scores)} at or above {threshold:.4g}, {int(label[flagged].sum())} anomalous"
         drawn["flagged"] = figures.image_grid(data.images(scored.index[shown]), titles, caption)
     return drawn
