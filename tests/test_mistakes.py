@@ -1,0 +1,152 @@
+"""What the commands of the experiments say to a mistake: one line, exit status 2, nothing half-written."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.experiment import Cell, Experiment, Grid, run_experiment
+
+EXPERIMENT = Experiment(
+    name="autoencoder",
+    title="A trial",
+    main=Grid(presets=("smoke", "classical-ocsvm"), datasets=("digits",)),
+    seeds=(0,),
+)
+
+
+def tree(root, classes=("cat", "dog"), n=8):
+    random = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in classes:
+            (root / part / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = random.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{i}.png")
+    return root
+
+
+def refused(capsys, *arguments):
+    """The one line that a mistaken command prints."""
+    with pytest.raises(SystemExit) as ended:
+        run_experiment(EXPERIMENT, list(map(str, arguments)))
+    output = capsys.readouterr()
+    assert ended.value.code == 2
+    assert output.err.count("\n") == 1, output.err
+    assert output.err.startswith("error: ")
+    return output.err
+
+
+def test_a_folder_of_images_runs_by_class_name(tmp_path):
+    root = tree(tmp_path / "pets")
+    flags = [
+        "--datasets",
+        "folder",
+        "--root",
+        root,
+        "--presets",
+        "smoke",
+        "--normal",
+        "cat",
+        "--runs",
+        tmp_path / "runs",
+    ]
+    run_experiment(EXPERIMENT, [*map(str, flags), "--image-size", "12"])
+    record = json.loads(next((tmp_path / "runs").rglob("metrics.json")).read_text())
+    assert record["cell"]["normal"] == "cat"
+    assert record["metrics"]["reconstruction"]["n_anomalous"] == 8
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--datasets", "nope"], "unknown data set 'nope': choose from digits, mnist"),
+        (["--datasets", "mnist", "--root", "/nowhere"], "no folder /nowhere: create it or correct --root"),
+        (["--datasets", "folder", "--root", "/nowhere"], "no folder /nowhere"),
+        (["--normal", "17"], "'digits' has no class '17': choose from 0, 1, 2"),
+        (["--protocols", "standard,contamination=1"], "contamination lies in [0, 1), not 1.0"),
+        (["--protocols", "standard,contamination=-0.1"], "contamination lies in [0, 1), not -0.1"),
+        (["--protocols", "standard,contamnation=0.1"], "has no option 'contamnation'"),
+        (["--protocols", "nope"], "unknown protocol 'nope'"),
+        (["--presets", "nope"], "no preset 'nope' of 'autoencoder': choose from dcae"),
+        (["--presets", "nope-smoke"], "no such method"),
+        (["--presets", "classical-nope"], "unknown classical detector 'nope'"),
+        (["--seeds", "one"], "invalid int value: 'one'"),
+        (["--bogus"], "unrecognized arguments: --bogus"),
+        (["--report-only"], "no cell is done"),
+    ],
+)
+def test_mistakes_get_one_line_and_status_2(flags, says, tmp_path, capsys):
+    flags = [*flags] if "--normal" in flags else [*flags, "--normal", "3"]
+    assert says in refused(capsys, *flags, "--runs", tmp_path)
+    assert not list(tmp_path.rglob("metrics.json"))
+
+
+def test_empty_class_folder(tmp_path, capsys):
+    root = tree(tmp_path / "pets")
+    (root / "test" / "bird").mkdir()
+    says = refused(capsys, "--datasets", "folder", "--root", root, "--runs", tmp_path / "runs")
+    assert "no images in the class folder" in says
+    assert "bird" in says
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text"])
+def test_unreadable_image_is_named(damage, tmp_path, capsys):
+    root = tree(tmp_path / "pets")
+    victim = root / "train" / "cat" / "3.png"
+    content = victim.read_bytes()
+    victim.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"not an image")
+    flags = [
+        "--datasets",
+        "folder",
+        "--root",
+        root,
+        "--normal",
+        "cat",
+        "--presets",
+        "smoke",
+        "--runs",
+        tmp_path / "runs",
+    ]
+    says = refused(capsys, *flags)
+    assert "cannot read the image" in says
+    assert str(victim) in says
+
+
+def test_misspelt_key_in_a_preset(tmp_path, capsys, monkeypatch):
+    config = Cell.config
+
+    def misspelt(cell, settings):
+        made = config(cell, settings)
+        return {**made, "model": {**made["model"], "init_args": {**made["model"]["init_args"], "latnt": 3}}}
+
+    monkeypatch.setattr(Cell, "config", misspelt)
+    flags = ["--presets", "smoke", "--normal", "3", "--runs", str(tmp_path), "--jobs", "1"]
+    assert "latnt" in refused(capsys, *flags)
+
+
+def test_runs_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "cannot write in the runs folder" in refused(capsys, "--normal", "3", "--runs", tmp_path / "file" / "runs")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions as POSIX has them")
+def test_runs_folder_without_permission(tmp_path, capsys):
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    locked.chmod(0o555)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        says = refused(capsys, "--normal", "3", "--runs", locked / "runs")
+    finally:
+        if root:
+            os.seteuid(0)
+    assert "cannot write in the runs folder" in says
+    assert "Permission denied" in says
+    assert not list(locked.iterdir())
