@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
@@ -94,6 +95,80 @@ class Throughput(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on counting."""
         self.images, self.seconds = state_dict["images"], state_dict["seconds"]
+
+
+class FirstBelow(Checkpoint):
+    """Writes ``rho.ckpt`` after the first epoch whose ``monitor`` is below ``rho``: ALOCC's stopping rule, on held-out normals.
+
+    Training goes on, so that what came after can be compared. ``val/rho`` is logged beside the monitored curve, and
+    ``val/below_rho`` (0 or 1) shows the chosen epoch.
+
+    Args:
+        monitor: A logged key.
+        rho: The bound, in the unit of ``monitor``.
+
+    Attributes:
+        epoch: The chosen epoch, counted from 1; None until there is one.
+    """
+
+    def __init__(self, monitor: str, rho: float) -> None:
+        self.monitor, self.rho, self.epoch = monitor, rho, None
+
+    epoch: int | None
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Looks, after the validation of the epoch."""
+        below = bool(trainer.callback_metrics[self.monitor] < self.rho)
+        if below and self.epoch is None:
+            self.epoch = trainer.current_epoch + 1
+            trainer.save_checkpoint(Path(trainer.log_dir or trainer.default_root_dir, "checkpoints", "rho.ckpt"))
+        module.log_dict({"val/rho": self.rho, "val/below_rho": float(below)})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Travels with the checkpoint."""
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps to the epoch that was chosen."""
+        self.epoch = state_dict["epoch"]
+
+
+class Oracle(Callback):
+    """Scores the test set after every epoch, to show what a choice by test labels *would* give; nothing is chosen by it.
+
+    Logs ``oracle/auroc_<score>``.
+
+    Attributes:
+        curve: For every score, the AUROC after each epoch.
+        best: For every score, the metrics of the epoch where that AUROC is highest, with that ``epoch``, from 1.
+    """
+
+    def __init__(self) -> None:
+        self.curve: dict[str, list[float]] = {}
+        self.best: dict[str, dict[str, float]] = {}
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Scores and logs."""
+        assert isinstance(module, OneClassModule)
+        scored = module.score(trainer.datamodule.test_dataloader())  # type: ignore[attr-defined]
+        for name, metrics in module.metrics_of(scored).items():
+            curve = self.curve.setdefault(name, [])
+            if not curve or metrics["auroc"] > max(curve):
+                self.best[name] = {**metrics, "epoch": trainer.current_epoch + 1}
+            curve.append(metrics["auroc"])
+            module.log(f"oracle/auroc_{name}", metrics["auroc"])
+
+    def results(self, last: int = 10) -> dict[str, dict[str, float]]:
+        """``best``, and as ``auroc_spread`` the range, max - min, of the AUROC over the ``last`` epochs."""
+        return {name: {**best, "auroc_spread": float(np.ptp(self.curve[name][-last:]))} for name, best in self.best.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Travels with the checkpoint."""
+        return {"curve": self.curve, "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with the curve."""
+        self.curve, self.best = state_dict["curve"], state_dict["best"]
 
 
 class Figures(Callback):

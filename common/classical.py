@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.neighbors import LocalOutlierFactor
 from sklearn.svm import OneClassSVM
 
 from common.data import OneClassDataModule
@@ -14,6 +15,7 @@ from common.module import Scored
 
 DETECTORS: dict[str, Callable[[], BaseEstimator]] = {
     "ocsvm": lambda: OneClassSVM(nu=0.1, gamma="scale"),
+    "lof": lambda: LocalOutlierFactor(novelty=True, algorithm="brute"),
 }
 """Detectors with scikit-learn's ``fit`` and ``score_samples`` (higher = more normal), by preset."""
 
@@ -62,7 +64,9 @@ def fit_and_score(preset: str, data: OneClassDataModule, seed: int) -> tuple[Sco
         "rule": "last",
         "score": preset,
         "metrics": {preset: evaluate(scores, label, threshold)},
+        "also": {},
         "selected_epoch": None,
+        "reached": None,
         "epochs": None,
         "train_images_per_s": None,
         "parameters": None,

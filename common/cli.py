@@ -14,11 +14,11 @@ from typing import Any, Literal
 import torch
 from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from common.callbacks import Figures, FiniteLoss, Predictions, Throughput
+from common.callbacks import Figures, FiniteLoss, FirstBelow, Oracle, Predictions, Throughput
 from common.data import OneClassDataModule
 from common.errors import InputError
 from common.module import OneClassModule
@@ -28,14 +28,15 @@ LOGGER = {
     "init_args": {"save_dir": "runs", "name": "fit", "default_hp_metric": False},
 }
 
-Rule = Literal["last", "validation"]
+Rule = Literal["last", "validation", "rho"]
 
 
 class OneClassCLI(LightningCLI):
     """Lightning's stock command line in subclass mode: any :class:`OneClassModule` by class path, one data module.
 
-    ``--rule`` says which epoch is tested: the ``last`` one, or the best on normal-only ``validation`` by the module's
-    ``monitor``. The module's ``shape`` comes from the data.
+    ``--rule`` says which epoch is tested: the ``last`` one, the best on normal-only ``validation`` by the module's
+    ``monitor``, or the first where that is below the module's ``rho`` (the last, where none is). ``--oracle`` scores the
+    test set after every epoch beside it. The module's ``shape`` comes from the data.
     """
 
     def __init__(self, args: Any = None, run: bool = True) -> None:
@@ -56,22 +57,26 @@ class OneClassCLI(LightningCLI):
     model: OneClassModule
     datamodule: OneClassDataModule
     throughput: Throughput
+    oracle: Oracle | None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The link from data to module, and the rule."""
         parser.link_arguments("data.shape", "model.init_args.shape", compute_fn=list, apply_on="instantiate")
         parser.add_argument("--rule", type=Rule, default="last", help="the epoch that is tested")
+        parser.add_argument("--oracle", type=bool, default=False, help="score the test set after every epoch, to look at")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the callbacks that every run has."""
         rule = self._get(self.config_init, "rule")
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         self.throughput = Throughput()
-        extra = [
+        self.oracle = Oracle() if self._get(self.config_init, "oracle") else None
+        extra: list[Callback] = [
             self.throughput,
             FiniteLoss(),
             Figures(),
             Predictions(),
+            *([self.oracle] if self.oracle else []),
             *checkpointing(self.model, self.datamodule, rule),
         ]
         return self._instantiate_trainer(config, extra)
@@ -91,20 +96,29 @@ def assemble(config: dict[str, Any]) -> OneClassCLI:
         raise InputError(message) from error
 
 
-def checkpointing(module: OneClassModule, data: OneClassDataModule, rule: Rule) -> list[ModelCheckpoint]:
-    """``last.ckpt`` after every epoch and, under the rule ``validation``, before it ``best.ckpt`` by the module's monitor.
+def checkpointing(module: OneClassModule, data: OneClassDataModule, rule: Rule) -> list[Checkpoint]:
+    """``last.ckpt`` after every epoch and, before it, the rule's own: ``best.ckpt`` by the module's monitor, or ``rho.ckpt``.
 
     Two callbacks, because Lightning's ``save_last`` writes only when the best has changed.
 
     Raises:
-        InputError: The rule needs held-out samples and there are none.
+        InputError: The rule needs held-out samples, or the module's ``rho``, and there are none.
     """
-    if rule == "validation" and not len(data.splits.val):
-        raise InputError("rule 'validation' needs held-out normal samples: give data.val_fraction above 0")
     always: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-    best = ModelCheckpoint(filename="best", monitor=module.monitor, mode=module.mode, **always)
     last = ModelCheckpoint(filename="last", **always)
-    return [best, last] if rule == "validation" else [last]
+    if rule == "last":
+        return [last]
+    if not len(data.splits.val):
+        raise InputError(f"rule '{rule}' needs held-out normal samples: give data.val_fraction above 0")
+    if rule == "validation":
+        return [ModelCheckpoint(filename="best", monitor=module.monitor, mode=module.mode, **always), last]
+    if (rho := module.hparams.get("rho")) is None:
+        raise InputError("rule 'rho' needs the bound: give model.init_args.rho, where the method has it")
+    return [FirstBelow(module.monitor, rho), last]
+
+
+CHOSEN: dict[Rule, str] = {"last": "last.ckpt", "validation": "best.ckpt", "rho": "rho.ckpt"}
+"""The checkpoint that a rule has chosen."""
 
 
 def settle() -> None:

@@ -3,3 +3,7 @@
 
 class InputError(ValueError):
     """A mistake in what the user asked for, told in one line; the commands end with exit status 2."""
+
+
+class DataMissingError(InputError):
+    """A data set that is not there and is never downloaded by itself."""

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -140,10 +140,25 @@ class OneClassModule(LightningModule, ABC):
         """:func:`common.evaluation.evaluate` of every score on the last test; the threshold belongs to the chosen one."""
         if self.scored is None:
             raise InputError("nothing has been tested yet: call Trainer.test first")
+        return self.metrics_of(self.scored)
+
+    def metrics_of(self, scored: Scored) -> dict[str, dict[str, float]]:
+        """Likewise, of any scored split."""
         return {
-            name: evaluate(values, self.scored.label, float(self.threshold) if name == self.hparams["score"] else None)
-            for name, values in self.scored.scores.items()
+            name: evaluate(values, scored.label, float(self.threshold) if name == self.hparams["score"] else None)
+            for name, values in scored.scores.items()
         }
+
+    @torch.no_grad()
+    def score(self, batches: Iterable[Sample]) -> Scored:
+        """A whole split, scored outside of the trainer's own loops; every net is back in its mode afterwards."""
+        modes = [(net, net.training) for net in self.modules()]
+        self.eval()
+        for position, batch in enumerate(batches):
+            self.validation_step(batch._replace(image=batch.image.to(self.device)), position)
+        for net, mode in modes:
+            net.training = mode
+        return self._whole_split()
 
     def predict_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
         """``index``, every score, and ``anomalous``: whether the chosen score reaches the threshold."""

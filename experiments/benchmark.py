@@ -19,7 +19,10 @@ from common.cli import OneClassCLI, assemble, one_line_errors, settle
 from common.experiment.cell import Cell, Settings
 from common.testing import optimizers_of
 
-PRESETS = ("autoencoder-paper", "autoencoder-dcae", "autoencoder-denoising", "autoencoder-small")
+PRESETS = (
+    "autoencoder-paper", "autoencoder-dcae", "autoencoder-denoising", "autoencoder-small",
+    "alocc-paper", "alocc-official", "alocc-stable", "alocc-small",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -97,7 +100,7 @@ def bare(name: str, arguments: argparse.Namespace) -> dict[str, float]:
         data.setup()
         batches, n = data.train_dataloader(), 0
         module.trainer = SimpleNamespace(estimated_stepping_batches=arguments.epochs * len(batches))
-        optimizers = optimizers_of(module.configure_optimizers())
+        optimizers = module.trainer.optimizers = optimizers_of(module.configure_optimizers())
         module.optimizers = lambda: optimizers if len(optimizers) > 1 else optimizers[0]
         module.descend = _descend
         module.to(arguments.device, memory_format=torch.channels_last)

@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from common.experiment.report import COLUMNS, bootstrap_interval, markdown, reported, show, status, tabulate, write
+from common.experiment.presentation import markdown, show, write
+from common.experiment.report import COLUMNS, bootstrap_interval, reported, status, tabulate
 
 NUMBERS = pd.DataFrame(
     [("T1", "mnist", "standard", "DAE", "3", "auroc", 0.90), ("T1", "mnist", "standard", "DAE", "mean", "auroc", 0.95)],
@@ -13,7 +14,7 @@ NUMBERS = pd.DataFrame(
 
 def record(normal, seed, auroc, method="autoencoder", preset="small", protocol="standard", score="reconstruction", **metrics):
     cell = {"method": method, "preset": preset, "dataset": "mnist", "protocol": protocol, "normal": normal, "seed": seed}
-    return {"cell": cell, "rule": "last", "score": score, "metrics": {score: {"auroc": auroc, **metrics}}}
+    return {"cell": cell, "rule": "last", "score": score, "metrics": {score: {"auroc": auroc, **metrics}}, "also": {}}
 
 
 @pytest.fixture

@@ -24,6 +24,12 @@ class Ranking(NamedTuple):
     eer: float
     f1_max: float
     f1_eer: float
+    tpr_eer: float
+    fpr_eer: float
+
+
+SHARES = (10, 20, 30, 40, 50)
+"""Per cent of anomalies in a test set at which ALOCC reports F1 (Sabokrou et al., CVPR 2018, Fig. 8)."""
 
 
 def evaluate(scores: Values, labels: Values, threshold: float | None = None) -> dict[str, float]:
@@ -40,6 +46,8 @@ def evaluate(scores: Values, labels: Values, threshold: float | None = None) -> 
                                     tie; as this threshold needs the labels too, it is an oracle as well
     ``f1_trivial, _normal``         F1 of calling everything positive, 2p / (1 + p) with p the share of positives:
                                     what any F1 has to beat
+    ``f1_normal_10, … _50``         F1 of the normals at the same threshold as ``f1_eer_normal``, the anomalies weighted
+                                    to be 10 % … 50 % of the test set: what drawing them at random gives on average
     ``n_normal, n_anomalous``       sample counts
     ==============================  ===================================================================================
 
@@ -84,6 +92,7 @@ def evaluate(scores: Values, labels: Values, threshold: float | None = None) -> 
         "f1_eer_normal": normal.f1_eer,
         "f1_trivial": 2 * n_anomalous / (values.size + n_anomalous),
         "f1_trivial_normal": 2 * n_normal / (values.size + n_normal),
+        **{f"f1_normal_{share}": f1_at_share(normal.tpr_eer, normal.fpr_eer, share / 100) for share in SHARES},
         "n_normal": n_normal,
         "n_anomalous": n_anomalous,
     }
@@ -126,6 +135,21 @@ def evaluate_at(scores: Values, labels: Values, threshold: float) -> dict[str, f
         "flagged": n_flagged,
         "threshold": threshold,
     }
+
+
+def f1_at_share(tpr: float, fpr: float, share: float) -> float:
+    """F1 of a detector whose rates are known, on samples of which ``share`` are negatives.
+
+    Args:
+        tpr: Share of the positives that are taken as such, in [0, 1].
+        fpr: Share of the negatives that are taken as positives, in [0, 1].
+        share: In [0, 1).
+
+    Example:
+        >>> f1_at_share(tpr=1.0, fpr=1.0, share=0.5), f1_at_share(tpr=0.8, fpr=0.0, share=0.3)
+        (0.6666666666666666, 0.888888888888889)
+    """
+    return 2 * tpr / (tpr + fpr * share / (1 - share) + 1)
 
 
 def as_scores(scores: Values, name: str = "scores") -> Floats:
@@ -190,4 +214,6 @@ def _ranking(scores: Floats, positive: Flags) -> Ranking:
         eer=float(np.interp(0, fpr_minus_fnr, fpr)),
         f1_max=float(f1.max()),
         f1_eer=float(f1[balanced]),
+        tpr_eer=float(tpr[balanced]),
+        fpr_eer=float(fpr[balanced]),
     )

@@ -20,7 +20,7 @@ import yaml
 from pytorch_lightning import seed_everything
 
 from common.classical import fit_and_score
-from common.cli import assemble, load_checkpoint, settle
+from common.cli import CHOSEN, assemble, load_checkpoint, settle
 from common.data import OneClassDataModule, parse_protocol
 from common.data.datamodule import default_root
 from common.data.datasets import fingerprint
@@ -99,6 +99,7 @@ class Settings:
         threads: Of PyTorch, for each cell; all by default.
         progress: Lightning's progress bar.
         force: Run again what is done.
+        oracle: Score the test set after every epoch, for the record's ``oracle`` entry; it changes no other number.
     """
 
     root: Path | None = None
@@ -109,6 +110,7 @@ class Settings:
     threads: int | None = None
     progress: bool = False
     force: bool = False
+    oracle: bool = False
 
 
 Record = dict[str, Any]
@@ -126,6 +128,8 @@ def finished(cell: Cell, settings: Settings) -> Record | None:
     record = read_record(path)
     if record["config_sha256"] != config_sha256(cell, settings):
         raise InputError(f"{path.parent} was made with another configuration: give --force to redo it, or other --runs")
+    if settings.oracle and cell.method != "classical" and "oracle" not in record["also"]:
+        raise InputError(f"{path.parent} was made without --oracle: give --force to redo it, or other --runs")
     return record
 
 
@@ -137,7 +141,7 @@ def read_record(path: Path) -> Record:
     """
     try:
         record: Record = json.loads(path.read_text())
-        record["cell"], record["metrics"], record["config_sha256"]
+        record["cell"], record["metrics"], record["also"], record["config_sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a record: {error!r}; delete it to run its cell again") from error
     return record
@@ -163,7 +167,7 @@ def run(cell: Cell, settings: Settings) -> Record:
     settle()
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     sha = config_sha256(cell, settings)
-    directory = _prepare(cell.directory(settings.runs), sha, settings.force)
+    directory = _prepare(cell.directory(settings.runs), sha + " oracle" * settings.oracle, settings.force)
     config = cell.config(settings)
     config["data"]["root"] = None if settings.root is None else str(settings.root)
     seed_everything(cell.seed, workers=True, verbose=False)
@@ -195,19 +199,28 @@ def _run_module(cell: Cell, config: Config, directory: Path, settings: Settings)
         "enable_progress_bar": settings.progress,
         "enable_model_summary": settings.progress,
     }
-    cli = assemble(config)
+    cli = assemble(config | {"oracle": settings.oracle})
     write_whole(directory / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
     checkpoints = directory / "checkpoints"
     last = checkpoints / "last.ckpt"
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-    chosen = checkpoints / ("best.ckpt" if cli.config.rule == "validation" else "last.ckpt")
+    chosen = checkpoints / CHOSEN[cli.config.rule]
+    chosen = chosen if chosen.is_file() else last
+    also: dict[str, Any] = {}
+    if cli.config.rule != "last":
+        cli.model.load_state_dict(load_checkpoint(last)["state_dict"])
+        also["last"] = {"metrics": cli.model.metrics_of(cli.model.score(cli.datamodule.test_dataloader()))}
+    if cli.oracle:
+        also["oracle"] = {"metrics": cli.oracle.results(), "curve": cli.oracle.curve}
     cli.trainer.test(cli.model, cli.datamodule, ckpt_path=str(chosen), weights_only=True, verbose=False)
     assert cli.model.scored is not None
     return cli.model.scored, {
         "rule": cli.config.rule,
         "score": cli.model.hparams["score"],
         "metrics": cli.model.test_metrics(),
+        "also": also,
         "selected_epoch": load_checkpoint(chosen)["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"],
+        "reached": chosen != last or cli.config.rule == "last",
         "epochs": cli.trainer.max_epochs,
         "train_images_per_s": round(cli.throughput.images_per_s, 1),
         "parameters": sum(p.numel() for p in cli.model.parameters()),

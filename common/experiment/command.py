@@ -4,10 +4,10 @@ import argparse
 import itertools
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pandas as pd
 from rich.console import Console
@@ -15,10 +15,11 @@ from rich.console import Console
 from common.cli import one_line_errors
 from common.data import load
 from common.data.datamodule import default_root
-from common.errors import InputError
+from common.errors import DataMissingError, InputError
 from common.experiment.cell import Cell, Settings, finished
 from common.experiment.grid import run_grid
-from common.experiment.report import KEY, reported, show, tabulate, write
+from common.experiment.presentation import show, write
+from common.experiment.report import KEY, only_reported, reported, tabulate
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Experiment:
         title: Of the result page.
         main: The grid that the flags of the command line replace.
         also: Further grids; a flag narrows them to the values it names, and drops what has none of them.
-        compare: See :class:`common.experiment.report.Report`; the presets' keys are ``<method>-<preset>``.
+        compare: Whose reported numbers stand beside ours, see :func:`common.experiment.report.tabulate`.
+        labels: Short names of scores and metrics, for the terminal.
         seeds: By default.
     """
 
@@ -50,6 +52,7 @@ class Experiment:
     main: Grid
     also: tuple[Grid, ...] = ()
     compare: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
@@ -69,29 +72,36 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
             max_epochs=arguments.max_epochs,
             image_size=arguments.image_size,
             force=arguments.force,
+            oracle=arguments.oracle,
         )
         _check_writable(settings.runs)
         console = Console()
-        grids = [experiment.main, *experiment.also]
-        cells = [_cells(experiment, grid, arguments) for grid in grids]
+        grids = [_narrowed(grid, arguments, grid is experiment.main) for grid in (experiment.main, *experiment.also)]
+        missing = {} if arguments.datasets else _missing_data(grids, settings)
+        cells = [_cells(experiment.name, grid, missing, arguments) for grid in grids]
         wanted = list(dict.fromkeys(itertools.chain(*cells)))
         if arguments.dry_run:
             for cell in wanted:
                 state = "done" if finished(cell, settings) else "to do"
                 console.print(f"{state:5}  {cell.directory(settings.runs)}", highlight=False, soft_wrap=True)
             return
+        for reason in missing.values():
+            console.print(f"not run: {reason}", highlight=False, soft_wrap=True)
         failures = [] if arguments.report_only else run_grid(wanted, settings, arguments.jobs, console)
-        done = replace(settings, force=False)
         numbers = reported(experiment.name)
         tables = []
         for grid, of_grid in zip(grids, cells, strict=True):
-            records = [record for cell in of_grid if (record := finished(cell, done)) is not None]
-            tables.append(tabulate(records, numbers, experiment.compare, grid.metrics))
-        table = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
-        table = table.drop_duplicates([*KEY, "normal"])
+            done = (finished(cell, replace(settings, force=False, oracle=False)) for cell in of_grid)
+            measured = tabulate(filter(None, done), numbers, experiment.compare, grid.metrics)
+            names = [preset if "-" in preset else f"{experiment.name}-{preset}" for preset in grid.presets]
+            places = itertools.product(names, grid.datasets, grid.protocols)
+            beside = only_reported(measured, places, numbers, experiment.compare, grid.metrics)
+            tables += [measured, beside] if len(measured) or set(grid.datasets) & set(missing) else []
+        table = pd.concat([table for table in tables if len(table)] or [pd.DataFrame(columns=[*KEY, "normal", "reference"])])
+        table = table.drop_duplicates([*KEY, "normal", "reference"], ignore_index=True)
         if table.empty:
             raise InputError("no cell is done: there is nothing to report")
-        show(table, console)
+        show(table, console, experiment.labels)
         flags = [flag for flag in (sys.argv[1:] if argv is None else argv) if flag != "--report-only"]
         command = shlex.join(["python", "-m", f"experiments.{experiment.name}", *flags])
         for path in write(table, arguments.out or settings.runs, experiment.name, experiment.title, command):
@@ -127,33 +137,47 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     add("--max-epochs", type=int, help="instead of the presets'")
     add("--image-size", type=int, help="height and width, instead of the presets' or the data's own")
     add("--smoke", action="store_true", help="the smoke preset on the embedded digits, two classes, one seed")
+    add("--oracle", action="store_true", help="score the test set after every epoch too; nothing is chosen by it")
     add("--dry-run", action="store_true", help="list the cells and whether they are done")
     add("--force", action="store_true", help="run again what is done")
     add("--report-only", action="store_true", help="the tables of what is done")
     return parser
 
 
-def _cells(experiment: Experiment, grid: Grid, arguments: argparse.Namespace) -> list[Cell]:
-    main = grid is experiment.main
+def _narrowed(grid: Grid, arguments: argparse.Namespace, main: bool) -> Grid:
+    """The grid with the flags' values: in place of the main grid's, and of the other grids' those that the flags name."""
     if arguments.smoke:
-        grid = Grid(("smoke",), ("digits",), ("standard",), ("0", "1"))
-        arguments = argparse.Namespace(**{**vars(arguments), "seeds": arguments.seeds[:1]})
-        if not main:
-            return []
+        arguments.seeds = arguments.seeds[:1]
+        return Grid(("smoke",) if main else (), ("digits",), normal=("0", "1"))
+    given = {name: values for name in ("presets", "datasets", "protocols", "normal") if (values := getattr(arguments, name))}
+    chosen: dict[str, Any] = {}
+    for name, values in given.items():
+        declared = getattr(grid, name)
+        chosen[name] = tuple(values if main or declared is None else (value for value in declared if value in values))
+    return replace(grid, **chosen)
 
-    def chosen(name: str, declared: tuple[str, ...] | None, dataset: str = "") -> list[str]:
-        given = getattr(arguments, name)
-        if given is None or arguments.smoke:
-            return list(declared or _classes(dataset, arguments.root))
-        return given if main or declared is None else [value for value in declared if value in given]
 
+def _missing_data(grids: Sequence[Grid], settings: Settings) -> dict[str, str]:
+    """The data sets that are not there and have to be fetched by hand, and how."""
+    missing = {}
+    for dataset in dict.fromkeys(dataset for grid in grids for dataset in grid.datasets):
+        try:
+            load(dataset, settings.root or default_root())
+        except DataMissingError as error:
+            missing[dataset] = str(error)
+    return missing
+
+
+def _cells(experiment: str, grid: Grid, missing: Collection[str], arguments: argparse.Namespace) -> list[Cell]:
     cells = []
-    for dataset in chosen("datasets", grid.datasets):
-        normal = chosen("normal", grid.normal, dataset)
-        for preset, protocol in itertools.product(chosen("presets", grid.presets), chosen("protocols", grid.protocols)):
+    for dataset in grid.datasets:
+        if dataset in missing:
+            continue
+        normal = grid.normal or _classes(dataset, arguments.root)
+        for preset, protocol in itertools.product(grid.presets, grid.protocols):
             method, _, name = preset.rpartition("-")
             cells += [
-                Cell(method or experiment.name, name, dataset, protocol, k, seed)
+                Cell(method or experiment, name, dataset, protocol, k, seed)
                 for k, seed in itertools.product(normal, arguments.seeds)
             ]
     return cells

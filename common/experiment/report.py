@@ -1,17 +1,12 @@
-"""Records and reported numbers to one table: terminal, CSV, Markdown."""
+"""Records and reported numbers to one table."""
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
-from common.experiment.cell import REPOSITORY, Record, write_whole
+from common.experiment.cell import REPOSITORY, Record
 
 COLUMNS = (
     "method", "preset", "dataset", "protocol", "normal", "score", "metric", "paper", "mean", "std", "n_seeds", "delta",
@@ -91,22 +86,27 @@ def tabulate(
     Args:
         records: Of the cells that are done.
         reported: As :func:`reported` gives it.
-        compare: For ``<method>-<preset>``, whose reported numbers stand beside ours: the first that has the cell.
+        compare: For ``<method>-<preset> <score>`` or ``<method>-<preset>``, whose reported numbers stand beside ours: the
+            first that has the cell.
         metrics: Which ones.
 
     Returns:
-        One row for each method, preset, data set, protocol, normal class, score and metric, and one for the class mean
-        where there are several classes (its ``std`` is that of the seeds' class means); columns :data:`COLUMNS`.
+        One row for each method, preset, data set, protocol, normal class, score, metric and rule, and one for the class mean
+        where there are several normal choices (its ``std`` is that of the seeds' class means; ``mean of n`` where ``n``
+        classes are normal together); columns :data:`COLUMNS`.
     """
     long = pd.DataFrame(
-        {**record["cell"], "rule": record["rule"], "score": score, "metric": metric, "value": values[metric]}
+        {**record["cell"], "rule": rule, "score": score, "metric": metric, "value": values[metric]}
         for record in records
-        for score, values in record["metrics"].items()
+        for rule, metrics_of in {record["rule"]: record, **record["also"]}.items()
+        for score, values in metrics_of["metrics"].items()
         for metric in metrics
         if values.get(metric) is not None
     )
     rows = []
-    for key, cells in long.groupby(KEY, sort=False) if len(long) else ():
+    if len(long):
+        long["n_classes"] = long["normal"].str.count(r"\+") + 1
+    for (*key, n_classes), cells in long.groupby([*KEY, "n_classes"], sort=False) if len(long) else ():
         about = dict(zip(KEY, key, strict=True))
         seeds = cells.pivot_table(index="seed", columns="normal", values="value", sort=False)
         for normal in seeds:
@@ -114,48 +114,48 @@ def tabulate(
             rows.append(_row(about, str(normal), values, [values], reported, compare))
         if seeds.shape[1] > 1:
             by_class = [seeds[normal].dropna() for normal in seeds]
-            rows.append(_row(about, "mean", seeds.dropna().mean(axis=1), by_class, reported, compare))
+            name = "mean" if n_classes == 1 else f"mean of {n_classes}"
+            rows.append(_row(about, name, seeds.dropna().mean(axis=1), by_class, reported, compare))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def show(table: pd.DataFrame, console: Console) -> None:
-    """Prints the tables in a terminal's width.
+def only_reported(table: pd.DataFrame, wanted: Iterable[tuple[str, str, str]], reported: pd.DataFrame,
+                  compare: Mapping[str, Sequence[str]], metrics: Sequence[str]) -> pd.DataFrame:  # fmt: skip
+    """Rows of what stands in the papers' tables and was not measured.
 
-    Where several classes were normal in turn: the class means with their intervals, then every class as papers print it,
-    the reported numbers below ours. Where it was one class: one row for each metric.
+    Args:
+        table: What was measured, as :func:`tabulate` gives it.
+        wanted: ``(<method>-<preset>, data set, protocol)`` of everything that the table should hold.
+        reported: As :func:`reported` gives it.
+        compare: As in :func:`tabulate`.
+        metrics: Which ones.
+
+    Returns:
+        Like :func:`tabulate`, without measured values. Status ``not run``: ours, with the reported numbers that it is to
+        be compared with. Status ``reported``: other methods, for class means and single classes.
     """
-    several = table.groupby(["dataset", "protocol"])["normal"].transform(lambda normal: "mean" in set(normal))
-    for (dataset, protocol, metric), rows in table[several].groupby(["dataset", "protocol", "metric"], sort=False):
-        title = f"{dataset} · {protocol} · {metric}"
-        means = rows[rows["normal"] == "mean"].assign(name=_name)
-        console.print(_detailed(f"{title} · mean over the normal classes", "name", means))
-        console.print(_by_class(f"{title} · each class as the normal one", rows))
-    one = table[~several].assign(name=_name)
-    for (dataset, protocol, name, normal), rows in one.groupby(["dataset", "protocol", "name", "normal"], sort=False):
-        console.print(_detailed(f"{dataset} · {protocol} · normal {normal} · {name}", "metric", rows))
-
-
-def markdown(table: pd.DataFrame, title: str, command: str) -> str:
-    """The table as a page that names the command that made it."""
-    out = io.StringIO()
-    out.write(f"# {title}\n\nWritten by `{command}`; not edited by hand. `paper` is the number reported by `reference`;\n")
-    out.write("measured is mean ± standard deviation over seeds, the interval a stratified bootstrap over them.\n")
-    for (dataset, protocol, metric), rows in table.groupby(["dataset", "protocol", "metric"], sort=False):
-        out.write(f"\n## {dataset}, {protocol}, {metric}\n\n")
-        is_mean = rows["normal"] == "mean"
-        body = [_cells(row) for _, row in pd.concat([rows[is_mean], rows[~is_mean]]).iterrows()]
-        lines = [list(_HEADER), ["---"] * len(_HEADER), *body]
-        out.writelines("| " + " | ".join(line) + " |\n" for line in lines)
-    return out.getvalue()
-
-
-def write(table: pd.DataFrame, folder: Path, name: str, title: str, command: str) -> list[Path]:
-    """``<name>.csv`` and ``<name>.md`` in a folder, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    contents = {".csv": table.to_csv(index=False, float_format="%.6g"), ".md": markdown(table, title, command)}
-    for suffix, content in contents.items():
-        write_whole(folder / f"{name}{suffix}", content)
-    return [folder / f"{name}{suffix}" for suffix in contents]
+    rows = []
+    ours = {method for methods in compare.values() for method in methods}
+    done = set(zip(table["method"] + "-" + table["preset"], table["dataset"], table["protocol"], strict=True))
+    places: dict[tuple[str, str], list[str]] = {}
+    for name, dataset, protocol in wanted:
+        places.setdefault((dataset, protocol), []).append(name)
+    for (dataset, protocol), names in places.items():
+        here = reported[(reported["dataset"] == dataset) & (reported["protocol"] == protocol.split(",")[0])]
+        here = here[here["metric"].isin(metrics)]
+        has_mean = here.groupby(["table", "method", "metric"])["normal"].transform(lambda n: n.str.startswith("mean").any())
+        for _, row in here[here["normal"].str.startswith("mean") | ~has_mean].iterrows():
+            about = {"dataset": dataset, "protocol": protocol, "metric": row["metric"], "normal": row["normal"], "score": ""}
+            about |= {"paper": row["value"], "n_seeds": 0, "reference": f"{row['method']}, {row['table']}", "rule": ""}
+            if row["method"] not in ours:
+                rows.append({**about, "method": row["method"], "preset": "", "status": "reported"})
+            for name in names:
+                method, _, preset = name.rpartition("-")
+                for key, methods in compare.items():
+                    if key.split(" ")[0] == name and row["method"] in methods and (name, dataset, protocol) not in done:
+                        score = key.partition(" ")[2]
+                        rows.append({**about, "method": method, "preset": preset, "score": score, "status": "not run"})
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _row(
@@ -188,70 +188,11 @@ def _reference(
     about: Mapping[str, str], normal: str, reported: pd.DataFrame, compare: Mapping[str, Sequence[str]]
 ) -> tuple[float, str]:
     where = {**about, "protocol": about["protocol"].split(",")[0], "normal": normal}
-    for method in compare.get(f"{about['method']}-{about['preset']}", ()):
+    name = f"{about['method']}-{about['preset']}"
+    for method in compare.get(f"{name} {about['score']}", compare.get(name, ())):
         rows = reported[reported["method"] == method]
         for column in ("dataset", "protocol", "metric", "normal"):
             rows = rows[rows[column] == where[column]]
         if len(rows):
             return float(rows["value"].iloc[0]), f"{method}, {rows['table'].iloc[0]}"
     return float("nan"), ""
-
-
-_HEADER = ("method", "normal", "paper", "measured (seeds)", "Δ", "95 % interval", "rule", "status", "reference")
-
-
-def _cells(row: pd.Series) -> list[str]:
-    spread = f" ± {_number(row['std'])}" if row["n_seeds"] > 1 else ""
-    interval = "" if np.isnan(row["ci_low"]) else f"{_number(row['ci_low'])}–{_number(row['ci_high'])}"
-    measured = f"{_number(row['mean'])}{spread} ({row['n_seeds']})"
-    paper, delta = ("", "") if np.isnan(row["paper"]) else (_number(row["paper"]), f"{row['delta']:+.3f}")
-    method = f"{row['method']}-{row['preset']}"
-    return [method, row["normal"], paper, measured, delta, interval, row["rule"], row["status"], row["reference"]]
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.0f}"
-
-
-def _name(rows: pd.DataFrame) -> pd.Series:
-    """Of a method; its score too, where the method has several."""
-    scores = rows.groupby(["method", "preset"])["score"].transform("nunique")
-    return rows["method"] + "-" + rows["preset"] + (" " + rows["score"]).where(scores > 1, "")
-
-
-def _detailed(title: str, first: str, rows: pd.DataFrame) -> Table:
-    references = "; ".join(dict.fromkeys(rows["reference"][rows["reference"] != ""]))
-    table = _table(title, f"epoch: {', '.join(dict.fromkeys(rows['rule']))}" + (f"; paper: {references}" if references else ""))
-    shown = ["measured (seeds)", "95 % interval", *(["paper", "Δ", "status"] if references else [])]
-    for name in ("", *shown):
-        table.add_column(name, justify="right" if name in {"measured (seeds)", "paper", "Δ"} else "left", no_wrap=True)
-    for _, row in rows.iterrows():
-        cells = dict(zip(_HEADER, _cells(row), strict=True))
-        table.add_row(row[first], *(cells[name] for name in shown))
-    return table
-
-
-def _by_class(title: str, rows: pd.DataFrame) -> Table:
-    table = _table(title, "")
-    table.box = None
-    classes = list(dict.fromkeys(rows["normal"]))
-    for name in ("", *classes):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for name, of_method in rows.groupby(_name(rows), sort=False):
-        cells = of_method.set_index("normal")
-        table.add_row(name, *(_short(cells["mean"].get(k)) for k in classes))
-        for reference, reported_cells in cells[cells["reference"] != ""].groupby("reference", sort=False):
-            table.add_row(f"  {reference}", *(_short(reported_cells["paper"].get(k)) for k in classes), style="dim")
-    return table
-
-
-def _table(title: str, caption: str) -> Table:
-    return Table(
-        title=title, caption=caption or None, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, pad_edge=False,
-        padding=(0, 1, 0, 0), min_width=min(78, len(title)),
-    )  # fmt: skip
-
-
-def _short(value: float | None) -> str:
-    """``.984``: eleven of them fit a line."""
-    return "" if value is None or np.isnan(value) else f"{value:.3f}".removeprefix("0")

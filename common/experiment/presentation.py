@@ -1,0 +1,226 @@
+"""The result table for people: terminal, Markdown, CSV."""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from common.experiment.cell import write_whole
+
+
+def show(table: pd.DataFrame, console: Console, labels: Mapping[str, str] | None = None) -> None:
+    """Prints the tables in a terminal's width.
+
+    Where several classes were normal in turn: the class means with their intervals (one table with a column for each
+    metric, where there are several), then every class as papers print it, the reported numbers below ours. Where it was
+    one class: one row for each metric.
+
+    Args:
+        table: As :func:`tabulate` and :func:`only_reported` give it.
+        console: Where to.
+        labels: Short names of scores and metrics.
+    """
+    labels = labels or {}
+    for (dataset, protocol), group in table.groupby(["dataset", "protocol"], sort=False):
+        title = f"{dataset} · {protocol}"
+        is_mean = group["normal"].str.startswith("mean")
+        metrics = list(dict.fromkeys(group["metric"]))
+        if not is_mean.any():
+            for (name, normal), rows in group.groupby([_method(group), "normal"], sort=False):
+                console.print(_detailed(f"{title} · normal {normal} · {name}", rows, labels, by_metric=True))
+            continue
+        for mean, rows in group[is_mean].groupby("normal", sort=False):
+            heading = f"{title} · {mean} over the normal classes"
+            if len(metrics) > 2:
+                console.print(_by_metric(heading, rows, labels))
+                rows = rows[(rows["metric"] == metrics[0]) & (rows["n_seeds"] > 0)]
+            for metric, of_metric in rows.groupby("metric", sort=False):
+                console.print(_detailed(f"{heading} · {labels.get(metric, metric)}", of_metric, labels))
+        classes = group[(group["n_seeds"] > 0) & (group["rule"] != "oracle") & ~group["normal"].str.contains(r"\+| of ")]
+        for metric in metrics if len(metrics) <= 2 else metrics[:1]:
+            if len(rows := classes[classes["metric"] == metric]):
+                heading = f"{title} · {labels.get(metric, metric)} · each class as the normal one"
+                console.print(_by_class(heading, rows, labels))
+
+
+def markdown(table: pd.DataFrame, title: str, command: str) -> str:
+    """The table as a page that names the command that made it.
+
+    Where there are several metrics, their class means stand in one table, and each class only with the first metric; the
+    CSV has them all.
+    """
+    out = io.StringIO()
+    out.write(f"# {title}\n\nWritten by `{command}`; not edited by hand. `paper` is the number reported by `reference`;\n")
+    out.write("measured is mean ± standard deviation over seeds, the interval a stratified bootstrap over them.\n")
+    for (dataset, protocol), group in table.groupby(["dataset", "protocol"], sort=False):
+        metrics = list(dict.fromkeys(group["metric"]))
+        is_mean = group["normal"].str.startswith("mean")
+        several = is_mean.any() and len(metrics) > 2
+        if several:
+            for mean, rows in group[is_mean].groupby("normal", sort=False):
+                out.write(f"\n## {dataset}, {protocol}, {mean} over the normal classes\n\n")
+                _write_table(out, ["method", "score", "rule", "seeds", *metrics], _pivoted(rows, metrics))
+        for metric in metrics[:1] if several else metrics:
+            rows = group[group["metric"] == metric]
+            out.write(f"\n## {dataset}, {protocol}, {metric}\n\n")
+            body = [_cells(row) for _, row in pd.concat([rows[is_mean], rows[~is_mean]]).iterrows()]
+            _write_table(out, list(_HEADER), body)
+    return out.getvalue()
+
+
+def write(table: pd.DataFrame, folder: Path, name: str, title: str, command: str) -> list[Path]:
+    """``<name>.csv`` and ``<name>.md`` in a folder, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {".csv": table.to_csv(index=False, float_format="%.6g"), ".md": markdown(table, title, command)}
+    for suffix, content in contents.items():
+        write_whole(folder / f"{name}{suffix}", content)
+    return [folder / f"{name}{suffix}" for suffix in contents]
+
+
+_HEADER = ("method", "score", "normal", "paper", "measured (seeds)", "Δ", "95 % interval", "rule", "status", "reference")
+
+
+def _cells(row: pd.Series) -> list[str]:
+    method = _method(row.to_frame().T).item()
+    interval = "" if np.isnan(row["ci_low"]) else f"{_number(row['ci_low'])}–{_number(row['ci_high'])}"
+    paper = "" if np.isnan(row["paper"]) else _number(row["paper"])
+    delta = "" if np.isnan(row["delta"]) else f"{row['delta']:+.3f}"
+    about = [row["rule"], row["status"], row["reference"]]
+    return [method, row["score"], row["normal"], paper, _measured(row), delta, interval, *about]
+
+
+def _measured(row: pd.Series) -> str:
+    if not row["n_seeds"]:
+        return ""
+    return _number(row["mean"]) + (f" ± {_number(row['std'])}" if row["n_seeds"] > 1 else "") + f" ({row['n_seeds']})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.0f}"
+
+
+def _method(rows: pd.DataFrame) -> pd.Series:
+    return rows["method"] + ("-" + rows["preset"]).where(rows["preset"] != "", "")
+
+
+def _variant(rows: pd.DataFrame, labels: Mapping[str, str]) -> pd.Series:
+    """Which of a method's scores and rules, where it has several."""
+    names = (
+        rows["score"].map(lambda score: labels.get(score, score)) if rows["score"].nunique() > 1 else rows["score"].map(_none)
+    )
+    rules = rows["rule"] if rows["rule"].nunique() > 1 else rows["rule"].map(_none)
+    return (names + " " + rules).str.strip()
+
+
+def _none(_: object) -> str:
+    return ""
+
+
+def _pivoted(rows: pd.DataFrame, metrics: Sequence[str]) -> list[list[str]]:
+    """A line for each method, score and rule with a column for each metric, and one with the numbers it stands beside."""
+    lines = []
+    for _, of_one in rows.groupby([_method(rows), "score", "rule"], sort=False):
+        method, score, rule = _method(of_one).iloc[0], of_one["score"].iloc[0], of_one["rule"].iloc[0]
+        cells = of_one.set_index("metric").reindex(metrics)
+        seeds = int(of_one["n_seeds"].max())
+        if seeds:
+            spread = (f"{m:.3f} ± {s:.3f}" if s == s else _missing(m) for m, s in zip(cells["mean"], cells["std"], strict=True))
+            lines.append([method, score, rule, str(seeds), *spread])
+        for reference in dict.fromkeys(of_one["reference"][of_one["reference"] != ""]):
+            reported = cells["paper"].where(cells["reference"] == reference)
+            name = method if seeds or not score else f"{method} {score}"
+            kind = f"reported: {reference}" if seeds else of_one["status"].iloc[0] + f": {reference}"
+            lines.append([name if not seeds else "", kind, "", "", *map(_missing, reported)])
+    return lines
+
+
+def _missing(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.3f}"
+
+
+def _write_table(out: io.StringIO, header: list[str], body: Sequence[Sequence[str]]) -> None:
+    out.writelines("| " + " | ".join(line) + " |\n" for line in [header, ["---"] * len(header), *body])
+
+
+def _grouped(rows: pd.DataFrame, labels: Mapping[str, str]) -> Iterator[tuple[str, pd.DataFrame | None]]:
+    """Rows by name: a method's own line where it has one variant, else its name alone and then its variants, indented."""
+    for method, of_method in rows.groupby(_method(rows), sort=False):
+        variants = list(of_method.groupby(_variant(of_method, labels), sort=False))
+        if len(variants) > 1:
+            yield method, None
+        for name, of_variant in variants:
+            yield (f"  {name}" if len(variants) > 1 else method), of_variant
+
+
+def _detailed(title: str, rows: pd.DataFrame, labels: Mapping[str, str], by_metric: bool = False) -> Table:
+    references = "; ".join(dict.fromkeys(rows["reference"][rows["reference"] != ""]))
+    rules = ", ".join(dict.fromkeys(rows["rule"][rows["rule"] != ""]))
+    caption = "; ".join(filter(None, [rules and f"epoch: {rules}", references and f"paper: {references}"]))
+    table = _table(title, caption)
+    shown = ["measured (seeds)", "95 % interval", *(["paper", "Δ", "status"] if references else [])]
+    for name in ("", *shown):
+        table.add_column(name, justify="right" if name in {"measured (seeds)", "paper", "Δ"} else "left", no_wrap=True)
+    for name, of_one in _grouped(rows, labels):
+        if of_one is None:
+            table.add_row(name)
+        for _, row in of_one.iterrows() if of_one is not None else ():
+            cells = dict(zip(_HEADER, _cells(row), strict=True))
+            first = labels.get(row["metric"], row["metric"]) if by_metric else name
+            table.add_row(first, *(cells[name] for name in shown), style="" if row["n_seeds"] else "dim")
+    return table
+
+
+def _by_metric(title: str, rows: pd.DataFrame, labels: Mapping[str, str]) -> Table:
+    metrics = list(dict.fromkeys(rows["metric"]))
+    table = _table(title, "dim: reported by the papers")
+    for name in ("", *metrics):
+        table.add_column(labels.get(name, name), justify="right" if name else "left", no_wrap=True)
+    for name, of_one in _grouped(rows, labels):
+        if of_one is None:
+            table.add_row(name)
+            continue
+        cells = of_one.drop_duplicates("metric").set_index("metric").reindex(metrics)
+        if of_one["n_seeds"].any():
+            table.add_row(name, *map(_short, cells["mean"]))
+        else:
+            name = f"{name} ({of_one['status'].iloc[0]})" if of_one["status"].iloc[0] == "not run" else name
+        for reference in dict.fromkeys(cells["reference"].dropna()):
+            if reference:
+                label = f"    {reference}" if of_one["n_seeds"].any() else name
+                table.add_row(label, *map(_short, cells["paper"].where(cells["reference"] == reference)), style="dim")
+    return table
+
+
+def _by_class(title: str, rows: pd.DataFrame, labels: Mapping[str, str]) -> Table:
+    table = _table(title, "")
+    table.box = None
+    classes = list(dict.fromkeys(rows["normal"]))
+    for name in ("", *classes):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for name, of_one in _grouped(rows, labels):
+        if of_one is None:
+            table.add_row(name)
+            continue
+        cells = of_one.set_index("normal")
+        table.add_row(name, *(_short(cells["mean"].get(k)) for k in classes))
+        for reference, reported_cells in cells[cells["reference"] != ""].groupby("reference", sort=False):
+            if set(reported_cells.index) - {"mean"}:
+                table.add_row(f"  {reference}", *(_short(reported_cells["paper"].get(k)) for k in classes), style="dim")
+    return table
+
+
+def _table(title: str, caption: str) -> Table:
+    return Table(
+        title=title, caption=caption or None, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, pad_edge=False,
+        padding=(0, 1, 0, 0), min_width=min(78, len(title)),
+    )  # fmt: skip
+
+
+def _short(value: float | None) -> str:
+    """``.984``: eleven of them fit a line."""
+    return "" if value is None or np.isnan(value) else f"{value:.3f}".removeprefix("0")

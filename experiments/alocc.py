@@ -1,0 +1,54 @@
+"""ALOCC's tables: Fig. 8 (MNIST), Table 1 (Caltech-256) and Table 2 (UCSD Ped2)."""
+
+from numpy.random import default_rng
+
+from common.experiment import Experiment, Grid, run_experiment
+
+PRESETS = ("paper", "official", "stable")
+F1 = tuple(f"f1_normal_{share}" for share in (10, 20, 30, 40, 50))
+
+
+def categories(n: int) -> tuple[str, ...]:
+    """Three random choices of ``n`` of Caltech-256's 256 categories."""
+    return tuple("+".join(map(str, sorted(default_rng(i).choice(256, n, replace=False)))) for i in range(3))
+
+
+EXPERIMENT = Experiment(
+    name="alocc",
+    title="ALOCC: adversarially learned one-class classifier",
+    # Fig. 8, tested on the official test set; anomalies weighted to be 10 to 50 % of it
+    main=Grid((*PRESETS, "classical-lof", "classical-ocsvm"), ("mnist",), metrics=("auroc", *F1, "auroc_spread")),
+    also=(
+        # Fig. 8 in its other reading: tested on the normal images that were trained on
+        Grid((*PRESETS, "classical-lof"), ("mnist",), ("no_split",), metrics=("auroc", *F1, "auroc_spread")),
+        # Table 1: 1, 3 and 5 categories, at most 150 images of each, as many images of the clutter category
+        *(
+            Grid(
+                PRESETS,
+                ("caltech256",),
+                ("no_split,share=0.5,limit=150,anomalous=256",),
+                categories(n),
+                ("auroc", "f1_max_normal"),
+            )
+            for n in (1, 3, 5)
+        ),
+        # Table 2: frames, each as anomalous as its most anomalous patch
+        Grid(PRESETS, ("ucsd_ped2",), normal=("0",), metrics=("eer", "auroc")),
+    ),
+    compare={f"alocc-{preset} discriminator_reconstruction": ("ALOCC D(R(X))",) for preset in PRESETS}
+    | {f"alocc-{preset} discriminator": ("ALOCC D(X)",) for preset in PRESETS}
+    | {"classical-lof": ("LOF",)},
+    labels={
+        "discriminator_reconstruction": "D(R(X))",
+        "discriminator": "D(X)",
+        "reconstruction": "|X-R(X)|²",
+        "auroc": "AUROC",
+        "auroc_spread": "spread",
+        "f1_max_normal": "max F1",
+        "eer": "EER",
+    }
+    | {f1: f"F1 {f1[-2:]}%" for f1 in F1},
+)
+
+if __name__ == "__main__":
+    run_experiment(EXPERIMENT)
