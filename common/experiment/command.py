@@ -173,7 +173,7 @@ def _cells(experiment: str, grid: Grid, missing: Collection[str], arguments: arg
     for dataset in grid.datasets:
         if dataset in missing:
             continue
-        normal = grid.normal or _classes(dataset, arguments.root)
+        normal = _classes(dataset, arguments.root) if grid.normal is None else grid.normal
         for preset, protocol in itertools.product(grid.presets, grid.protocols):
             method, _, name = preset.rpartition("-")
             cells += [

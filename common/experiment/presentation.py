@@ -68,7 +68,8 @@ def markdown(table: pd.DataFrame, title: str, command: str) -> str:
         for metric in metrics[:1] if several else metrics:
             rows = group[group["metric"] == metric]
             out.write(f"\n## {dataset}, {protocol}, {metric}\n\n")
-            body = [_cells(row) for _, row in pd.concat([rows[is_mean], rows[~is_mean]]).iterrows()]
+            means_first = rows.sort_values("normal", key=lambda normal: ~normal.str.startswith("mean"), kind="stable")
+            body = [_cells(row) for _, row in means_first.iterrows()]
             _write_table(out, list(_HEADER), body)
     return out.getvalue()
 
