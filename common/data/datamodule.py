@@ -211,9 +211,18 @@ class OneClassDataModule(LightningDataModule):
 
     @cached_property
     def splits(self) -> Splits:
-        """Index arrays of training, validation and test."""
-        data = self.data
-        return PROTOCOLS[self._protocol](data.targets, data.official_test, self.normal, **self._options)
+        """Index arrays of training, validation and test; a group is not divided."""
+        data, protocol = self.data, PROTOCOLS[self._protocol]
+        if data.groups is None:
+            return protocol(data.targets, data.official_test, self.normal, **self._options)
+        _, first = np.unique(data.groups, return_index=True)
+        of_groups = protocol(data.targets[first], data.official_test[first], self.normal, **self._options)
+        return Splits(*(np.flatnonzero(np.isin(data.groups, part)) for part in of_groups))
+
+    @property
+    def groups(self) -> NDArray[np.int64] | None:
+        """``(N,)`` number of the group that each image of the data set is a part of, or None where each is one by itself."""
+        return self.data.groups
 
     @property
     def shape(self) -> tuple[int, int, int]:
