@@ -46,7 +46,7 @@ def caltech(tmp_path):
     base = tmp_path / "256_ObjectCategories"
     for name, n in CATEGORIES.items():
         for i in range(n, 0, -1):
-            shape = (20 + i, 31) if i == 2 else (20 + i, 31, 3)
+            shape = (20 + i, 31) if i == 1 else (20 + i, 31, 3)
             save(base / name / f"{name[:3]}_{i:04}.jpg", RANDOM.integers(0, 256, shape, dtype=np.uint8))
     (base / "056.dog" / "greg" / "vision309").mkdir(parents=True)
     save(base / "greg" / "0001.jpg", np.zeros((4, 4), np.uint8))
@@ -80,7 +80,7 @@ def test_caltech256(caltech):
     assert not data.official_test.any()
     assert data.groups is None
     assert [path.name for path in data.images.paths[:9]] == [f"001_{i:04}.jpg" for i in range(1, 10)]
-    grey = data.images[torch.tensor([1])][0]
+    grey = data.images[torch.tensor([0])][0]
     assert torch.equal(grey[0], grey[2])
     assert load("caltech256", caltech, (28, 20), 1).images[torch.arange(5)].shape == (5, 1, 28, 20)
 
