@@ -61,10 +61,11 @@ def fit_and_score(preset: str, data: OneClassDataModule, seed: int) -> tuple[Sco
     detector.fit(flat(data.train_dataloader()))
     scored, held_out = score(data.test_dataloader()), data.val_dataloader()
     threshold = quantile_threshold(score(held_out).scores[preset], QUANTILE) if held_out else float("nan")
+    scores, label = scored.scores[preset], scored.label
     return scored, {
         "rule": "last",
         "score": preset,
-        "metrics": {preset: evaluate(scored.scores[preset], scored.label, threshold)},
+        "metrics": {preset: evaluate(scores, label, threshold)},
         "selected_epoch": None,
         "epochs": None,
         "train_images_per_s": None,

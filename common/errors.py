@@ -1,4 +1,4 @@
-"""The exceptions that mean: the user can fix this."""
+"""The one exception that means: the user can fix this."""
 
 
 class InputError(ValueError):
@@ -6,4 +6,4 @@ class InputError(ValueError):
 
 
 class DataMissingError(InputError):
-    """A published data set that is never downloaded unasked is not where it is looked for."""
+    """A data set that is not there and is never downloaded by itself."""
