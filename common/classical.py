@@ -11,7 +11,7 @@ from sklearn.svm import OneClassSVM
 from common.data import OneClassDataModule
 from common.errors import InputError
 from common.evaluation import evaluate, quantile_threshold
-from common.module import Scored
+from common.module import Scored, highest_of_each
 
 DETECTORS: dict[str, Callable[[], BaseEstimator]] = {
     "ocsvm": lambda: OneClassSVM(nu=0.1, gamma="scale"),
@@ -52,15 +52,19 @@ def fit_and_score(preset: str, data: OneClassDataModule, seed: int) -> tuple[Sco
     def flat(loader: Any) -> Any:
         return torch.cat([batch.image.flatten(1) for batch in loader]).numpy()
 
+    def score(loader: Any) -> Scored:
+        batches = list(loader)
+        index, target, label = (
+            torch.cat([getattr(batch, key) for batch in batches]).numpy() for key in ("index", "target", "label")
+        )
+        scored = Scored(index, target, label, {preset: -detector.score_samples(flat(batches)).astype("float64")})
+        return scored if data.groups is None else highest_of_each(scored, data.groups[index], preset)
+
     detector.fit(flat(data.train_dataloader()))
-    batches = list(data.test_dataloader())
-    index, target, label = (
-        torch.cat([getattr(batch, key) for batch in batches]).numpy() for key in ("index", "target", "label")
-    )
-    scores = -detector.score_samples(flat(batches)).astype("float64")
-    held_out = data.val_dataloader()
-    threshold = quantile_threshold(-detector.score_samples(flat(held_out)), QUANTILE) if held_out else float("nan")
-    return Scored(index, target, label, {preset: scores}), {
+    scored, held_out = score(data.test_dataloader()), data.val_dataloader()
+    threshold = quantile_threshold(score(held_out).scores[preset], QUANTILE) if held_out else float("nan")
+    scores, label = scored.scores[preset], scored.label
+    return scored, {
         "rule": "last",
         "score": preset,
         "metrics": {preset: evaluate(scores, label, threshold)},

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-from common.data import Sample
+from common.data import OneClassDataModule, Sample
 from common.errors import InputError
 from common.evaluation import evaluate, quantile_threshold
 from common.seeding import epoch_seed
@@ -24,6 +24,30 @@ class Scored(NamedTuple):
     target: NDArray[np.int64]
     label: NDArray[np.int64]
     scores: dict[str, NDArray[np.float64]]
+
+
+def highest_of_each(scored: Scored, groups: NDArray[np.int64], name: str) -> Scored:
+    """One row for each group, in ascending order: a whole is as anomalous as its most anomalous part.
+
+    Every score is the highest among the group's parts; ``index``, ``target`` and ``label`` are those of the part whose score
+    ``name`` is the highest.
+
+    Args:
+        scored: ``(N,)`` scored parts.
+        groups: ``(N,)`` group of each of them.
+        name: A key of ``scored.scores``.
+
+    Example:
+        >>> parts = Scored(np.arange(3), np.zeros(3, int), np.zeros(3, int), {"error": np.array([2.0, 5.0, 3.0])})
+        >>> frames = highest_of_each(parts, np.array([8, 4, 8]), "error")
+        >>> frames.index, frames.scores
+        (array([1, 2]), {'error': array([5., 3.])})
+    """
+    order = np.lexsort((scored.scores[name], groups))
+    _, start, count = np.unique(groups[order], return_index=True, return_counts=True)
+    highest = order[start + count - 1]
+    scores = {key: np.maximum.reduceat(values[order], start) for key, values in scored.scores.items()}
+    return Scored(scored.index[highest], scored.target[highest], scored.label[highest], scores)
 
 
 class OneClassModule(LightningModule, ABC):
@@ -51,7 +75,7 @@ class OneClassModule(LightningModule, ABC):
         self.automatic_optimization = False
         self.register_buffer("threshold", torch.tensor(math.nan, dtype=torch.float64))
         self.scored: Scored | None = None
-        self._collected: list[tuple[Sample, dict[str, Tensor]]] = []
+        self._collected: list[tuple[tuple[Tensor, ...], dict[str, Tensor]]] = []
 
     @abstractmethod
     def scores(self, x: Tensor) -> dict[str, Tensor]:
@@ -117,7 +141,7 @@ class OneClassModule(LightningModule, ABC):
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Scores a batch of held-out samples."""
-        self._collected.append((batch, self.scores(batch.image)))
+        self._collected.append(((batch.index, batch.target, batch.label), self.scores(batch.image)))
 
     test_step = validation_step
 
@@ -180,17 +204,18 @@ class OneClassModule(LightningModule, ABC):
             raise InputError(f"the checkpoint is one of {method or 'something else'}, not of {type(self).__qualname__}")
 
     def _whole_split(self) -> Scored:
-        batches, scores = zip(*self._collected, strict=True)
+        samples, scores = zip(*self._collected, strict=True)
         self._collected.clear()
-        index, target, label = (
-            torch.cat([getattr(batch, key) for batch in batches]).cpu().numpy() for key in ("index", "target", "label")
-        )
-        return Scored(
+        index, target, label = (torch.cat(values).cpu().numpy() for values in zip(*samples, strict=True))
+        scored = Scored(
             index,
             target,
             label,
             {name: torch.cat([s[name] for s in scores]).double().cpu().numpy() for name in scores[0]},
         )
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        groups = data.groups if isinstance(data, OneClassDataModule) else None
+        return scored if groups is None else highest_of_each(scored, groups[scored.index], self.hparams["score"])
 
     def _step_schedulers(self, interval: Literal["step", "epoch"]) -> None:
         for config in self.trainer.lr_scheduler_configs:

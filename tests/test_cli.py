@@ -81,7 +81,7 @@ def test_fit_test_and_predict(checkpoint, tmp_path, capsys):
         (["--data.contamination", "1"], "contamination lies in [0, 1), not 1.0"),
         (["--data.val_fraction", "1"], "val_fraction lies in [0, 1), not 1.0"),
         (["--data.protocol", "nope"], "unknown protocol 'nope'"),
-        (["--data.share", "0.3"], "share belongs to the protocol 'proportion'"),
+        (["--data.share", "0.3"], "protocol 'standard' has no option 'share'"),
         (["--data.normalization", "nope"], "normalization"),
         (["--data.image_size", "0"], "image_size"),
         (["--model.init_args.latnt", "3"], "autoencoder.Autoencoder: Option 'latnt' is not accepted"),

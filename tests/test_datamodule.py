@@ -255,8 +255,9 @@ def test_no_such_normal_class(root, normal, named):
     ("options", "message"),
     [
         ({"protocol": "leave-one-out"}, "unknown protocol 'leave-one-out': choose from standard"),
-        ({"share": 0.3}, "share belongs to the protocol 'proportion', not to 'standard'"),
-        ({"protocol": "balanced", "share": 0.3}, "not to 'balanced'"),
+        ({"share": 0.3}, "protocol 'standard' has no option 'share': val_fraction, contamination, anomalous"),
+        ({"protocol": "balanced", "share": 0.3}, "protocol 'balanced' has no option 'share'"),
+        ({"protocol": "proportion", "limit": 3}, "protocol 'proportion' has no option 'limit': share"),
         ({"image_size": 0}, "image_size is one positive number or .*, not 0"),
         ({"image_size": -3}, "image_size"),
         ({"image_size": []}, "image_size"),

@@ -65,6 +65,7 @@ def test_a_folder_of_images_runs_by_class_name(tmp_path):
         (["--datasets", "nope"], "unknown data set 'nope': choose from digits, mnist"),
         (["--datasets", "mnist", "--root", "/nowhere"], "no folder /nowhere: create it or correct --root"),
         (["--datasets", "folder", "--root", "/nowhere"], "no folder /nowhere"),
+        (["--datasets", "caltech256", "--root", "."], "caltech256 is not in . and is not downloaded by itself: get it from"),
         (["--normal", "17"], "'digits' has no class '17': choose from 0, 1, 2"),
         (["--protocols", "standard,contamination=1"], "contamination lies in [0, 1), not 1.0"),
         (["--protocols", "standard,contamination=-0.1"], "contamination lies in [0, 1), not -0.1"),

@@ -15,6 +15,7 @@ quick = settings(max_examples=50, deadline=None)
 
 NAMES = sorted(PROTOCOLS)
 NOT_IN_SAMPLE = [name for name in NAMES if name != "in_sample"]
+DISJOINT = [name for name in NOT_IN_SAMPLE if name != "no_split"]
 
 
 class World(NamedTuple):
@@ -85,7 +86,7 @@ def test_parts_are_ascending_indices_without_repetition(name, world, val_fractio
         assert not len(part) or 0 <= part[0] <= part[-1] < len(world.targets)
 
 
-@pytest.mark.parametrize("name", NOT_IN_SAMPLE)
+@pytest.mark.parametrize("name", DISJOINT)
 @quick
 @given(worlds(), fractions, st.floats(0, 0.3), seeds)
 def test_training_validation_and_test_share_nothing(name, world, val_fraction, contamination, seed):
@@ -148,13 +149,34 @@ def test_balanced_pools_the_official_parts():
         assert set(BIG.official_test[part]) == {False, True}
 
 
+@pytest.mark.parametrize("name", ["proportion", "no_split"])
 @quick
 @given(worlds(), st.floats(0.01, 0.9), seeds)
-def test_proportion_meets_the_share_to_within_one_sample(world, share, seed):
-    test = split_if_enough(world, "proportion", share=share, seed=seed).test
+def test_the_share_is_met_to_within_one_sample(name, world, share, seed):
+    test = split_if_enough(world, name, share=share, seed=seed).test
     normals = world.is_normal[test].sum()
-    assert normals == (world.is_normal & world.official_test).sum()
+    assert normals == (world.is_normal & (world.official_test == (name == "proportion"))).sum()
     assert abs(len(test) - normals - share * len(test)) <= 0.5 + 1e-9
+
+
+@quick
+@given(worlds(), fractions, st.floats(0, 0.2), st.none() | st.integers(1, 50), seeds)
+def test_no_split_tests_the_normals_that_it_trains_on(world, val_fraction, contamination, limit, seed):
+    options = {"val_fraction": val_fraction, "contamination": contamination, "limit": limit, "seed": seed}
+    train, val, test = split_if_enough(world, "no_split", **options)
+    first = [np.flatnonzero((world.targets == k) & ~world.official_test)[:limit] for k in world.normal]
+    normals = set(np.concatenate(first))
+    assert {i for i in test if world.is_normal[i]} == normals == {i for i in [*train, *val] if world.is_normal[i]}
+    assert not set(train) & set(val)
+    contaminants = set(train) - normals
+    assert set(test) - normals == set(np.flatnonzero(~world.is_normal & ~world.official_test)) - contaminants
+    assert len(contaminants) == int(contamination * len(normals))
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_limit_out_of_range(limit):
+    with pytest.raises(InputError, match=f"limit is .* at least 1, not {limit}"):
+        BIG.split("no_split", limit=limit)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -185,9 +207,9 @@ def test_the_seed_makes_the_split(name, seed, other):
     assert train(seed) != train(other)
 
 
-@pytest.mark.parametrize("name", ["balanced", "proportion"])
+@pytest.mark.parametrize("name", ["balanced", "proportion", "no_split"])
 def test_the_seed_chooses_the_tested_anomalies(name):
-    options = {"share": 0.3} if name == "proportion" else {}
+    options = {} if name == "balanced" else {"share": 0.3}
     tests = [BIG.split(name, seed=seed, **options).test for seed in (0, 0, 1)]
     anomalies = [test[~BIG.is_normal[test]].tolist() for test in tests]
     assert anomalies[0] == anomalies[1] != anomalies[2]
@@ -234,10 +256,11 @@ def test_val_fraction_out_of_range(name, val_fraction):
         BIG.split(name, val_fraction=val_fraction)
 
 
+@pytest.mark.parametrize("name", ["proportion", "no_split"])
 @pytest.mark.parametrize("share", [-0.1, 0.0, 1.0, float("nan")])
-def test_share_out_of_range(share):
+def test_share_out_of_range(name, share):
     with pytest.raises(InputError, match=rf"share .* lies in \(0, 1\), not {share}"):
-        BIG.split("proportion", share=share)
+        BIG.split(name, share=share)
 
 
 @pytest.mark.parametrize("name", ["standard", "proportion"])
@@ -246,7 +269,7 @@ def test_no_official_test_set(name):
         world([(30, 0)] * 3, normal=[1]).split(name)
 
 
-@pytest.mark.parametrize("name", ["balanced", "in_sample"])
+@pytest.mark.parametrize("name", ["balanced", "in_sample", "no_split"])
 def test_no_official_test_set_is_needed(name):
     without = world([(30, 0)] * 3, normal=[1])
     assert len(without.split(name, contamination=0.1).test) > 0
@@ -258,7 +281,7 @@ def test_no_sample_of_the_normal_class(name):
         world([(30, 30)] * 3, normal=[7, 9]).split(name)
 
 
-@pytest.mark.parametrize("name", ["standard", "proportion", "in_sample"])
+@pytest.mark.parametrize("name", ["standard", "proportion", "in_sample", "no_split"])
 def test_normal_samples_in_the_official_test_set_only(name):
     with pytest.raises(InputError, match="nothing is left to train on: 0 normal samples"):
         world([(30, 30), (0, 30)], normal=[1]).split(name, contamination=0)
@@ -288,8 +311,10 @@ def test_too_few_anomalies_to_balance():
 
 
 def test_too_few_anomalies_for_the_share():
-    with pytest.raises(InputError, match=r"share=0\.8 needs 40 anomalies and the test set has 39"):
+    with pytest.raises(InputError, match=r"share=0\.8 needs 40 anomalies and there are 39"):
         world([(50, 10), (50, 39)], normal=[0]).split("proportion", share=0.8)
+    with pytest.raises(InputError, match=r"share=0\.8 needs 40 anomalies and there are 39"):
+        world([(50, 10), (44, 50)], normal=[0]).split("no_split", share=0.8, limit=10, contamination=0.5)
 
 
 def test_just_enough_anomalies():
@@ -306,8 +331,10 @@ def protocol_arguments(draw):
         "contamination": st.floats(0, 0.05),
         "anomalous": st.lists(st.sampled_from([0, 2, 3]), min_size=1, unique=True),
     }
-    if name == "proportion":
+    if name in {"proportion", "no_split"}:
         options["share"] = st.floats(0.01, 0.4)
+    if name == "no_split":
+        options["limit"] = st.integers(15, 400)
     return {"protocol": name, **draw(st.fixed_dictionaries({}, optional=options))}
 
 
@@ -326,6 +353,8 @@ def test_what_is_written_is_parsed_and_runs(arguments):
         ("", "unknown protocol ''"),
         ("Standard", "unknown protocol 'Standard': choose from standard, balanced, proportion, in_sample"),
         ("standard,share=0.5", "protocol 'standard' has no option 'share': val_fraction, contamination, anomalous"),
+        ("standard,limit=3", "has no option 'limit'"),
+        ("no_split,limit=1.5", "'1.5' is no value for limit"),
         ("standard,seed=1", "has no option 'seed'"),
         ("standard,", "has no option ''"),
         ("standard,contamination", "'' is no value for contamination in protocol 'standard,contamination'"),

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.data.datasets import ImageData, load
-from common.data.protocols import PROTOCOLS, Splits
+from common.data.protocols import PROTOCOLS, Splits, check_options
 from common.data.transforms import Normalization, Preprocessing
 from common.errors import InputError
 from common.seeding import epoch_generator
@@ -122,10 +122,11 @@ class OneClassDataModule(LightningDataModule):
         root: Where data sets lie; ``$ONECLASS_DATA`` or the user's cache by default.
         protocol: A key of :data:`common.data.protocols.PROTOCOLS`.
         val_fraction: Share of the normal training samples that is held out, in [0, 1); the protocol's own by default,
-            as with the next three.
+            as with the next four.
         contamination: Unlabelled anomalies in training, as a share of the normal training samples, in [0, 1).
         anomalous: The classes that count as anomalies.
-        share: The anomalies' share of the test set, protocol ``proportion`` only.
+        share: The anomalies' share of the test set; protocols ``proportion`` and ``no_split`` only.
+        limit: The number of samples of each normal class; protocol ``no_split`` only.
         split_seed: Of the protocol's random choices; not the training's seed, so that seeds vary the training alone.
         batch_size: Of training.
         eval_batch_size: Of validation, test and prediction; scores do not depend on it.
@@ -158,6 +159,7 @@ class OneClassDataModule(LightningDataModule):
         contamination: float | None = None,
         anomalous: list[int] | None = None,
         share: float | None = None,
+        limit: int | None = None,
         split_seed: int = 0,
         batch_size: int = 128,
         eval_batch_size: int = 1000,
@@ -169,10 +171,15 @@ class OneClassDataModule(LightningDataModule):
         workers: int | None = None,
     ) -> None:
         super().__init__()
-        if protocol not in PROTOCOLS:
-            raise InputError(f"unknown protocol '{protocol}': choose from {', '.join(PROTOCOLS)}")
-        if share is not None and protocol != "proportion":
-            raise InputError(f"share belongs to the protocol 'proportion', not to '{protocol}'")
+        options = {
+            "val_fraction": val_fraction,
+            "contamination": contamination,
+            "anomalous": anomalous,
+            "share": share,
+            "limit": limit,
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        check_options(protocol, given)
         if normalization not in get_args(Normalization) or channels not in {None, 1, 3}:
             raise InputError(f"no normalization '{normalization}' or no channels {channels}: unit, symmetric, gcn; 1, 3")
         if batch_size < 1 or eval_batch_size < 1:
@@ -182,8 +189,7 @@ class OneClassDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.memory_gib, self.workers = memory_gib, os.cpu_count() if workers is None else workers
         self._normal, self._protocol = normal, protocol
-        options = {"val_fraction": val_fraction, "contamination": contamination, "anomalous": anomalous, "share": share}
-        self._options = {name: value for name, value in options.items() if value is not None} | {"seed": split_seed}
+        self._options = {**given, "seed": split_seed}
         self.preprocessing = Preprocessing(normalization, class_mean, self.size, channels)
         self._loaders: dict[Stage, ResidentLoader | DataLoader[Sample]] = {}
 
@@ -205,9 +211,18 @@ class OneClassDataModule(LightningDataModule):
 
     @cached_property
     def splits(self) -> Splits:
-        """Index arrays of training, validation and test."""
-        data = self.data
-        return PROTOCOLS[self._protocol](data.targets, data.official_test, self.normal, **self._options)
+        """Index arrays of training, validation and test; a group is not divided."""
+        data, protocol = self.data, PROTOCOLS[self._protocol]
+        if data.groups is None:
+            return protocol(data.targets, data.official_test, self.normal, **self._options)
+        _, first = np.unique(data.groups, return_index=True)
+        of_groups = protocol(data.targets[first], data.official_test[first], self.normal, **self._options)
+        return Splits(*(np.flatnonzero(np.isin(data.groups, part)) for part in of_groups))
+
+    @property
+    def groups(self) -> NDArray[np.int64] | None:
+        """``(N,)`` number of the group that each image of the data set is a part of, or None where each is one by itself."""
+        return self.data.groups
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -1,7 +1,8 @@
-"""Data sets as ``uint8`` images and class labels: scikit-learn's digits, torchvision's sets and folders of images."""
+"""Data sets as ``uint8`` images and class labels: scikit-learn's digits, torchvision's sets, published archives, folders."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from common.errors import InputError
+from common.errors import DataMissingError, InputError
 
 EXTENSIONS = frozenset(Image.registered_extensions())
 
@@ -33,12 +34,17 @@ class Images(Protocol):
 
 
 class ImageData(NamedTuple):
-    """A data set: images, the class of each, whether each is in the official test set, and the classes' names."""
+    """A data set: images, the class of each, whether each is in the official test set, and the classes' names.
+
+    Where images are parts of something larger that is split and judged as a whole, ``groups`` ``(N,)`` holds the number
+    (0, 1, …) of the whole that each belongs to, whose class and official part it shares.
+    """
 
     images: Images
     targets: NDArray[np.int64]
     official_test: NDArray[np.bool_]
     classes: tuple[str, ...]
+    groups: NDArray[np.int64] | None = None
 
 
 class ImageFiles:
@@ -92,17 +98,47 @@ class ImageFiles:
         return np.asarray(image).reshape(height, width, self.channels)
 
 
+class Patches:
+    """Windows of frames, cut out when they are asked for.
+
+    Args:
+        frames: ``(F, H, W)`` uint8; kept, not copied.
+        corners: ``(N, 3)`` frame, top and left of each window.
+        size: ``(height, width)`` of the windows.
+
+    Example:
+        >>> frames = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 4)
+        >>> Patches(frames, np.array([[0, 0, 0], [1, 1, 2]]), (2, 2))[torch.tensor([1])].tolist()
+        [[[[18, 19], [22, 23]]]]
+    """
+
+    def __init__(self, frames: Tensor, corners: NDArray[np.int64], size: tuple[int, int]) -> None:
+        self.corners = torch.from_numpy(corners)
+        self._windows = frames.unfold(1, size[0], 1).unfold(2, size[1], 1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(N, 1, H, W)`` with the windows' height and width."""
+        return (len(self.corners), 1, *self._windows.shape[3:])
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        """``(B,)`` indices to ``(B, 1, H, W)`` uint8."""
+        frame, top, left = self.corners[indices].unbind(1)
+        return self._windows[frame, top, left].unsqueeze(1)
+
+
 def load(name: str, root: Path, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageData:
     """A data set by its name, kept for the rest of the process.
 
     Args:
         name: A key of :data:`DATASETS`.
         root: Where data sets lie, or are downloaded to; for ``folder`` the folder itself.
-        size: ``(height, width)`` to which *files* are decoded; data sets of one size ignore it.
+        size: ``(height, width)`` to which *files* are decoded, or of patches; data sets of one size ignore it.
         channels: Likewise, 1 or 3.
 
     Raises:
         InputError: Unknown name, missing root, data that cannot be had or read, a class without images.
+        DataMissingError: The data set has to be fetched by hand and is not there.
 
     Example:
         >>> data = load("digits", Path("."))
@@ -146,11 +182,72 @@ def cifar10(root: Path, size: tuple[int, int] | None = None, channels: int | Non
     return _torchvision(torchvision.datasets.CIFAR10, "cifar10", root)
 
 
-def folder(root: Path, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageData:
+def caltech256(root: Path, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageData:
+    """Caltech-256, 30,607 RGB files in 257 folders, the last of them clutter; no test set of its own.
+
+    A class is named as its folder, and its images are in the order of their file names.
+
+    Args:
+        root: Holds ``256_ObjectCategories/NNN.name/NNN_MMMM.jpg``, itself or in ``caltech256``.
+        size: ``(height, width)`` of the decoded files, which all differ; 64x64 by default, our choice.
+        channels: 3 by default.
+
+    Raises:
+        DataMissingError: No such folder; it is never downloaded.
+        InputError: A class folder without images.
+    """
+    places = ("caltech256/256_ObjectCategories", "256_ObjectCategories")
+    source = "data.caltech.edu, doi.org/10.22002/D1.20087"
+    found = _published("caltech256", root, places, "256_ObjectCategories/NNN.name/NNN_MMMM.jpg", source)
+    return folder(found, size or (64, 64), channels or 3, pattern="[0-9][0-9][0-9].*")
+
+
+def ucsd_ped2(root: Path, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageData:
+    """UCSD Ped2, grey patches of surveillance frames; the test clips are the official test set, a frame is a group.
+
+    Patches lie every 25 pixels in training frames and every 10 in test frames (as in ALOCC's official code, here over the
+    whole frame), the last of a row or column flush with the border. A patch has the class of its frame, which is abnormal
+    where ``Test/UCSDped2.m`` lists its number.
+
+    Args:
+        root: Holds ``UCSDped2/{Train,Test}/{Train,Test}NNN/NNN.tif``, itself, in ``UCSD_Anomaly_Dataset.v1p2`` or in
+            ``ucsd_ped2/UCSD_Anomaly_Dataset.v1p2``.
+        size: ``(height, width)`` of a patch; 30x30 by default, ALOCC's.
+        channels: Ignored, the frames are grey.
+
+    Raises:
+        DataMissingError: No such folder; it is never downloaded.
+        InputError: No frames, no ground truth or one of another number of clips, a patch larger than the frames.
+    """
+    places = ("UCSD_Anomaly_Dataset.v1p2/UCSDped2", "ucsd_ped2/UCSD_Anomaly_Dataset.v1p2/UCSDped2", "UCSDped2")
+    source = "svcl.ucsd.edu/projects/anomaly"
+    found = _published("ucsd_ped2", root, places, "UCSDped2/{Train,Test}/{Train,Test}NNN/NNN.tif", source)
+    train, test = _clips(found / "Train"), _clips(found / "Test")
+    abnormal = _abnormal_frames(found / "Test" / "UCSDped2.m")
+    if len(abnormal) != len(test):
+        raise InputError(f"{found / 'Test'} has {len(test)} clips and UCSDped2.m speaks of {len(abnormal)}: unpack it again")
+    paths = [path for clip in (*train, *test) for path in clip]
+    n_train = sum(map(len, train))
+    tested = [int(path.stem) in listed for clip, listed in zip(test, abnormal, strict=True) for path in clip]
+    frames = ImageFiles(paths, None, 1)[torch.arange(len(paths))].squeeze(1)
+    size = size or (30, 30)
+    if size[0] > frames.shape[1] or size[1] > frames.shape[2]:
+        raise InputError(f"image_size {size[0]}x{size[1]} exceeds the frames' {frames.shape[1]}x{frames.shape[2]}")
+    numbers = np.arange(len(paths))
+    corners = np.concatenate([
+        _grid(numbers[:n_train], frames.shape, size, stride=25),
+        _grid(numbers[n_train:], frames.shape, size, stride=10),
+    ])  # fmt: skip
+    groups = corners[:, 0].copy()
+    targets = np.append(np.zeros(n_train, np.int64), tested)
+    return ImageData(Patches(frames, corners, size), targets[groups], groups >= n_train, ("normal", "abnormal"), groups)
+
+
+def folder(root: Path, size: tuple[int, int] | None = None, channels: int | None = None, pattern: str = "*") -> ImageData:
     """Any ``ROOT/{train,test}/<class>/`` or ``ROOT/<class>/`` tree of images; classes in alphabetical order."""
     has_split = (root / "train").is_dir() and (root / "test").is_dir()
     parts = [root / "train", root / "test"] if has_split else [root]
-    classes = tuple(sorted({path.name for part in parts for path in part.iterdir() if path.is_dir()}))
+    classes = tuple(sorted({path.name for part in parts for path in part.glob(pattern) if path.is_dir()}))
     if not classes:
         raise InputError(f"{root} has no class folders: ROOT/<class>/ or ROOT/{{train,test}}/<class>/ is expected")
     paths: list[Path] = []
@@ -166,7 +263,7 @@ def folder(root: Path, size: tuple[int, int] | None = None, channels: int | None
 
 
 DATASETS: dict[str, Callable[..., ImageData]] = {
-    loader.__name__: loader for loader in (digits, mnist, fashion_mnist, cifar10, folder)
+    loader.__name__: loader for loader in (digits, mnist, fashion_mnist, cifar10, caltech256, ucsd_ped2, folder)
 }
 
 
@@ -190,8 +287,46 @@ def _torchvision(dataset: Callable[..., Iterable[object]], name: str, root: Path
     return ImageData(images, targets, np.arange(len(targets)) >= len(arrays[0]), tuple(parts[0].classes))  # type: ignore[attr-defined]
 
 
+def _published(name: str, root: Path, places: Sequence[str], layout: str, source: str) -> Path:
+    found = [root / place for place in places if (root / place).is_dir()]
+    if not found:
+        raise DataMissingError(
+            f"{name} is not in {root} and is not downloaded by itself: get it from {source} and unpack it there as {layout}"
+        )
+    return found[0]
+
+
+def _clips(folder: Path) -> list[list[Path]]:
+    """The frames of each clip; what is not named as a clip or a frame is passed over."""
+    by_clip: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob(f"{folder.name}*/*.tif")):
+        if re.fullmatch(rf"{folder.name}\d+/\d+\.tif", path.relative_to(folder).as_posix()):
+            by_clip.setdefault(path.parent.name, []).append(path)
+    if not by_clip:
+        raise InputError(f"no frames {folder.name}NNN/NNN.tif in {folder}: unpack the archive again")
+    return list(by_clip.values())
+
+
+def _abnormal_frames(path: Path) -> list[set[int]]:
+    """The abnormal frames' numbers of each test clip, from lines such as ``….gt_frame = [5:90, 140:200];``."""
+    if not path.is_file():
+        raise InputError(f"no {path}, the frames' ground truth: unpack the archive again")
+    code = re.sub("%.*", "", path.read_text(errors="replace"))
+    listed = (re.findall(r"(\d+)(?:\s*:\s*(\d+))?", ranges) for ranges in re.findall(r"gt_frame\s*=\s*\[([\d\s:,]*)\]", code))
+    return [{n for first, last in ranges for n in range(int(first), int(last or first) + 1)} for ranges in listed]
+
+
+def _grid(frames: NDArray[np.int64], shape: Sequence[int], size: tuple[int, int], stride: int) -> NDArray[np.int64]:
+    """``(N, 3)`` corners of the windows of ``size`` that cover each of the numbered frames."""
+    starts = [
+        np.arange(0, whole - part + stride, stride).clip(max=whole - part) for whole, part in zip(shape[1:], size, strict=True)
+    ]
+    return np.stack(np.meshgrid(frames, *starts, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
 def _image_files(folder: Path) -> list[Path]:
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS) if folder.is_dir() else []
+    entries = folder.iterdir() if folder.is_dir() else ()
+    files = sorted(p for p in entries if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
     if not files:
         raise InputError(f"no images in the class folder {folder}")
     return files

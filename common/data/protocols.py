@@ -5,7 +5,7 @@ returns :class:`Splits`. Nothing here knows about images.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,18 +127,13 @@ def proportion(
         >>> round(float((targets[splits.test] != 3).mean()), 2)
         0.19
     """
-    if not 0 < share < 1:
-        raise InputError(f"share is the anomalies' share of the test set and lies in (0, 1), not {share}")
     splits = standard(
         targets, official_test, normal,
         val_fraction=val_fraction, contamination=contamination, anomalous=anomalous, seed=seed,
     )  # fmt: skip
     is_normal = np.isin(targets[splits.test], normal)
     normals, strangers = splits.test[is_normal], splits.test[~is_normal]
-    wanted = round(len(normals) * share / (1 - share))
-    if len(strangers) < wanted:
-        raise InputError(f"share={share} needs {wanted} anomalies and the test set has {len(strangers)}")
-    chosen = np.random.default_rng(seed).choice(strangers, wanted, replace=False)
+    chosen = _draw(strangers, share, len(normals), np.random.default_rng(seed))
     return splits._replace(test=np.sort(np.append(normals, chosen)))
 
 
@@ -173,9 +168,87 @@ def in_sample(
     return Splits(np.sort(train), np.sort(pool), np.sort(pool))
 
 
+def no_split(
+    targets: Indices,
+    official_test: NDArray[np.bool_],
+    normal: Sequence[int],
+    *,
+    share: float | None = None,
+    limit: int | None = None,
+    val_fraction: float = 0.1,
+    contamination: float = 0.0,
+    anomalous: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Splits:
+    """The normals that were trained on are tested again, beside anomalies that were not (a reading of ALOCC's Sec. 4).
+
+    Training and test see the same normals, those of the official training samples (of all samples where a data set has no
+    test set of its own): scores flatter the method. Validation gives no gradients but is tested as well.
+
+    Args:
+        targets: As in :func:`standard`, with ``official_test`` and ``normal``.
+        official_test: No sample of it is used.
+        normal: The normal classes.
+        share: The anomalies' share of the test set, in (0, 1); they are drawn. All are tested by default.
+        limit: The first so many samples of each normal class are used, at least 1; all by default.
+        val_fraction: Share of the normals that is held out from training, in [0, 1).
+        contamination: As in :func:`standard`; these anomalies are not tested.
+        anomalous: As in :func:`standard`.
+        seed: Of the held-out choice, the contamination and the drawn anomalies.
+
+    Raises:
+        InputError: No normal sample, too few anomalies, or a share or limit outside its range.
+
+    Example:
+        >>> targets = np.arange(1000) % 10
+        >>> splits = no_split(targets, np.zeros(1000, bool), normal=[1, 2], share=0.5, limit=40)
+        >>> [len(part) for part in splits], np.isin(targets[splits.test], [1, 2]).sum()
+        ([72, 8, 160], np.int64(80))
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is the number of samples of each normal class and at least 1, not {limit}")
+    _, is_anomalous = _roles(targets, normal, anomalous)
+    random = np.random.default_rng(seed)
+    of_class = [np.flatnonzero((targets == k) & ~official_test)[:limit] for k in np.unique(normal)]
+    normals = random.permutation(np.concatenate(of_class))
+    strangers = random.permutation(np.flatnonzero(is_anomalous & ~official_test))
+    train, val = _hold_out(normals, val_fraction)
+    contaminants = _contaminants(strangers, contamination, len(normals))
+    tested = strangers[len(contaminants) :]
+    if share is not None:
+        tested = _draw(tested, share, len(normals), random)
+    return Splits(np.sort(np.append(train, contaminants)), np.sort(val), np.sort(np.append(normals, tested)))
+
+
 PROTOCOLS: dict[str, Callable[..., Splits]] = {
-    protocol.__name__: protocol for protocol in (standard, balanced, proportion, in_sample)
+    protocol.__name__: protocol for protocol in (standard, balanced, proportion, in_sample, no_split)
 }
+
+
+def check_options(protocol: str, options: Iterable[str]) -> None:
+    """Refuses what a protocol does not know.
+
+    Args:
+        protocol: A key of :data:`PROTOCOLS`.
+        options: Names of keyword arguments, less ``seed``.
+
+    Raises:
+        InputError: Unknown protocol or option.
+
+    Example:
+        >>> check_options("proportion", ["share", "val_fraction"])
+    """
+    if protocol not in PROTOCOLS:
+        raise InputError(f"unknown protocol '{protocol}': choose from {', '.join(PROTOCOLS)}")
+    parameters = inspect.signature(PROTOCOLS[protocol]).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "seed"]
+    for option in options:
+        if option not in known:
+            raise InputError(f"protocol '{protocol}' has no option '{option}': {', '.join(known)}")
+
+
+READERS: dict[str, Callable[[str], Any]] = {"anomalous": lambda text: [int(k) for k in text.split("+")], "limit": int}
+"""How the options that are no ``float`` are read."""
 
 
 def parse_protocol(text: str) -> dict[str, Any]:
@@ -192,16 +265,12 @@ def parse_protocol(text: str) -> dict[str, Any]:
         {'protocol': 'standard', 'contamination': 0.01, 'anomalous': [3]}
     """
     name, *options = text.split(",")
-    if name not in PROTOCOLS:
-        raise InputError(f"unknown protocol '{name}': choose from {', '.join(PROTOCOLS)}")
-    known = [p.name for p in inspect.signature(PROTOCOLS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
     arguments: dict[str, Any] = {"protocol": name}
-    for option in options:
-        key, _, value = option.partition("=")
-        if key not in known or key == "seed":
-            raise InputError(f"protocol '{name}' has no option '{key}': {', '.join(k for k in known if k != 'seed')}")
+    pairs = [option.partition("=")[::2] for option in options]
+    check_options(name, [key for key, _ in pairs])
+    for key, value in pairs:
         try:
-            arguments[key] = [int(k) for k in value.split("+")] if key == "anomalous" else float(value)
+            arguments[key] = READERS.get(key, float)(value)
         except ValueError:
             raise InputError(f"'{value}' is no value for {key} in protocol '{text}'") from None
     return arguments
@@ -237,3 +306,12 @@ def _contaminants(strangers: Indices, contamination: float, n_normal: int) -> In
     if wanted > len(strangers):
         raise InputError(f"contamination {contamination} needs {wanted} anomalies and there are {len(strangers)}")
     return strangers[:wanted]
+
+
+def _draw(strangers: Indices, share: float, n_normal: int, random: np.random.Generator) -> Indices:
+    if not 0 < share < 1:
+        raise InputError(f"share is the anomalies' share of the test set and lies in (0, 1), not {share}")
+    wanted = round(n_normal * share / (1 - share))
+    if len(strangers) < wanted:
+        raise InputError(f"share={share} needs {wanted} anomalies and there are {len(strangers)}")
+    return random.choice(strangers, wanted, replace=False)

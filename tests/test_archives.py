@@ -1,0 +1,294 @@
+"""Caltech-256 and UCSD Ped2 in their published layouts, from files to frame-level results."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pytorch_lightning import Trainer
+
+from autoencoder import Autoencoder
+from common.classical import fit_and_score
+from common.data import OneClassDataModule, datasets, load
+from common.errors import DataMissingError, InputError
+from common.evaluation import evaluate
+from common.module import Scored, highest_of_each
+
+RANDOM = np.random.default_rng(0)
+CATEGORIES = {"001.ak47": 9, "002.american-flag": 3, "056.dog": 8, "198.spider": 4, "257.clutter": 20}
+HEIGHT, WIDTH, SIZE = 47, 68, 30
+CLIPS = {"Train/Train001": 7, "Train/Train002": 5, "Test/Test001": 4, "Test/Test002": 6, "Test/Test003": 3}
+TRUTH = """\
+% frames with anomalies, such as gt_frame = [1:9];
+TestVideoFile = {};
+TestVideoFile{end+1}.gt_frame = [2:3];
+TestVideoFile{end+1}.gt_frame = [1, 4:5 , 6:6];  % a bicycle
+TestVideoFile{end+1}.gt_frame = [];
+"""
+ABNORMAL = [0, 1, 1, 0, 1, 0, 0, 1, 1, 1, 0, 0, 0]  # of all test frames
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept():
+    yield
+    datasets._load.cache_clear()
+
+
+def save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+@pytest.fixture
+def caltech(tmp_path):
+    """Files of several sizes, one of them grey, and what is found beside them in the archive and on Macs."""
+    base = tmp_path / "256_ObjectCategories"
+    for name, n in CATEGORIES.items():
+        for i in range(n, 0, -1):
+            shape = (20 + i, 31) if i == 1 else (20 + i, 31, 3)
+            save(base / name / f"{name[:3]}_{i:04}.jpg", RANDOM.integers(0, 256, shape, dtype=np.uint8))
+    (base / "056.dog" / "greg" / "vision309").mkdir(parents=True)
+    save(base / "greg" / "0001.jpg", np.zeros((4, 4), np.uint8))
+    for stray in ("198.spider/RENAME2", "198.spider/._198_0001.jpg", ".DS_Store", "300.txt"):
+        (base / stray).write_text("no image")
+    return tmp_path
+
+
+@pytest.fixture
+def ped2(tmp_path):
+    """Frames that are all different, the ground truth, and the archive's debris; returns the root and all the frames."""
+    base = tmp_path / "UCSD_Anomaly_Dataset.v1p2" / "UCSDped2"
+    frames = RANDOM.integers(0, 256, (sum(CLIPS.values()), HEIGHT, WIDTH), dtype=np.uint8)
+    paths = [base / clip / f"{i + 1:03}.tif" for clip, n in CLIPS.items() for i in range(n)]
+    for path, frame in zip(paths, frames, strict=True):
+        save(path, frame)
+    (base / "Test" / "UCSDped2.m").write_text(TRUTH)
+    for stray in ("Test/Test001_gt/001.tif", "Test/Test001_gt/002.bmp", "Train/Other001/001.tif", "Train/Train001/deep/9.tif"):
+        save(base / stray, np.zeros((9, 9), np.uint8))
+    for stray in ("Test/Test017/.DS_Store", "Train/.DS_Store", "Train/Train001/._001.tif", "Test/Test004", "Test/._Test001"):
+        (base / stray).parent.mkdir(exist_ok=True)
+        (base / stray).write_text("no image")
+    return tmp_path, frames
+
+
+def test_caltech256(caltech):
+    data = load("caltech256", caltech)
+    assert data.classes == tuple(CATEGORIES)
+    assert data.images.shape == (sum(CATEGORIES.values()), 3, 64, 64)
+    assert data.targets.tolist() == [k for k, n in enumerate(CATEGORIES.values()) for _ in range(n)]
+    assert not data.official_test.any()
+    assert data.groups is None
+    assert [path.name for path in data.images.paths[:9]] == [f"001_{i:04}.jpg" for i in range(1, 10)]
+    grey = data.images[torch.tensor([0])][0]
+    assert torch.equal(grey[0], grey[2])
+    assert load("caltech256", caltech, (28, 20), 1).images[torch.arange(5)].shape == (5, 1, 28, 20)
+
+
+def test_caltech256_in_a_folder_of_its_own(caltech):
+    (caltech / "256_ObjectCategories").rename(caltech / "moved")
+    (caltech / "caltech256").mkdir()
+    (caltech / "moved").rename(caltech / "caltech256" / "256_ObjectCategories")
+    assert load("caltech256", caltech).classes == tuple(CATEGORIES)
+
+
+def test_caltech256_with_an_empty_category(caltech):
+    (caltech / "256_ObjectCategories" / "100.hawksbill").mkdir()
+    with pytest.raises(InputError, match=r"no images in the class folder .*100\.hawksbill"):
+        load("caltech256", caltech)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "source"),
+    [
+        ("caltech256", "256_ObjectCategories/NNN.name/NNN_MMMM.jpg", "data.caltech.edu"),
+        ("ucsd_ped2", "UCSDped2/{Train,Test}/{Train,Test}NNN/NNN.tif", "svcl.ucsd.edu/projects/anomaly"),
+    ],
+)
+def test_data_that_must_be_fetched_by_hand(tmp_path, name, layout, source):
+    with pytest.raises(DataMissingError, match=re.escape(f"{name} is not in {tmp_path}")) as error:
+        load(name, tmp_path)
+    assert layout in str(error.value)
+    assert source in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def corners(n_frames, tops, lefts):
+    return [(frame, top, left) for frame in range(n_frames) for top in tops for left in lefts]
+
+
+def test_ped2_is_patches_of_frames(ped2):
+    root, frames = ped2
+    data = load("ucsd_ped2", root)
+    train = corners(12, (0, 17), (0, 25, 38))
+    test = [(12 + frame, top, left) for frame, top, left in corners(13, (0, 10, 17), (0, 10, 20, 30, 38))]
+    expected = np.stack([frames[f, top : top + SIZE, left : left + SIZE] for f, top, left in train + test])
+    n = len(expected)
+    assert data.images.shape == (n, 1, SIZE, SIZE)
+    order = torch.from_numpy(RANDOM.permutation(n))
+    patches = data.images[order]
+    assert patches.dtype == torch.uint8
+    np.testing.assert_array_equal(patches[:, 0], expected[order])
+    assert data.groups.tolist() == [f for f, _, _ in train + test]
+    assert data.official_test.tolist() == [False] * len(train) + [True] * len(test)
+    assert data.classes == ("normal", "abnormal")
+    np.testing.assert_array_equal(data.targets, np.array([0] * 12 + ABNORMAL)[data.groups])
+    assert data.targets.dtype == data.groups.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("size", "per_train_frame", "per_test_frame"),
+    [((47, 68), 1, 1), ((47, 60), 2, 2), ((22, 18), 2 * 3, 4 * 6), ((20, 18), 3 * 3, 4 * 6)],
+)
+def test_patches_cover_the_frames_without_repetition(ped2, size, per_train_frame, per_test_frame):
+    root, frames = ped2
+    data = load("ucsd_ped2", root, size)
+    assert np.bincount(data.groups).tolist() == [per_train_frame] * 12 + [per_test_frame] * 13
+    assert len(np.unique(data.images.corners, axis=0)) == len(data.groups)
+    covered = np.zeros((len(frames), HEIGHT, WIDTH), bool)
+    for frame, top, left in data.images.corners.tolist():
+        covered[frame, top : top + size[0], left : left + size[1]] = True
+    assert covered[12:].all()
+    assert covered[0, [0, -1]][:, [0, -1]].all()
+
+
+@pytest.mark.parametrize("place", ["UCSDped2", "ucsd_ped2/UCSD_Anomaly_Dataset.v1p2/UCSDped2"])
+def test_ped2_in_other_places(ped2, place):
+    root, _ = ped2
+    (root / place).parent.mkdir(parents=True, exist_ok=True)
+    (root / "UCSD_Anomaly_Dataset.v1p2" / "UCSDped2").rename(root / place)
+    assert load("ucsd_ped2", root).groups.max() == 24
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda base: (base / "Test/UCSDped2.m").unlink(), r"no .*UCSDped2\.m, the frames' ground truth"),
+        (lambda base: (base / "Test/Test002").rename(base / "Test/x"), r"Test has 2 clips and UCSDped2\.m speaks of 3"),
+        (lambda base: (base / "Test/UCSDped2.m").write_text("x"), r"Test has 3 clips and UCSDped2\.m speaks of 0"),
+        (lambda base: (base / "Train").rename(base / "x"), r"no frames TrainNNN/NNN\.tif in .*Train"),
+        (lambda base: (base / "Train/Train002/003.tif").write_text("x"), r"cannot read the image .*003\.tif"),
+        (lambda base: save(base / "Train/Train002/003.tif", np.zeros((9, 9), np.uint8)), r"003\.tif is 9x9"),
+    ],
+)
+def test_damaged_ped2(ped2, damage, message):
+    root, _ = ped2
+    damage(root / "UCSD_Anomaly_Dataset.v1p2" / "UCSDped2")
+    with pytest.raises(InputError, match=message) as error:
+        load("ucsd_ped2", root)
+    assert "\n" not in str(error.value)
+
+
+def test_patches_larger_than_the_frames(ped2):
+    with pytest.raises(InputError, match="image_size 48x30 exceeds the frames' 47x68"):
+        load("ucsd_ped2", ped2[0], (48, 30))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"normal": 2}, "'ucsd_ped2' has no class '2': choose from normal, abnormal"), ({"anomalous": [2]}, "anomalous class 2")],
+)
+def test_no_such_class_of_ped2(ped2, options, message):
+    with pytest.raises(InputError, match=message):
+        OneClassDataModule("ucsd_ped2", root=str(ped2[0]), **options).setup()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "options"),
+    [("standard", {}), ("proportion", {"share": 0.3}), ("balanced", {"contamination": 0.1}), ("no_split", {"limit": 8})],
+)
+def test_frames_are_split_and_not_patches(ped2, protocol, options):
+    options = {"normal": 0, "val_fraction": 0.25, "split_seed": 3, "protocol": protocol, **options}
+    data = OneClassDataModule("ucsd_ped2", root=str(ped2[0]), **options)
+    frames = [np.unique(data.groups[part]) for part in data.splits]
+    for part, whole in zip(data.splits, frames, strict=True):
+        np.testing.assert_array_equal(part, np.flatnonzero(np.isin(data.groups, whole)))
+    assert not np.intersect1d(frames[0], frames[1]).size
+    if protocol == "standard":
+        assert (len(frames[0]), len(frames[1]), frames[2].tolist()) == (9, 3, list(range(12, 25)))
+    if protocol == "no_split":
+        assert np.sort(np.append(frames[0], frames[1])).tolist() == frames[2].tolist() == list(range(8))
+
+
+def test_ungrouped_data_has_no_groups():
+    assert OneClassDataModule("digits").groups is None
+
+
+def test_highest_of_each():
+    n = 200
+    groups, low = RANDOM.integers(0, 9, n) * 7, RANDOM.normal(size=n) - 50
+    parts = Scored(RANDOM.permutation(n), groups % 3, groups % 2, {"a": RANDOM.normal(size=n), "b": low})
+    wholes = highest_of_each(parts, groups, "b")
+    for row, group in enumerate(range(0, 63, 7)):
+        of_group = np.flatnonzero(groups == group)
+        shown = of_group[low[of_group].argmax()]
+        assert (wholes.index[row], wholes.target[row], wholes.label[row]) == (parts.index[shown], group % 3, group % 2)
+        assert {name: values[row] for name, values in wholes.scores.items()} == {
+            name: values[of_group].max() for name, values in parts.scores.items()
+        }
+    assert all(len(values) == 9 for values in (*wholes[:3], *wholes.scores.values()))
+
+
+MODES = {"resident": {}, "streamed": {"memory_gib": 1e-9, "workers": 0}, "by a worker": {"memory_gib": 1e-9, "workers": 1}}
+modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+
+
+def trained(data, tmp_path):
+    module = Autoencoder(data.shape, widths=(4, 8), latent=4)
+    trainer = Trainer(
+        default_root_dir=tmp_path, max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    trainer.test(module, datamodule=data, verbose=False)
+    return module.eval(), trainer
+
+
+@modes
+@pytest.mark.filterwarnings("ignore")
+def test_ped2_from_files_to_frame_level_error(ped2, tmp_path, mode):
+    data = OneClassDataModule("ucsd_ped2", root=str(ped2[0]), batch_size=16, eval_batch_size=50, val_fraction=0.25, **mode)
+    module, trainer = trained(data, tmp_path)
+
+    def of_frames(part):
+        with torch.no_grad():
+            scores = module(data.images(part)).double().numpy()
+        frames = data.groups[part]
+        return {frame: scores[frames == frame].max() for frame in np.unique(frames)}
+
+    expected = of_frames(data.splits.test)
+    assert list(expected) == data.groups[module.scored.index].tolist() == list(range(12, 25))
+    np.testing.assert_allclose(module.scored.scores["reconstruction"], list(expected.values()), rtol=1e-5)
+    assert module.scored.label.tolist() == module.scored.target.tolist() == ABNORMAL
+    shown = of_frames(module.scored.index)
+    np.testing.assert_allclose(list(shown.values()), list(expected.values()), rtol=1e-5)
+    metrics = module.test_metrics()["reconstruction"]
+    assert (metrics["n_normal"], metrics["n_anomalous"]) == (7, 6)
+    assert trainer.callback_metrics["test/eer"].item() == pytest.approx(evaluate(list(expected.values()), ABNORMAL)["eer"])
+    held_out = of_frames(data.splits.val)
+    assert len(held_out) == 3
+    assert module.threshold.item() == pytest.approx(np.quantile(list(held_out.values()), 0.95), rel=1e-5)
+
+
+@modes
+@pytest.mark.filterwarnings("ignore")
+def test_caltech256_from_files_to_metrics(caltech, tmp_path, mode):
+    options = {"protocol": "no_split", "share": 0.5, "limit": 5, "anomalous": [4], "val_fraction": 0.2}
+    options |= {"root": str(caltech), "normal": ["056.dog", 0], "image_size": 16, "batch_size": 4}
+    data = OneClassDataModule("caltech256", **options, **mode)
+    module, trainer = trained(data, tmp_path)
+    metrics = module.test_metrics()["reconstruction"]
+    assert (metrics["n_normal"], metrics["n_anomalous"]) == (10, 10)
+    names = [data.data.images.paths[i].name for i in module.scored.index[module.scored.label == 0]]
+    assert names == [f"{k}_{i:04}.jpg" for k in ("001", "056") for i in range(1, 6)]
+    assert (len(data.splits.train), len(data.splits.val)) == (8, 2)
+    assert trainer.callback_metrics["test/eer"].item() == pytest.approx(metrics["eer"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_baseline_judges_frames(ped2):
+    data = OneClassDataModule("ucsd_ped2", root=str(ped2[0]), val_fraction=0.25)
+    data.setup()
+    scored, about = fit_and_score("ocsvm", data, seed=0)
+    assert scored.label.tolist() == ABNORMAL
+    assert about["metrics"]["ocsvm"]["n_anomalous"] == 6
