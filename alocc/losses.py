@@ -12,7 +12,7 @@ Adversarial = Literal["minimax", "non_saturating"]
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """What D minimises, the negative of Eq. 3: ``-E[log D(X)] - E[log(1 - D(R(X~)))]``.
+    """What D minimises, the negative of Eq. 3: ``-E[log D(X)] - E[log(1 - D(R(X~)))]``, a scalar.
 
     Example:
         >>> import torch
@@ -20,6 +20,22 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
         tensor(1.3863)
     """
     return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def good_and_bad_loss(real: Tensor, repaired: Tensor, fake: Tensor, pasted: Tensor, alpha: float, beta: float) -> Tensor:
+    """What D minimises when it learns good reconstructions from bad ones as well (after Zaheer et al., CVPR 2020).
+
+    ``-(1 - α) E[log D(X)] - α E[log D(R(X))] - (1 - β) E[log(1 - D(R(X~)))] - β E[log(1 - D(R(X')))]``, with pseudo-anomalies
+    ``X'``; with α = β = 0 it is :func:`discriminator_loss`.
+
+    Example:
+        >>> import torch
+        >>> good_and_bad_loss(*torch.zeros(4, 8), alpha=0.5, beta=0.9)
+        tensor(1.3863)
+    """
+    good = (1 - alpha) * F.softplus(-real).mean() + alpha * F.softplus(-repaired).mean()
+    bad = (1 - beta) * F.softplus(fake).mean() + beta * F.softplus(pasted).mean()
+    return good + bad
 
 
 def adversarial_loss(fake: Tensor, form: Adversarial) -> Tensor:

@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer, RMSprop
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from alocc.losses import Adversarial, adversarial_loss, cross_entropy_to_noisy, discriminator_loss
+from alocc.losses import Adversarial, adversarial_loss, cross_entropy_to_noisy, discriminator_loss, good_and_bad_loss
 from alocc.networks import discriminator, reconstructor
+from alocc.pseudo import pasted
 from common.data import Sample
-from common.losses import add_noise, squared_error
+from common.losses import squared_error
 from common.module import OneClassModule
 
 
@@ -24,18 +28,26 @@ class ALOCC(OneClassModule):
         shape: ``(C, H, W)`` of an image, or ``(F,)`` of a flat vector, for which the nets are dense.
         encoder_widths: Channels of R's convolutions.
         decoder_widths: Channels of R's transposed convolutions but the last.
+        latent: Size of a dense bottleneck in R; the published nets have none.
         discriminator_widths: Channels of D's convolutions.
+        discriminator_norm: ``batch``, as published, or ``none``.
         norm_eps: Batch norm's epsilon.
-        sigma: Standard deviation of the noise on R's training input, in the images' units.
+        batch_statistics: Batch norm has no running statistics, so that scores depend on the other images of their batch, as
+            in the released code. Training is the same.
+        sigma: Standard deviation of the noise on R's training input, in the images' units; or the range from which it is
+            drawn for each image.
         clip: Range to which noisy images are clipped, if at all.
         lambda_r: Weight of the reconstruction loss, λ of Eq. 5.
         reconstruction_loss: ``clean``, Eq. 4: mean squared error to the clean image; or ``noisy_cross_entropy``, the code's.
         adversarial: R's part of Eq. 3: literally (``minimax``) or ``non_saturating``.
+        alpha: Share of clean reconstructions R(X) in what D learns to accept, see :func:`alocc.losses.good_and_bad_loss`.
+        beta: Share of reconstructed pseudo-anomalies in what D learns to reject.
         r_steps: Steps of R after each step of D.
-        optimizer: Of both nets; ``rmsprop`` has TensorFlow's decay of 0.9.
-        lr: Learning rate of both.
-        batch_statistics: Batch norm has no running statistics, so that scores depend on the other images of their batch, as
-            in the released code. Training is the same.
+        optimizer: Of both nets; ``rmsprop`` has TensorFlow's decay of 0.9, ``adam`` has betas of 0.5 and 0.999.
+        lr_d: Learning rate of D.
+        lr_r: Learning rate of R.
+        schedule: Of both rates: ``constant``, or ``cosine`` to 0 at the last iteration.
+        averaging: Decay of the exponential average of both nets' weights that scores are made with; 0 for none.
         rho: Bound of the stopping rule, ρ, on the held-out normals' mean ``reconstruction``; used by ``rule: rho``.
         score: ``discriminator_reconstruction``, ``discriminator`` or ``reconstruction``.
         threshold_quantile: Of the held-out samples' scores, in (0, 1).
@@ -52,17 +64,24 @@ class ALOCC(OneClassModule):
         shape: Sequence[int],
         encoder_widths: Sequence[int] = (32, 64, 128),
         decoder_widths: Sequence[int] = (32, 16),
+        latent: int | None = None,
         discriminator_widths: Sequence[int] = (16, 32, 64, 128),
+        discriminator_norm: Literal["batch", "none"] = "batch",
         norm_eps: float = 1e-5,
-        sigma: float = 0.155,
+        batch_statistics: bool = False,
+        sigma: float | tuple[float, float] = 0.155,
         clip: tuple[float, float] | None = None,
         lambda_r: float = 0.4,
         reconstruction_loss: Literal["clean", "noisy_cross_entropy"] = "clean",
         adversarial: Adversarial = "non_saturating",
+        alpha: float = 0.0,
+        beta: float = 0.0,
         r_steps: int = 1,
         optimizer: Literal["adam", "rmsprop"] = "adam",
-        lr: float = 2e-4,
-        batch_statistics: bool = False,
+        lr_d: float = 2e-4,
+        lr_r: float = 2e-4,
+        schedule: Literal["constant", "cosine"] = "constant",
+        averaging: float = 0.0,
         rho: float | None = None,
         score: Literal["discriminator_reconstruction", "discriminator", "reconstruction"] = "discriminator_reconstruction",
         threshold_quantile: float = 0.95,
@@ -70,15 +89,38 @@ class ALOCC(OneClassModule):
         super().__init__()
         self.save_hyperparameters(logger=False)
         norm = partial(nn.BatchNorm2d, eps=norm_eps, track_running_stats=not batch_statistics)
-        self.reconstructor = reconstructor(shape, encoder_widths, decoder_widths, norm)
-        self.discriminator = discriminator(shape, discriminator_widths, norm)
+        self.nets = nn.ModuleDict(
+            {
+                "reconstructor": reconstructor(shape, encoder_widths, decoder_widths, latent, norm),
+                "discriminator": discriminator(shape, discriminator_widths, norm if discriminator_norm == "batch" else None),
+            }
+        )
+        if averaging:
+            average = get_ema_multi_avg_fn(averaging)
+            self.averaged = AveragedModel(self.nets, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
 
-    def configure_optimizers(self) -> list[Optimizer]:
+    @property
+    def reconstructor(self) -> nn.Module:
+        """R as it is trained."""
+        return self.nets["reconstructor"]
+
+    @property
+    def discriminator(self) -> nn.Module:
+        """D as it is trained."""
+        return self.nets["discriminator"]
+
+    def configure_optimizers(self) -> Any:
         """One for D, then one for R."""
-        nets = (self.discriminator, self.reconstructor)
-        if self.hparams.optimizer == "rmsprop":
-            return [RMSprop(net.parameters(), self.hparams.lr, alpha=0.9) for net in nets]
-        return [Adam(net.parameters(), self.hparams.lr, betas=(0.5, 0.999)) for net in nets]
+        h = self.hparams
+        optimizers: list[Optimizer] = []
+        for net, lr in ((self.discriminator, h.lr_d), (self.reconstructor, h.lr_r)):
+            rmsprop = h.optimizer == "rmsprop"
+            optimizers += [RMSprop(net.parameters(), lr, 0.9) if rmsprop else Adam(net.parameters(), lr, (0.5, 0.999))]
+        if h.schedule == "constant":
+            return [{"optimizer": optimizer} for optimizer in optimizers]
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedulers = [{"scheduler": CosineAnnealingLR(optimizer, steps), "interval": "step"} for optimizer in optimizers]
+        return [{"optimizer": o, "lr_scheduler": s} for o, s in zip(optimizers, schedulers, strict=True)]
 
     def training_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
         """D down the negative of Eq. 3, then R ``r_steps`` times down Eq. 5; one noisy image for all of them.
@@ -87,38 +129,68 @@ class ALOCC(OneClassModule):
         """
         h = self.hparams
         optimizer_d, optimizer_r = self.optimizers()  # type: ignore[attr-defined]
-        noisy = add_noise(batch.image, h.sigma)
-        if h.clip is not None:
-            noisy = noisy.clamp(*h.clip)
+        noisy = self.noisy(batch.image)
         reconstruction = self.reconstructor(noisy)
 
         with self.toggled_optimizer(optimizer_d):
-            loss_d = discriminator_loss(self.discriminator(batch.image), self.discriminator(reconstruction.detach()))
+            loss_d = self.loss_d(batch.image, reconstruction.detach())
             self.descend(optimizer_d, loss_d)
 
         for step in range(h.r_steps):
             with self.toggled_optimizer(optimizer_r):
                 reconstruction = reconstruction if step == 0 else self.reconstructor(noisy)
                 adversarial = adversarial_loss(self.discriminator(reconstruction), h.adversarial)
-                error = self.reconstruction_loss(reconstruction, batch.image, noisy).mean()
+                error = self.loss_reconstruction(reconstruction, batch.image, noisy)
                 self.descend(optimizer_r, adversarial + h.lambda_r * error)
+
+        if h.averaging:
+            self.averaged.update_parameters(self.nets)
         return {"loss_d": loss_d, "loss_adversarial": adversarial, "loss_reconstruction": error}
 
-    def reconstruction_loss(self, reconstruction: Tensor, image: Tensor, noisy: Tensor) -> Tensor:
-        """``(B,)``: Eq. 4 with the mean over an image in place of the sum, or the official code's cross-entropy."""
+    def noisy(self, image: Tensor) -> Tensor:
+        """``X~ = X + η``, fresh noise of deviation ``sigma``, clipped if so wished; the shape of ``image``."""
+        sigma, clip = self.hparams.sigma, self.hparams.clip
+        if not isinstance(sigma, float):
+            low, high = sigma
+            sigma = low + (high - low) * torch.rand(len(image), *[1] * (image.ndim - 1), device=image.device)
+        noisy = image + sigma * torch.randn_like(image)
+        return noisy if clip is None else noisy.clamp(*clip)
+
+    def loss_d(self, image: Tensor, reconstruction: Tensor) -> Tensor:
+        """The negative of Eq. 3, on ``X`` and ``R(X~)`` one by one; with ``alpha`` or ``beta``, on all four kinds at once.
+
+        R repairs clean images and pseudo-anomalies as it will at test: with batch norm's running statistics.
+        """
+        h = self.hparams
+        if not (h.alpha or h.beta):
+            return discriminator_loss(self.discriminator(image), self.discriminator(reconstruction))
+        with torch.no_grad():
+            self.reconstructor.eval()
+            good, bad = self.reconstructor(torch.cat([image, pasted(image)])).chunk(2)
+            self.reconstructor.train()
+        on_image, on_good, on_noisy, on_bad = self.discriminator(torch.cat([image, good, reconstruction, bad])).chunk(4)
+        return good_and_bad_loss(on_image, on_good, on_noisy, on_bad, h.alpha, h.beta)
+
+    def loss_reconstruction(self, reconstruction: Tensor, image: Tensor, noisy: Tensor) -> Tensor:
+        """Eq. 4 with the mean over an image in place of the sum, or the official code's cross-entropy; a scalar."""
         if self.hparams.reconstruction_loss == "clean":
-            return squared_error(reconstruction, image)
-        return cross_entropy_to_noisy(reconstruction, noisy)
+            return squared_error(reconstruction, image).mean()
+        return cross_entropy_to_noisy(reconstruction, noisy).mean()
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """``R(x)``, of the shape of ``x``."""
-        return self.reconstructor(x)
+        return self.scoring_nets["reconstructor"](x)
+
+    @property
+    def scoring_nets(self) -> Any:
+        """R and D as scores are made with them: averaged, or as they are."""
+        return self.averaged.module if self.hparams.averaging else self.nets
 
     def scores(self, x: Tensor) -> dict[str, Tensor]:
         """``-logit D(R(x))`` (Eq. 7), ``-logit D(x)`` (Eq. 6) and the mean squared error of ``R(x)``; each ``(B,)``."""
-        reconstruction = self.reconstructor(x)
+        discriminator, reconstruction = self.scoring_nets["discriminator"], self.reconstruct(x)
         return {
-            "discriminator_reconstruction": -self.discriminator(reconstruction),
-            "discriminator": -self.discriminator(x),
+            "discriminator_reconstruction": -discriminator(reconstruction),
+            "discriminator": -discriminator(x),
             "reconstruction": squared_error(reconstruction, x),
         }

@@ -2,20 +2,25 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from math import prod
 
 from torch import nn
 
 from common.errors import InputError
-from common.networks import dense, halvings, upsampling
+from common.networks import ChannelsLast, dense, halvings, upsampling
 
 Norm = Callable[[int], nn.Module]
 """From a number of channels to a normalisation layer."""
 
 
 def reconstructor(
-    shape: Sequence[int], encoder_widths: Sequence[int], decoder_widths: Sequence[int], norm: Norm = nn.BatchNorm2d
+    shape: Sequence[int],
+    encoder_widths: Sequence[int],
+    decoder_widths: Sequence[int],
+    latent: int | None = None,
+    norm: Norm = nn.BatchNorm2d,
 ) -> nn.Sequential:
-    """R: 5x5 stride-2 convolutions down and as many transposed ones up, without a dense bottleneck, tanh at the end.
+    """R: 5x5 stride-2 convolutions down and as many transposed ones up, tanh at the end.
 
     ``norm`` after every convolution but the last; LeakyReLU 0.2 on the way down, ReLU on the way up. For flat vectors the
     layers are linear, and so is the output.
@@ -24,6 +29,7 @@ def reconstructor(
         shape: ``(C, H, W)``, any size, or ``(F,)``.
         encoder_widths: Channels of the convolutions, ``n`` of them.
         decoder_widths: Channels of all but the last of the transposed ones, ``n - 1`` of them.
+        latent: Size of a dense bottleneck between the two halves, with tanh; None, as published, for none.
         norm: What follows a convolution.
 
     Returns:
@@ -40,20 +46,25 @@ def reconstructor(
     if len(decoder_widths) != len(encoder_widths) - 1:
         raise InputError("decoder_widths has one entry less than encoder_widths: the last layer's channels are the image's")
     if _is_flat(shape):
-        return dense([*shape, *encoder_widths, *decoder_widths, *shape])
+        middle = [] if latent is None else [latent, encoder_widths[-1]]
+        return dense([*shape, *encoder_widths, *middle, *decoder_widths, *shape])
     channels, height, width = shape
     n = len(encoder_widths)
     sizes = list(zip(halvings(height, n), halvings(width, n), strict=True))
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise([channels, *encoder_widths]):
         layers += [nn.Conv2d(inputs, outputs, 5, 2, 2), norm(outputs), nn.LeakyReLU(0.2, inplace=True)]
+    if latent is not None:
+        grid = (encoder_widths[-1], *sizes[-1])
+        layers += [nn.Flatten(), nn.Linear(prod(grid), latent), nn.Tanh(), nn.Linear(latent, prod(grid)), nn.ReLU(inplace=True)]
+        layers += [nn.Unflatten(1, grid), ChannelsLast()]
     for (inputs, outputs), size in zip(pairwise([encoder_widths[-1], *decoder_widths]), sizes[-2::-1], strict=False):
         layers += [upsampling(inputs, outputs, 5, size, bias=True), norm(outputs), nn.ReLU(inplace=True)]
     inputs = decoder_widths[-1] if decoder_widths else encoder_widths[-1]
     return nn.Sequential(*layers, upsampling(inputs, channels, 5, sizes[0], bias=True), nn.Tanh()).apply(_start)
 
 
-def discriminator(shape: Sequence[int], widths: Sequence[int], norm: Norm = nn.BatchNorm2d) -> nn.Sequential:
+def discriminator(shape: Sequence[int], widths: Sequence[int], norm: Norm | None = nn.BatchNorm2d) -> nn.Sequential:
     """D: 5x5 stride-2 convolutions with LeakyReLU 0.2, ``norm`` on all but the first, and one linear logit.
 
     For flat vectors the layers are linear.
@@ -73,7 +84,8 @@ def discriminator(shape: Sequence[int], widths: Sequence[int], norm: Norm = nn.B
     channels, height, width = shape
     layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 5, 2, 2), nn.LeakyReLU(0.2, inplace=True)]
     for inputs, outputs in pairwise(widths):
-        layers += [nn.Conv2d(inputs, outputs, 5, 2, 2), norm(outputs), nn.LeakyReLU(0.2, inplace=True)]
+        normalized = [norm(outputs)] if norm else []
+        layers += [nn.Conv2d(inputs, outputs, 5, 2, 2), *normalized, nn.LeakyReLU(0.2, inplace=True)]
     features = widths[-1] * halvings(height, len(widths))[-1] * halvings(width, len(widths))[-1]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 1), nn.Flatten(0)).apply(_start)
 

@@ -37,7 +37,8 @@ class Cell:
 
     Attributes:
         method: A package with ``configs/<preset>.yaml``, or ``classical``.
-        preset: The YAML's name; ``configs/<preset>.<dataset>.yaml`` is taken where there is one. For ``classical`` a key of
+        preset: The YAML's name, and after it, as ``,key=value``, arguments of the module that are to differ;
+            ``configs/<preset>.<dataset>.yaml`` is taken where there is one. For ``classical`` a key of
             :data:`common.classical.DETECTORS`.
         dataset: A key of :data:`common.data.DATASETS`.
         protocol: As :func:`common.data.parse_protocol` reads it.
@@ -65,9 +66,15 @@ class Cell:
         """The preset with this cell's data filled in; the parser's format, less root, runs folder and device.
 
         Raises:
-            InputError: Unknown method, preset or protocol.
+            InputError: Unknown method, preset or protocol, or an option that is not ``key=value``.
         """
-        config: Config = {} if self.method == "classical" else yaml.safe_load(self._preset_file().read_text())
+        preset, *options = self.preset.split(",")
+        config: Config = {} if self.method == "classical" else yaml.safe_load(self._preset_file(preset).read_text())
+        for option in options:
+            key, equals, value = option.partition("=")
+            if not equals or "model" not in config:
+                raise InputError(f"'{option}' is no option of the preset '{preset}': give key=value, an argument of its module")
+            config["model"]["init_args"][key] = yaml.safe_load(value)
         data = {**config.get("data", {}), "dataset": self.dataset, "normal": self.normal.split("+")}
         data |= parse_protocol(self.protocol)
         if settings.image_size is not None:
@@ -77,13 +84,13 @@ class Cell:
             trainer["max_epochs"] = settings.max_epochs
         return {**config, "data": data, "trainer": trainer, "seed_everything": self.seed}
 
-    def _preset_file(self) -> Path:
+    def _preset_file(self, preset: str) -> Path:
         folder = REPOSITORY / self.method / "configs"
-        for name in (f"{self.preset}.{self.dataset}.yaml", f"{self.preset}.yaml"):
+        for name in (f"{preset}.{self.dataset}.yaml", f"{preset}.yaml"):
             if (folder / name).is_file():
                 return folder / name
         known = ", ".join(sorted({path.name.split(".")[0] for path in folder.glob("*.yaml")}))
-        raise InputError(f"no preset '{self.preset}' of '{self.method}': choose from {known or 'nothing, no such method'}")
+        raise InputError(f"no preset '{preset}' of '{self.method}': choose from {known or 'nothing, no such method'}")
 
 
 @dataclass(frozen=True)

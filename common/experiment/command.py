@@ -59,7 +59,8 @@ class Experiment:
 def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) -> None:
     """Runs an experiment's cells, prints its tables and writes them into the runs folder, or where ``--out`` says.
 
-    A preset is ``<preset>`` of the experiment's own method, or ``<method>-<preset>``.
+    A preset is ``<preset>`` of the experiment's own method, or ``<method>-<preset>``; ``,key=value`` after it changes an
+    argument of the module.
 
     Exit status: 0, 1 if a cell failed, 2 for a mistake of the user's, 130 after Ctrl-C.
     """
@@ -93,7 +94,7 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
         for grid, of_grid in zip(grids, cells, strict=True):
             done = (finished(cell, replace(settings, force=False, oracle=False)) for cell in of_grid)
             measured = tabulate(filter(None, done), numbers, experiment.compare, grid.metrics)
-            names = [preset if "-" in preset else f"{experiment.name}-{preset}" for preset in grid.presets]
+            names = ["-".join(split_name(preset, experiment.name)) for preset in grid.presets]
             places = itertools.product(names, grid.datasets, grid.protocols)
             beside = only_reported(measured, places, numbers, experiment.compare, grid.metrics)
             tables += [measured, beside] if len(measured) or set(grid.datasets) & set(missing) else []
@@ -128,7 +129,7 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
         help="normal classes, by number or name; A+B takes several as one; all in turn by default",
     )
     add("--seeds", nargs="+", type=int, default=list(experiment.seeds), help="of the training")
-    add("--presets", nargs="+", help="PRESET of this method, or METHOD-PRESET")
+    add("--presets", nargs="+", help="PRESET of this method, or METHOD-PRESET; ,KEY=VALUE changes an argument")
     add("--root", type=Path, help="where data sets lie; $ONECLASS_DATA or the user's cache by default")
     add("--runs", type=Path, default=Path("runs"), help="where records go (default: runs)")
     add("--out", type=Path, help="where the tables go (default: the runs folder)")
@@ -168,6 +169,18 @@ def _missing_data(grids: Sequence[Grid], settings: Settings) -> dict[str, str]:
     return missing
 
 
+def split_name(preset: str, experiment: str) -> tuple[str, str]:
+    """Method and preset of ``<method>-<preset>``, or of the experiment's own ``<preset>``; options stay with the preset.
+
+    Example:
+        >>> split_name("classical-lof", "alocc"), split_name("stable,sigma=1e-1", "alocc")
+        (('classical', 'lof'), ('alocc', 'stable,sigma=1e-1'))
+    """
+    name, comma, options = preset.partition(",")
+    method, _, name = name.rpartition("-")
+    return method or experiment, name + comma + options
+
+
 def _cells(experiment: str, grid: Grid, missing: Collection[str], arguments: argparse.Namespace) -> list[Cell]:
     cells = []
     for dataset in grid.datasets:
@@ -175,11 +188,8 @@ def _cells(experiment: str, grid: Grid, missing: Collection[str], arguments: arg
             continue
         normal = _classes(dataset, arguments.root) if grid.normal is None else grid.normal
         for preset, protocol in itertools.product(grid.presets, grid.protocols):
-            method, _, name = preset.rpartition("-")
-            cells += [
-                Cell(method or experiment, name, dataset, protocol, k, seed)
-                for k, seed in itertools.product(normal, arguments.seeds)
-            ]
+            method, name = split_name(preset, experiment)
+            cells += [Cell(method, name, dataset, protocol, k, seed) for k, seed in itertools.product(normal, arguments.seeds)]
     return cells
 
 

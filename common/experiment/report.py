@@ -150,7 +150,7 @@ def only_reported(table: pd.DataFrame, wanted: Iterable[tuple[str, str, str]], r
             if row["method"] not in ours:
                 rows.append({**about, "method": row["method"], "preset": "", "status": "reported"})
             for name in names:
-                method, _, preset = name.rpartition("-")
+                method, _, preset = name.partition("-")
                 for key, methods in compare.items():
                     if key.split(" ")[0] == name and row["method"] in methods and (name, dataset, protocol) not in done:
                         score = key.partition(" ")[2]
