@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from alocc.losses import Adversarial, adversarial_loss, cross_entropy_to_noisy, discriminator_loss, good_and_bad_loss
 from alocc.networks import discriminator, reconstructor
-from alocc.pseudo import pasted
+from alocc.pseudo import crossed, pasted
 from common.data import Sample
 from common.losses import squared_error
 from common.module import OneClassModule
@@ -89,25 +89,12 @@ class ALOCC(OneClassModule):
         super().__init__()
         self.save_hyperparameters(logger=False)
         norm = partial(nn.BatchNorm2d, eps=norm_eps, track_running_stats=not batch_statistics)
-        self.nets = nn.ModuleDict(
-            {
-                "reconstructor": reconstructor(shape, encoder_widths, decoder_widths, latent, norm),
-                "discriminator": discriminator(shape, discriminator_widths, norm if discriminator_norm == "batch" else None),
-            }
-        )
+        self.reconstructor = reconstructor(shape, encoder_widths, decoder_widths, latent, norm)
+        self.discriminator = discriminator(shape, discriminator_widths, norm if discriminator_norm == "batch" else None)
         if averaging:
+            nets = nn.ModuleList([self.reconstructor, self.discriminator])
             average = get_ema_multi_avg_fn(averaging)
-            self.averaged = AveragedModel(self.nets, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
-
-    @property
-    def reconstructor(self) -> nn.Module:
-        """R as it is trained."""
-        return self.nets["reconstructor"]
-
-    @property
-    def discriminator(self) -> nn.Module:
-        """D as it is trained."""
-        return self.nets["discriminator"]
+            self.averaged = AveragedModel(nets, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
 
     def configure_optimizers(self) -> Any:
         """One for D, then one for R."""
@@ -144,7 +131,7 @@ class ALOCC(OneClassModule):
                 self.descend(optimizer_r, adversarial + h.lambda_r * error)
 
         if h.averaging:
-            self.averaged.update_parameters(self.nets)
+            self.averaged.update_parameters(nn.ModuleList([self.reconstructor, self.discriminator]))
         return {"loss_d": loss_d, "loss_adversarial": adversarial, "loss_reconstruction": error}
 
     def noisy(self, image: Tensor) -> Tensor:
@@ -159,15 +146,19 @@ class ALOCC(OneClassModule):
     def loss_d(self, image: Tensor, reconstruction: Tensor) -> Tensor:
         """The negative of Eq. 3, on ``X`` and ``R(X~)`` one by one; with ``alpha`` or ``beta``, on all four kinds at once.
 
-        R repairs clean images and pseudo-anomalies as it will at test: with batch norm's running statistics.
+        Half of the pseudo-anomalies are :func:`pasted <alocc.pseudo.pasted>` images, half :func:`crossed
+        <alocc.pseudo.crossed>` codes. R repairs them, and clean images, as at test: with batch norm's running statistics.
         """
         h = self.hparams
         if not (h.alpha or h.beta):
             return discriminator_loss(self.discriminator(image), self.discriminator(reconstruction))
+        half = len(image) // 2
+        self.reconstructor.eval()
         with torch.no_grad():
-            self.reconstructor.eval()
-            good, bad = self.reconstructor(torch.cat([image, pasted(image)])).chunk(2)
-            self.reconstructor.train()
+            latent = self.reconstructor.encoder(torch.cat([image, pasted(image[:half])]))
+            latent = torch.cat([latent, crossed(latent[half : len(image)])])
+            good, bad = self.reconstructor.decoder(latent).chunk(2)
+        self.reconstructor.train()
         on_image, on_good, on_noisy, on_bad = self.discriminator(torch.cat([image, good, reconstruction, bad])).chunk(4)
         return good_and_bad_loss(on_image, on_good, on_noisy, on_bad, h.alpha, h.beta)
 
@@ -179,16 +170,17 @@ class ALOCC(OneClassModule):
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """``R(x)``, of the shape of ``x``."""
-        return self.scoring_nets["reconstructor"](x)
+        return self.scoring_nets[0](x)
 
     @property
     def scoring_nets(self) -> Any:
         """R and D as scores are made with them: averaged, or as they are."""
-        return self.averaged.module if self.hparams.averaging else self.nets
+        return self.averaged.module if self.hparams.averaging else (self.reconstructor, self.discriminator)
 
     def scores(self, x: Tensor) -> dict[str, Tensor]:
         """``-logit D(R(x))`` (Eq. 7), ``-logit D(x)`` (Eq. 6) and the mean squared error of ``R(x)``; each ``(B,)``."""
-        discriminator, reconstruction = self.scoring_nets["discriminator"], self.reconstruct(x)
+        reconstructor, discriminator = self.scoring_nets
+        reconstruction = reconstructor(x)
         return {
             "discriminator_reconstruction": -discriminator(reconstruction),
             "discriminator": -discriminator(x),

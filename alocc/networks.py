@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
 
-from torch import nn
+from torch import Tensor, nn
 
 from common.errors import InputError
 from common.networks import ChannelsLast, dense, halvings, upsampling
@@ -13,13 +13,26 @@ Norm = Callable[[int], nn.Module]
 """From a number of channels to a normalisation layer."""
 
 
+class Reconstructor(nn.Module):
+    """R, an ``encoder`` to a code and a ``decoder`` back."""
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, *shape)`` to ``(B, *shape)``."""
+        reconstruction: Tensor = self.decoder(self.encoder(x))
+        return reconstruction
+
+
 def reconstructor(
     shape: Sequence[int],
     encoder_widths: Sequence[int],
     decoder_widths: Sequence[int],
     latent: int | None = None,
     norm: Norm = nn.BatchNorm2d,
-) -> nn.Sequential:
+) -> Reconstructor:
     """R: 5x5 stride-2 convolutions down and as many transposed ones up, tanh at the end.
 
     ``norm`` after every convolution but the last; LeakyReLU 0.2 on the way down, ReLU on the way up. For flat vectors the
@@ -32,9 +45,6 @@ def reconstructor(
         latent: Size of a dense bottleneck between the two halves, with tanh; None, as published, for none.
         norm: What follows a convolution.
 
-    Returns:
-        ``(B, *shape)`` to ``(B, *shape)``.
-
     Raises:
         InputError: Numbers of layers that do not fit, or a shape of another length.
 
@@ -46,22 +56,23 @@ def reconstructor(
     if len(decoder_widths) != len(encoder_widths) - 1:
         raise InputError("decoder_widths has one entry less than encoder_widths: the last layer's channels are the image's")
     if _is_flat(shape):
-        middle = [] if latent is None else [latent, encoder_widths[-1]]
-        return dense([*shape, *encoder_widths, *middle, *decoder_widths, *shape])
+        to_code = [*shape, *encoder_widths, *([] if latent is None else [latent])]
+        return Reconstructor(dense(to_code), dense([to_code[-1], *decoder_widths, *shape]))
     channels, height, width = shape
     n = len(encoder_widths)
     sizes = list(zip(halvings(height, n), halvings(width, n), strict=True))
-    layers: list[nn.Module] = []
+    encoder: list[nn.Module] = []
     for inputs, outputs in pairwise([channels, *encoder_widths]):
-        layers += [nn.Conv2d(inputs, outputs, 5, 2, 2), norm(outputs), nn.LeakyReLU(0.2, inplace=True)]
+        encoder += [nn.Conv2d(inputs, outputs, 5, 2, 2), norm(outputs), nn.LeakyReLU(0.2, inplace=True)]
+    decoder: list[nn.Module] = []
     if latent is not None:
         grid = (encoder_widths[-1], *sizes[-1])
-        layers += [nn.Flatten(), nn.Linear(prod(grid), latent), nn.Tanh(), nn.Linear(latent, prod(grid)), nn.ReLU(inplace=True)]
-        layers += [nn.Unflatten(1, grid), ChannelsLast()]
+        encoder += [nn.Flatten(), nn.Linear(prod(grid), latent), nn.Tanh()]
+        decoder += [nn.Linear(latent, prod(grid)), nn.ReLU(inplace=True), nn.Unflatten(1, grid), ChannelsLast()]
     for (inputs, outputs), size in zip(pairwise([encoder_widths[-1], *decoder_widths]), sizes[-2::-1], strict=False):
-        layers += [upsampling(inputs, outputs, 5, size, bias=True), norm(outputs), nn.ReLU(inplace=True)]
-    inputs = decoder_widths[-1] if decoder_widths else encoder_widths[-1]
-    return nn.Sequential(*layers, upsampling(inputs, channels, 5, sizes[0], bias=True), nn.Tanh()).apply(_start)
+        decoder += [upsampling(inputs, outputs, 5, size, bias=True), norm(outputs), nn.ReLU(inplace=True)]
+    decoder += [upsampling([encoder_widths[-1], *decoder_widths][-1], channels, 5, sizes[0], bias=True), nn.Tanh()]
+    return Reconstructor(nn.Sequential(*encoder), nn.Sequential(*decoder)).apply(_start)
 
 
 def discriminator(shape: Sequence[int], widths: Sequence[int], norm: Norm | None = nn.BatchNorm2d) -> nn.Sequential:

@@ -32,6 +32,30 @@ def pasted(image: Tensor) -> Tensor:
     return torch.where(rows[:, None, :, None] & columns[:, None, None, :], other.roll(shifts, (-2, -1)), image)
 
 
+def crossed(latent: Tensor) -> Tensor:
+    """Each code with a random share of its entries from another one, and Gaussian noise of a random strength.
+
+    The strength is uniform between none and three of the batch's standard deviations, entry by entry; the result is clamped
+    to the batch's range.
+
+    Args:
+        latent: ``(B, ...)`` codes of normal samples.
+
+    Returns:
+        The same shape; drawn anew at every call.
+
+    Example:
+        >>> latent = torch.randn(8, 5)
+        >>> bool((crossed(latent) >= latent.amin(0)).all())
+        True
+    """
+    b, device = len(latent), latent.device
+    share, strength = torch.rand(2, b, *[1] * (latent.ndim - 1), device=device)
+    mixed = torch.where(torch.rand_like(latent) < share, latent, latent[torch.randperm(b, device=device)])
+    noise = 3 * strength * latent.std(0) * torch.randn_like(latent)
+    return torch.clamp(mixed + noise, latent.amin(0), latent.amax(0))
+
+
 def _interval(b: int, side: int, device: torch.device) -> Tensor:
     """``(B, side)``: true on a random interval of each row."""
     start = torch.rand(b, 1, device=device) * side * 9 / 14

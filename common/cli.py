@@ -97,28 +97,29 @@ def assemble(config: dict[str, Any]) -> OneClassCLI:
 
 
 def checkpointing(module: OneClassModule, data: OneClassDataModule, rule: Rule) -> list[Checkpoint]:
-    """``last.ckpt`` after every epoch and, before it, the rule's own: ``best.ckpt`` by the module's monitor, or ``rho.ckpt``.
+    """The files of :data:`CHOSEN`: ``last`` after every epoch; before it the rule's own, and ``rho`` wherever it is given.
 
     Two callbacks, because Lightning's ``save_last`` writes only when the best has changed.
 
     Raises:
         InputError: The rule needs held-out samples, or the module's ``rho``, and there are none.
     """
-    always: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-    last = ModelCheckpoint(filename="last", **always)
-    if rule == "last":
-        return [last]
-    if not len(data.splits.val):
+    rho, held_out = module.hparams.get("rho"), len(data.splits.val) > 0
+    if rule != "last" and not held_out:
         raise InputError(f"rule '{rule}' needs held-out normal samples: give data.val_fraction above 0")
+    if rule == "rho" and rho is None:
+        raise InputError("rule 'rho' needs its bound: give model.init_args.rho, where the method has it")
+    always: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+    callbacks: list[Checkpoint] = []
     if rule == "validation":
-        return [ModelCheckpoint(filename="best", monitor=module.monitor, mode=module.mode, **always), last]
-    if (rho := module.hparams.get("rho")) is None:
-        raise InputError("rule 'rho' needs the bound: give model.init_args.rho, where the method has it")
-    return [FirstBelow(module.monitor, rho), last]
+        callbacks.append(ModelCheckpoint(filename="best", monitor=module.monitor, mode=module.mode, **always))
+    if rho is not None and held_out:
+        callbacks.append(FirstBelow(module.monitor, rho))
+    return [*callbacks, ModelCheckpoint(filename="last", **always)]
 
 
 CHOSEN: dict[Rule, str] = {"last": "last.ckpt", "validation": "best.ckpt", "rho": "rho.ckpt"}
-"""The checkpoint that a rule has chosen."""
+"""The checkpoint of the epoch that a rule has chosen, if it has."""
 
 
 def settle() -> None:

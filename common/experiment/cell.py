@@ -212,11 +212,15 @@ def _run_module(cell: Cell, config: Config, directory: Path, settings: Settings)
     last = checkpoints / "last.ckpt"
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     chosen = checkpoints / CHOSEN[cli.config.rule]
-    chosen = chosen if chosen.is_file() else last
+    reached = chosen.is_file()
+    chosen = chosen if reached else last
     also: dict[str, Any] = {}
-    if cli.config.rule != "last":
-        cli.model.load_state_dict(load_checkpoint(last)["state_dict"])
-        also["last"] = {"metrics": cli.model.metrics_of(cli.model.score(cli.datamodule.test_dataloader()))}
+    for rule, name in CHOSEN.items():
+        if rule != cli.config.rule and (path := checkpoints / name).is_file():
+            checkpoint = load_checkpoint(path)
+            cli.model.load_state_dict(checkpoint["state_dict"])
+            scored = cli.model.score(cli.datamodule.test_dataloader())
+            also[rule] = {"metrics": cli.model.metrics_of(scored), "selected_epoch": _epoch(checkpoint)}
     if cli.oracle:
         also["oracle"] = {"metrics": cli.oracle.results(), "curve": cli.oracle.curve}
     cli.trainer.test(cli.model, cli.datamodule, ckpt_path=str(chosen), weights_only=True, verbose=False)
@@ -226,14 +230,19 @@ def _run_module(cell: Cell, config: Config, directory: Path, settings: Settings)
         "score": cli.model.hparams["score"],
         "metrics": cli.model.test_metrics(),
         "also": also,
-        "selected_epoch": load_checkpoint(chosen)["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"],
-        "reached": chosen != last or cli.config.rule == "last",
+        "selected_epoch": _epoch(load_checkpoint(chosen)),
+        "reached": reached,
         "epochs": cli.trainer.max_epochs,
         "train_images_per_s": round(cli.throughput.images_per_s, 1),
         "parameters": sum(p.numel() for p in cli.model.parameters()),
         "threshold": float(cli.model.threshold),
         "device": str(cli.model.device),
     }
+
+
+def _epoch(checkpoint: Mapping[str, Any]) -> int:
+    epoch: int = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    return epoch
 
 
 def _run_classical(cell: Cell, config: Config, directory: Path, settings: Settings) -> tuple[Scored, Record]:
