@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from alocc.losses import Adversarial, adversarial_loss, cross_entropy_to_noisy, discriminator_loss, good_and_bad_loss
-from alocc.networks import discriminator, reconstructor
+from alocc.networks import discriminator, normal_start, reconstructor
 from alocc.pseudo import crossed, pasted
 from common.data import Sample
 from common.losses import squared_error
@@ -34,6 +34,7 @@ class ALOCC(OneClassModule):
         norm_eps: Batch norm's epsilon.
         batch_statistics: Batch norm has no running statistics, so that scores depend on the other images of their batch, as
             in the released code. Training is the same.
+        initial_weights: ``normal``, the official code's N(0, 0.02²), or PyTorch's ``default``.
         sigma: Standard deviation of the noise on R's training input, in the images' units; or the range from which it is
             drawn for each image.
         clip: Range to which noisy images are clipped, if at all.
@@ -69,6 +70,7 @@ class ALOCC(OneClassModule):
         discriminator_norm: Literal["batch", "none"] = "batch",
         norm_eps: float = 1e-5,
         batch_statistics: bool = False,
+        initial_weights: Literal["normal", "default"] = "normal",
         sigma: float | tuple[float, float] = 0.155,
         clip: tuple[float, float] | None = None,
         lambda_r: float = 0.4,
@@ -91,6 +93,8 @@ class ALOCC(OneClassModule):
         norm = partial(nn.BatchNorm2d, eps=norm_eps, track_running_stats=not batch_statistics)
         self.reconstructor = reconstructor(shape, encoder_widths, decoder_widths, latent, norm)
         self.discriminator = discriminator(shape, discriminator_widths, norm if discriminator_norm == "batch" else None)
+        if initial_weights == "normal":
+            self.apply(normal_start)
         if averaging:
             nets = nn.ModuleList([self.reconstructor, self.discriminator])
             average = get_ema_multi_avg_fn(averaging)

@@ -72,7 +72,7 @@ def reconstructor(
     for (inputs, outputs), size in zip(pairwise([encoder_widths[-1], *decoder_widths]), sizes[-2::-1], strict=False):
         decoder += [upsampling(inputs, outputs, 5, size, bias=True), norm(outputs), nn.ReLU(inplace=True)]
     decoder += [upsampling([encoder_widths[-1], *decoder_widths][-1], channels, 5, sizes[0], bias=True), nn.Tanh()]
-    return Reconstructor(nn.Sequential(*encoder), nn.Sequential(*decoder)).apply(_start)
+    return Reconstructor(nn.Sequential(*encoder), nn.Sequential(*decoder))
 
 
 def discriminator(shape: Sequence[int], widths: Sequence[int], norm: Norm | None = nn.BatchNorm2d) -> nn.Sequential:
@@ -98,7 +98,7 @@ def discriminator(shape: Sequence[int], widths: Sequence[int], norm: Norm | None
         normalized = [norm(outputs)] if norm else []
         layers += [nn.Conv2d(inputs, outputs, 5, 2, 2), *normalized, nn.LeakyReLU(0.2, inplace=True)]
     features = widths[-1] * halvings(height, len(widths))[-1] * halvings(width, len(widths))[-1]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 1), nn.Flatten(0)).apply(_start)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 1), nn.Flatten(0))
 
 
 def _is_flat(shape: Sequence[int]) -> bool:
@@ -107,8 +107,8 @@ def _is_flat(shape: Sequence[int]) -> bool:
     return len(shape) == 1
 
 
-def _start(layer: nn.Module) -> None:
-    """The official code's initial weights: deviation 0.02, truncated at two deviations in convolutions; zero biases."""
+def normal_start(layer: nn.Module) -> None:
+    """The official code's initial weights, in place: deviation 0.02, in convolutions truncated at two; zero biases."""
     if isinstance(layer, nn.Conv2d):
         nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
     elif isinstance(layer, nn.ConvTranspose2d | nn.Linear):
