@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from alocc.losses import Adversarial, adversarial_loss, cross_entropy_to_noisy, discriminator_loss, good_and_bad_loss
 from alocc.networks import discriminator, normal_start, reconstructor
@@ -97,8 +97,8 @@ class ALOCC(OneClassModule):
             self.apply(normal_start)
         if averaging:
             nets = nn.ModuleList([self.reconstructor, self.discriminator])
-            average = get_ema_multi_avg_fn(averaging)
-            self.averaged = AveragedModel(nets, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
+            average = partial(exponential_average, decay=averaging)
+            self.averaged = AveragedModel(nets, avg_fn=average, use_buffers=True).requires_grad_(False)
 
     def configure_optimizers(self) -> Any:
         """One for D, then one for R."""
@@ -190,3 +190,17 @@ class ALOCC(OneClassModule):
             "discriminator": -discriminator(x),
             "reconstruction": squared_error(reconstruction, x),
         }
+
+
+def exponential_average(averaged: Tensor, current: Tensor, n_averaged: Tensor, decay: float) -> Tensor:
+    """The next exponential average of a weight, of a decay that starts low so that the first weights are soon forgotten.
+
+    ``d = min(decay, (1 + n) / (10 + n))`` after ``n`` averages, as TensorFlow has it; integer counters are not averaged.
+
+    Example:
+        >>> exponential_average(torch.zeros(1), torch.ones(1), torch.tensor(8), decay=0.99)
+        tensor([0.5000])
+    """
+    if not current.is_floating_point():
+        return current
+    return averaged.lerp(current, 1 - ((1 + n_averaged) / (10 + n_averaged)).clamp(max=decay).to(current))

@@ -195,14 +195,15 @@ def test_batch_statistics_do_not_change_training():
 
 
 def test_averaged_weights_are_the_exponential_average_and_make_the_scores(tmp_path):
-    module = narrow("stable", averaging=0.9, schedule="constant")()
+    module = narrow("stable", averaging=0.3, schedule="constant")()
     history = []
     update = module.averaged.update_parameters
     module.averaged.update_parameters = lambda nets: (update(nets), history.append(state(nets)))
     fit(module, 1, tmp_path)
     expected = history[0]
-    for later in history[1:]:
-        expected = [0.9 * old + 0.1 * new for old, new in zip(expected, later, strict=True)]
+    for n, later in enumerate(history[1:], 1):
+        decay = min(0.3, (1 + n) / (10 + n))
+        expected = [decay * old + (1 - decay) * new for old, new in zip(expected, later, strict=True)]
     for ours, by_hand in zip(module.averaged.module.parameters(), expected, strict=True):
         torch.testing.assert_close(ours, by_hand)
     x = toy_samples(4).image
