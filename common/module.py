@@ -146,16 +146,17 @@ class OneClassModule(LightningModule, ABC):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        """Logs each score's mean over the held-out samples as ``val/<score>`` and sets the threshold."""
-        scored = self._whole_split()
+        """Logs each score's mean over the held-out samples as ``val/<score>`` and sets the threshold, for wholes of samples."""
+        scored = self._split()
         self.log_dict({f"val/{name}": float(values.mean()) for name, values in scored.scores.items()})
         self.log("step", float(self.current_epoch))
-        threshold = quantile_threshold(scored.scores[self.hparams["score"]], self.hparams["threshold_quantile"])
+        scores = self._wholes(scored).scores[self.hparams["score"]]
+        threshold = quantile_threshold(scores, self.hparams["threshold_quantile"])
         self.threshold.fill_(threshold)
 
     def on_test_epoch_end(self) -> None:
         """Keeps the scored test set as ``self.scored`` and logs its metrics, those of the chosen score as ``test/<metric>``."""
-        self.scored = self._whole_split()
+        self.scored = self._wholes(self._split())
         metrics = self.test_metrics()
         self.log_dict({f"test/{key}": float(value) for key, value in metrics[self.hparams["score"]].items()})
         self.log("step", float(self.current_epoch))
@@ -182,7 +183,7 @@ class OneClassModule(LightningModule, ABC):
             self.validation_step(batch._replace(image=batch.image.to(self.device)), position)
         for net, mode in modes:
             net.training = mode
-        return self._whole_split()
+        return self._wholes(self._split())
 
     def predict_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
         """``index``, every score, and ``anomalous``: whether the chosen score reaches the threshold."""
@@ -203,16 +204,14 @@ class OneClassModule(LightningModule, ABC):
         if method != type(self).__qualname__:
             raise InputError(f"the checkpoint is one of {method or 'something else'}, not of {type(self).__qualname__}")
 
-    def _whole_split(self) -> Scored:
+    def _split(self) -> Scored:
         samples, scores = zip(*self._collected, strict=True)
         self._collected.clear()
         index, target, label = (torch.cat(values).cpu().numpy() for values in zip(*samples, strict=True))
-        scored = Scored(
-            index,
-            target,
-            label,
-            {name: torch.cat([s[name] for s in scores]).double().cpu().numpy() for name in scores[0]},
-        )
+        by_name = {name: torch.cat([s[name] for s in scores]).double().cpu().numpy() for name in scores[0]}
+        return Scored(index, target, label, by_name)
+
+    def _wholes(self, scored: Scored) -> Scored:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         groups = data.groups if isinstance(data, OneClassDataModule) else None
         return scored if groups is None else highest_of_each(scored, groups[scored.index], self.hparams["score"])

@@ -6,6 +6,15 @@ from common.experiment import Experiment, Grid, run_experiment
 
 PRESETS = ("paper", "official", "stable")
 F1 = tuple(f"f1_normal_{share}" for share in (10, 20, 30, 40, 50))
+LABELS = {
+    "discriminator_reconstruction": "D(R(X))",
+    "discriminator": "D(X)",
+    "reconstruction": "|X-R(X)|²",
+    "auroc": "AUROC",
+    "auroc_spread": "spread",
+    "f1_max_normal": "max F1",
+    "eer": "EER",
+} | {f1: f"F1 {f1[-2:]}%" for f1 in F1}
 
 
 def categories(n: int) -> tuple[str, ...]:
@@ -38,16 +47,7 @@ EXPERIMENT = Experiment(
     compare={f"alocc-{preset} discriminator_reconstruction": ("ALOCC D(R(X))",) for preset in PRESETS}
     | {f"alocc-{preset} discriminator": ("ALOCC D(X)",) for preset in PRESETS}
     | {"classical-lof": ("LOF",)},
-    labels={
-        "discriminator_reconstruction": "D(R(X))",
-        "discriminator": "D(X)",
-        "reconstruction": "|X-R(X)|²",
-        "auroc": "AUROC",
-        "auroc_spread": "spread",
-        "f1_max_normal": "max F1",
-        "eer": "EER",
-    }
-    | {f1: f"F1 {f1[-2:]}%" for f1 in F1},
+    labels=LABELS,
 )
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Every method of the package and a classical baseline on the embedded digits, all ten classes, in about a minute."""
 
 from common.experiment import Experiment, Grid, run_experiment
+from experiments.alocc import LABELS
 
 EXPERIMENT = Experiment(
     name="quickstart",
     title="Quickstart: scikit-learn's digits, one class against the rest",
-    main=Grid(presets=("autoencoder-small", "classical-ocsvm"), datasets=("digits",)),
+    main=Grid(presets=("autoencoder-small", "alocc-small", "classical-ocsvm"), datasets=("digits",)),
+    labels=LABELS,
     seeds=(0,),
 )
 

@@ -1,6 +1,7 @@
 """Records and reported numbers to one table."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -91,14 +92,15 @@ def tabulate(
         metrics: Which ones.
 
     Returns:
-        One row for each method, preset, data set, protocol, normal class, score, metric and rule, and one for the class mean
-        where there are several normal choices (its ``std`` is that of the seeds' class means; ``mean of n`` where ``n``
-        classes are normal together); columns :data:`COLUMNS`.
+        One row for each method, preset, data set, protocol, normal class, score, metric and rule (the preset's, and all that
+        the record has where the test set was scored after every epoch), and one for the class mean where there are several
+        normal choices (its ``std`` is that of the seeds' class means; ``mean of n`` where ``n`` classes are normal together);
+        columns :data:`COLUMNS`.
     """
     long = pd.DataFrame(
         {**record["cell"], "rule": rule, "score": score, "metric": metric, "value": values[metric]}
         for record in records
-        for rule, metrics_of in {record["rule"]: record, **record["also"]}.items()
+        for rule, metrics_of in _by_rule(record).items()
         for score, values in metrics_of["metrics"].items()
         for metric in metrics
         if values.get(metric) is not None
@@ -156,6 +158,10 @@ def only_reported(table: pd.DataFrame, wanted: Iterable[tuple[str, str, str]], r
                         score = key.partition(" ")[2]
                         rows.append({**about, "method": method, "preset": preset, "score": score, "status": "not run"})
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _by_rule(record: Record) -> dict[str, Any]:
+    return {record["rule"]: record, **(record["also"] if "oracle" in record["also"] else {})}
 
 
 def _row(
