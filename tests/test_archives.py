@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -13,6 +14,8 @@ from common.classical import fit_and_score
 from common.data import OneClassDataModule, datasets, load
 from common.errors import DataMissingError, InputError
 from common.evaluation import evaluate
+from common.experiment import Experiment, Grid, run_experiment
+from common.experiment.cell import read_record
 from common.module import Scored, highest_of_each
 
 RANDOM = np.random.default_rng(0)
@@ -292,3 +295,52 @@ def test_the_baseline_judges_frames(ped2):
     scored, about = fit_and_score("ocsvm", data, seed=0)
     assert scored.label.tolist() == ABNORMAL
     assert about["metrics"]["ocsvm"]["n_anomalous"] == 6
+
+
+ALOCC = Experiment(
+    name="alocc",
+    title="ALOCC",
+    main=Grid(("smoke",), ("ucsd_ped2",), normal=("0",), metrics=("eer", "auroc")),
+    also=(
+        Grid(("smoke",), ("caltech256",), ("no_split,share=0.5,limit=8,anomalous=4",), ("0", "2"), ("auroc", "f1_max_normal")),
+        Grid(("smoke",), ("caltech256",), ("no_split,share=0.5,limit=8,anomalous=4",), ("0+1+2", "0+2+3"), ("auroc",)),
+    ),
+    compare={"alocc-smoke discriminator_reconstruction": ("ALOCC D(R(X))",), "alocc-smoke discriminator": ("ALOCC D(X)",)},
+    seeds=(0,),
+)
+
+
+def test_alocc_makes_its_tables_of_both_archives(caltech, ped2, tmp_path, capsys):
+    """The published numbers stand beside ours, of one, and of three categories, and of frames."""
+    run_experiment(ALOCC, ["--root", str(tmp_path), "--runs", str(tmp_path / "runs"), "--jobs", "1", "--image-size", "30"])
+    table = pd.read_csv(tmp_path / "runs" / "alocc.csv", dtype={"normal": str}, keep_default_na=False)
+    measured = table[table["n_seeds"] == 1].set_index(["dataset", "normal", "score", "metric"])
+    for score, eer in (("discriminator_reconstruction", 0.13), ("discriminator", 0.16)):
+        assert float(measured.loc[("ucsd_ped2", "0", score, "eer"), "paper"]) == eer
+    for normal, paper in (("mean", 0.942), ("mean of 3", 0.938)):
+        assert float(measured.loc[("caltech256", normal, "discriminator_reconstruction", "auroc"), "paper"]) == paper
+    beside = table[table["status"] == "reported"]
+    assert {"IBC", "R-graph"} <= set(beside["method"])
+    assert not (table["status"] == "not run").any()
+    assert "IBC" in capsys.readouterr().out
+    record = read_record(next((tmp_path / "runs").rglob("ucsd_ped2/**/metrics.json")))
+    assert record["metrics"]["discriminator"]["n_normal"] == ABNORMAL.count(0)
+
+
+def test_what_cannot_be_run_is_said_and_stands_in_the_table(ped2, tmp_path, capsys):
+    flags = ["--root", str(tmp_path), "--runs", str(tmp_path / "runs"), "--jobs", "1", "--image-size", "30"]
+    run_experiment(ALOCC, flags)
+    output = capsys.readouterr().out
+    assert re.search(r"not run: .*256_ObjectCategories", output)
+    table = pd.read_csv(tmp_path / "runs" / "alocc.csv", dtype={"normal": str}, keep_default_na=False)
+    absent = table[table["dataset"] == "caltech256"]
+    assert set(absent["status"]) == {"not run", "reported"}
+    ours = absent[absent["status"] == "not run"]
+    assert set(ours["method"] + "-" + ours["preset"]) == {"alocc-smoke"}
+    assert set(ours["normal"]) == {"mean", "mean of 3", "mean of 5"}
+    assert (ours["mean"] == "").all()
+    assert "not run" in (tmp_path / "runs" / "alocc.md").read_text()
+    with pytest.raises(SystemExit) as ended:
+        run_experiment(ALOCC, [*flags, "--datasets", "caltech256"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
