@@ -287,3 +287,22 @@ def test_a_failed_cell_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
     assert "loss is inf in epoch 0, batch 0" in output
     assert "classical-ocsvm digits" in output
     assert "Traceback" in (CELL.directory(tmp_path) / "error.txt").read_text()
+
+
+def test_a_preset_with_options_is_a_cell_of_its_own(tmp_path):
+    cell = Cell("autoencoder", "smoke,latent=4,lr=1e-2", "digits", "standard", "3", 0)
+    arguments = cell.config(Settings())["model"]["init_args"]
+    plain = CELL.config(Settings())["model"]["init_args"]
+    assert {key for key in arguments if arguments[key] != plain.get(key)} == {"latent", "lr"}
+    assert arguments["latent"] == 4
+    record = run(cell, Settings(runs=tmp_path, threads=1))
+    assert record["parameters"] < run(CELL, Settings(runs=tmp_path, threads=1))["parameters"]
+    assert cell.directory(tmp_path).parts[-5] == "autoencoder-smoke,latent=4,lr=1e-2"
+
+
+@pytest.mark.parametrize(("preset", "says"), [("smoke,latnt=4", "latnt"), ("smoke,latent", "give key=value")])
+def test_an_option_that_is_none_is_refused(preset, says, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_experiment(EXPERIMENT, ["--presets", preset, "--normal", "3", "--runs", str(tmp_path), "--jobs", "1"])
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err

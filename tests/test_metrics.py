@@ -14,6 +14,7 @@ from common.evaluation import evaluate, evaluate_at
 quick = settings(max_examples=50, deadline=None)
 RANKING = {"auroc", "aupr_anomaly", "aupr_normal", "fpr95_anomaly", "fpr95_normal", "eer"}
 RANKING |= {"f1_max", "f1_max_normal", "f1_eer", "f1_eer_normal"}
+RANKING |= {f"f1_normal_{share}" for share in (10, 20, 30, 40, 50)}
 MIRRORED = {"aupr_anomaly": "aupr_normal", "fpr95_anomaly": "fpr95_normal", "f1_max": "f1_max_normal"}
 MIRRORED |= {"f1_eer": "f1_eer_normal", "f1_trivial": "f1_trivial_normal", "n_anomalous": "n_normal"}
 
@@ -64,6 +65,12 @@ def test_by_hand():
             "f1_eer_normal": 6 / 8,
             "f1_trivial": 6 / 10,
             "f1_trivial_normal": 8 / 11,
+            # called normal: three of four normals, one of three anomalies; p / (1 - p) anomalies for each normal
+            "f1_normal_10": 1.5 / (1.75 + 1 / 27),
+            "f1_normal_20": 1.5 / (1.75 + 1 / 12),
+            "f1_normal_30": 1.5 / (1.75 + 1 / 7),
+            "f1_normal_40": 1.5 / (1.75 + 2 / 9),
+            "f1_normal_50": 1.5 / (1.75 + 1 / 3),
             "n_normal": 4,
             "n_anomalous": 3,
         }
@@ -75,6 +82,17 @@ def test_balanced_threshold_breaks_a_tie_towards_fewer_positives():
     metrics = evaluate([5, 4, 3, 2, 1], [1, 0, 0, 0, 1])
     assert metrics["f1_eer"] == pytest.approx(2 / 4)
     assert metrics["f1_eer_normal"] == pytest.approx(2 / 5)
+
+
+@pytest.mark.parametrize("share", [10, 30, 50])
+def test_f1_at_a_share_is_that_of_random_draws_on_average(share):
+    random = np.random.default_rng(0)
+    normal, anomalous = random.normal(0, 1, 300), random.normal(1.5, 1, 3000)
+    expected = evaluate(np.append(normal, anomalous), [0] * 300 + [1] * 3000)[f"f1_normal_{share}"]
+    n = round(300 * share / (100 - share))
+    labels = [0] * 300 + [1] * n
+    draws = [evaluate(np.append(normal, random.choice(anomalous, n, False)), labels)["f1_eer_normal"] for _ in range(200)]
+    assert np.mean(draws) == pytest.approx(expected, abs=0.005)
 
 
 def test_perfect_ranking():

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from common.experiment.presentation import markdown, show, write
-from common.experiment.report import COLUMNS, bootstrap_interval, reported, status, tabulate
+from common.experiment.report import COLUMNS, bootstrap_interval, only_reported, reported, status, tabulate
 
 NUMBERS = pd.DataFrame(
     [("T1", "mnist", "standard", "DAE", "3", "auroc", 0.90), ("T1", "mnist", "standard", "DAE", "mean", "auroc", 0.95)],
@@ -142,3 +142,81 @@ def test_written_files_hold_the_table_and_its_command(records, tmp_path):
     assert "`python -m experiments.trial`" in page
     assert page.count("autoencoder-small") == 3
     assert {path.name for path in (tmp_path / "results").iterdir()} == {"trial.csv", "trial.md"}
+
+
+SEVERAL = pd.DataFrame(
+    [("F8", "mnist", "standard", method, "mean", metric, value)
+     for method, values in {"ALOCC D(R(X))": (0.97, 0.88), "ALOCC D(X)": (0.93, 0.82), "DRAE": (0.95, 0.73)}.items()
+     for metric, value in zip(("f1_normal_10", "f1_normal_50"), values, strict=True)],
+    columns=["table", "dataset", "protocol", "method", "normal", "metric", "value"],
+)  # fmt: skip
+COMPARE = {"alocc-stable fake": ["ALOCC D(R(X))"], "alocc-stable real": ["ALOCC D(X)"], "alocc-paper fake": ["ALOCC D(R(X))"]}
+METRICS = ("auroc", "f1_normal_10", "f1_normal_50")
+
+
+@pytest.fixture
+def adversarial():
+    """Two classes, two seeds, two scores, three rules."""
+
+    def metrics(value):
+        return {name: {"auroc": value, "f1_normal_10": value, "f1_normal_50": value - 0.1} for name in ("fake", "real")}
+
+    records = [record(normal, seed, 0, "alocc", "stable", score="fake") for normal in "01" for seed in (0, 1)]
+    return [
+        {**one, "metrics": metrics(0.9), "also": {"rho": {"metrics": metrics(0.8)}, "oracle": {"metrics": metrics(0.95)}}}
+        for one in records
+    ]  # fmt: skip
+
+
+def test_each_score_stands_beside_its_own_reported_number(adversarial):
+    table = tabulate(adversarial, SEVERAL, COMPARE, METRICS)
+    rows = table[(table.normal == "mean") & (table.metric == "f1_normal_50") & (table.rule == "last")].set_index("score")
+    assert rows["paper"].to_dict() == {"fake": 0.88, "real": 0.82}
+    assert rows["mean"].to_dict() == pytest.approx({"fake": 0.8, "real": 0.8})
+
+
+def test_other_rules_have_rows_where_epochs_were_compared(adversarial):
+    table = tabulate(adversarial, SEVERAL, COMPARE, METRICS)
+    assert set(table["rule"]) == {"last", "rho", "oracle"}
+    for one in adversarial:
+        del one["also"]["oracle"]
+    assert set(tabulate(adversarial, SEVERAL, COMPARE, METRICS)["rule"]) == {"last"}
+
+
+def test_means_of_several_normal_classes_are_kept_apart():
+    records = [record(normal, 0, auroc) for normal, auroc in (("1", 0.9), ("2", 0.8), ("1+2+3", 0.7), ("4+5+6", 0.5))]
+    table = tabulate(records, NUMBERS, {}).set_index("normal")
+    assert table.loc["mean", "mean"] == pytest.approx(0.85)
+    assert table.loc["mean of 3", "mean"] == pytest.approx(0.6)
+
+
+def test_what_was_not_measured_is_said(adversarial):
+    table = tabulate(adversarial, SEVERAL, COMPARE, METRICS)
+    wanted = [("alocc-stable", "mnist", "standard"), ("alocc-paper", "mnist", "standard")]
+    beside = only_reported(table, wanted, SEVERAL, COMPARE, METRICS)
+    assert list(beside) == list(COLUMNS)
+    assert (beside["n_seeds"] == 0).all()
+    kinds = beside.groupby("status")["method"].unique().map(list).to_dict()
+    assert kinds == {"reported": ["DRAE"], "not run": ["alocc"]}
+    absent = beside[beside["status"] == "not run"]
+    assert set(absent["preset"]) == {"paper"}
+    assert list(absent["paper"]) == [0.97, 0.88]
+
+
+def test_many_metrics_stand_in_one_table(adversarial):
+    table = tabulate(adversarial, SEVERAL, COMPARE, METRICS)
+    wanted = [("alocc-stable", "mnist", "standard"), ("alocc-paper", "mnist", "standard")]
+    table = pd.concat([table, only_reported(table, wanted, SEVERAL, COMPARE, METRICS)], ignore_index=True)
+    console = Console(width=80, record=True, force_terminal=False)
+    show(table, console, {"fake": "D(R(X))", "real": "D(X)", "f1_normal_10": "F1 10%", "f1_normal_50": "F1 50%"})
+    text = console.export_text()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    ours = ("D(R(X)) last .900 .900 .800", "D(R(X)) oracle .950 .950 .850")
+    theirs = ("ALOCC D(X), F8 .930 .820", "DRAE .950 .730", "alocc-paper (not run) .970 .880")
+    for expected in (*ours, *theirs):
+        assert expected in lines
+    page = markdown(table, "A trial", "python -m experiments.trial")
+    assert "| alocc-stable | fake | last | 2 | 0.900 ± 0.000 | 0.900 ± 0.000 | 0.800 ± 0.000 |" in page
+    assert "| alocc-paper fake | not run: ALOCC D(R(X)), F8 |  |  |  | 0.970 | 0.880 |" in page

@@ -71,6 +71,7 @@ def test_ten_classes(reported: pd.DataFrame) -> None:
 
 def test_printed_means(reported: pd.DataFrame) -> None:
     is_mean = reported["normal"] == "mean"
+    reported = reported[is_mean | reported["normal"].str.fullmatch(r"\d+")]
     printed = reported[is_mean].set_index(ROW)["value"]
     computed = reported[~is_mean].groupby(ROW)["value"].mean()
     both = pd.concat({"printed": printed, "computed": computed}, axis=1).dropna()
