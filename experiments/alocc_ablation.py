@@ -5,13 +5,11 @@ from experiments.alocc import LABELS
 
 REMOVED = (
     "alpha=0,beta=0",  # D tells X from R(X~) and nothing else, as published
-    "beta=0",
     "alpha=0",
     "latent=null",
     "discriminator_norm=batch",
     "sigma=0.31",
-    "schedule=constant",
-    "averaging=0",
+    "averaging=0,schedule=constant",
 )
 
 EXPERIMENT = Experiment(
