@@ -172,9 +172,15 @@ class ALOCC(OneClassModule):
             return squared_error(reconstruction, image).mean()
         return cross_entropy_to_noisy(reconstruction, noisy).mean()
 
+    def embed(self, x: Tensor) -> Tensor:
+        """R's code, ``(B, D)``."""
+        latent: Tensor = self.scoring_nets[0].encoder(x)
+        return latent.flatten(1)
+
     def reconstruct(self, x: Tensor) -> Tensor:
         """``R(x)``, of the shape of ``x``."""
-        return self.scoring_nets[0](x)
+        reconstruction: Tensor = self.scoring_nets[0](x)
+        return reconstruction
 
     @property
     def scoring_nets(self) -> Any:

@@ -14,7 +14,7 @@ LABELS = {
     "auroc_spread": "spread",
     "f1_max_normal": "max F1",
     "eer": "EER",
-} | {f1: f"F1 {f1[-2:]}%" for f1 in F1}
+} | {f1: f"F1@{f1[-2:]}" for f1 in F1}
 
 
 def categories(n: int) -> tuple[str, ...]:

@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from common.experiment import Cell
 from common.experiment.presentation import markdown, show, write
 from common.experiment.report import COLUMNS, bootstrap_interval, only_reported, reported, status, tabulate
 
@@ -214,9 +215,18 @@ def test_many_metrics_stand_in_one_table(adversarial):
     assert max(map(len, text.splitlines())) <= 80
     lines = [" ".join(line.split()) for line in text.splitlines()]
     ours = ("D(R(X)) last .900 .900 .800", "D(R(X)) oracle .950 .950 .850")
-    theirs = ("ALOCC D(X), F8 .930 .820", "DRAE .950 .730", "alocc-paper (not run) .970 .880")
+    theirs = ("ALOCC D(X) .930 .820", "DRAE .950 .730", "alocc-paper (not run) .970 .880")
     for expected in (*ours, *theirs):
         assert expected in lines
     page = markdown(table, "A trial", "python -m experiments.trial")
     assert "| alocc-stable | fake | last | 2 | 0.900 ± 0.000 | 0.900 ± 0.000 | 0.800 ± 0.000 |" in page
     assert "| alocc-paper fake | not run: ALOCC D(R(X)), F8 |  |  |  | 0.970 | 0.880 |" in page
+
+
+def test_no_mean_while_a_class_is_missing(adversarial):
+    cells = [Cell(**one["cell"]) for one in adversarial] + [Cell("alocc", "stable", "mnist", "standard", "2", 0)]
+    part = tabulate(adversarial, SEVERAL, COMPARE, METRICS, cells)
+    assert set(part["normal"]) == {"0", "1"}
+    assert "mean" in set(tabulate(adversarial, SEVERAL, COMPARE, METRICS, cells[:-1])["normal"])
+    beside = only_reported(part, [("alocc-stable", "mnist", "standard")], SEVERAL, COMPARE, METRICS)
+    assert set(beside.loc[beside["method"] == "alocc", "status"]) == {"not run"}

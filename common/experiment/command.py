@@ -93,7 +93,7 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
         tables = []
         for grid, of_grid in zip(grids, cells, strict=True):
             done = (finished(cell, replace(settings, force=False, oracle=False)) for cell in of_grid)
-            measured = tabulate(filter(None, done), numbers, experiment.compare, grid.metrics)
+            measured = tabulate(filter(None, done), numbers, experiment.compare, grid.metrics, of_grid)
             names = ["-".join(split_name(preset, experiment.name)) for preset in grid.presets]
             places = itertools.product(names, grid.datasets, grid.protocols)
             beside = only_reported(measured, places, numbers, experiment.compare, grid.metrics)

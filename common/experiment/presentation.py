@@ -178,7 +178,9 @@ def _detailed(title: str, rows: pd.DataFrame, labels: Mapping[str, str], by_metr
 
 def _by_metric(title: str, rows: pd.DataFrame, labels: Mapping[str, str]) -> Table:
     metrics = list(dict.fromkeys(rows["metric"]))
-    table = _table(title, "dim: reported by the papers")
+    references = "; ".join(dict.fromkeys(rows["reference"].str.rpartition(", ")[2].replace("", None).dropna()))
+    table = _table(title, f"dim: reported ({references})" if references else "")
+    shown: set[tuple[str, str]] = set()
     for name in ("", *metrics):
         table.add_column(labels.get(name, name), justify="right" if name else "left", no_wrap=True)
     for name, of_one in _grouped(rows, labels):
@@ -190,9 +192,11 @@ def _by_metric(title: str, rows: pd.DataFrame, labels: Mapping[str, str]) -> Tab
             table.add_row(name, *map(_short, cells["mean"]))
         else:
             name = f"{name} ({of_one['status'].iloc[0]})" if of_one["status"].iloc[0] == "not run" else name
+        method = _method(of_one).iloc[0]
         for reference in dict.fromkeys(cells["reference"].dropna()):
-            if reference:
-                label = f"    {reference}" if of_one["n_seeds"].any() else name
+            if reference and (method, reference) not in shown:
+                shown.add((method, reference))
+                label = f"    {reference.rpartition(', ')[0]}" if of_one["n_seeds"].any() else name
                 table.add_row(label, *map(_short, cells["paper"].where(cells["reference"] == reference)), style="dim")
     return table
 
@@ -200,7 +204,7 @@ def _by_metric(title: str, rows: pd.DataFrame, labels: Mapping[str, str]) -> Tab
 def _by_class(title: str, rows: pd.DataFrame, labels: Mapping[str, str]) -> Table:
     table = _table(title, "")
     table.box = None
-    classes = list(dict.fromkeys(rows["normal"]))
+    classes = sorted(dict.fromkeys(rows["normal"]), key=lambda normal: (normal == "mean", len(normal), normal))
     for name in ("", *classes):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for name, of_one in _grouped(rows, labels):

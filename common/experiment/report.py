@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from common.experiment.cell import REPOSITORY, Record
+from common.experiment.cell import REPOSITORY, Cell, Record
 
 COLUMNS = (
     "method", "preset", "dataset", "protocol", "normal", "score", "metric", "paper", "mean", "std", "n_seeds", "delta",
@@ -81,6 +81,7 @@ def tabulate(
     reported: pd.DataFrame,
     compare: Mapping[str, Sequence[str]],
     metrics: Sequence[str] = ("auroc",),
+    wanted: Iterable[Cell] = (),
 ) -> pd.DataFrame:
     """The result table.
 
@@ -90,6 +91,7 @@ def tabulate(
         compare: For ``<method>-<preset> <score>`` or ``<method>-<preset>``, whose reported numbers stand beside ours: the
             first that has the cell.
         metrics: Which ones.
+        wanted: All cells that the table should hold; while one of a method's normal classes is missing it has no mean.
 
     Returns:
         One row for each method, preset, data set, protocol, normal class, score, metric and rule (the preset's, and all that
@@ -106,6 +108,9 @@ def tabulate(
         if values.get(metric) is not None
     )
     rows = []
+    classes: dict[tuple[str, str, int], set[str]] = {}
+    for cell in wanted:
+        classes.setdefault((cell.dataset, cell.protocol, cell.normal.count("+") + 1), set()).add(cell.normal)
     if len(long):
         long["n_classes"] = long["normal"].str.count(r"\+") + 1
     for (*key, n_classes), cells in long.groupby([*KEY, "n_classes"], sort=False) if len(long) else ():
@@ -114,7 +119,7 @@ def tabulate(
         for normal in seeds:
             values = seeds[normal].dropna()
             rows.append(_row(about, str(normal), values, [values], reported, compare))
-        if seeds.shape[1] > 1:
+        if seeds.shape[1] > 1 and set(seeds) >= classes.get((about["dataset"], about["protocol"], n_classes), set()):
             by_class = [seeds[normal].dropna() for normal in seeds]
             name = "mean" if n_classes == 1 else f"mean of {n_classes}"
             rows.append(_row(about, name, seeds.dropna().mean(axis=1), by_class, reported, compare))
@@ -138,7 +143,8 @@ def only_reported(table: pd.DataFrame, wanted: Iterable[tuple[str, str, str]], r
     """
     rows = []
     ours = {method for methods in compare.values() for method in methods}
-    done = set(zip(table["method"] + "-" + table["preset"], table["dataset"], table["protocol"], strict=True))
+    whole = table[table["normal"].str.startswith("mean") | (table.groupby(KEY)["normal"].transform("nunique") == 1)]
+    done = set(zip(whole["method"] + "-" + whole["preset"], whole["dataset"], whole["protocol"], strict=True))
     places: dict[tuple[str, str], list[str]] = {}
     for name, dataset, protocol in wanted:
         places.setdefault((dataset, protocol), []).append(name)
