@@ -49,7 +49,8 @@ def test_every_preset_trains_through_the_parser(file, tmp_path):
     cli.trainer.fit(cli.model, cli.datamodule)
     cli.trainer.test(cli.model, cli.datamodule, verbose=False)
     assert cli.model.scored is not None
-    assert cli.model.hparams["shape"] == [1, 8, 8]
+    size = config["data"].get("image_size", 8)
+    assert cli.model.hparams["shape"] == [1, size, size]
 
 
 @pytest.mark.parametrize("file", PRESETS, ids=lambda file: f"{file.parents[1].name}-{file.stem}")
