@@ -171,7 +171,8 @@ def _detailed(title: str, rows: pd.DataFrame, labels: Mapping[str, str], by_metr
             table.add_row(name)
         for _, row in of_one.iterrows() if of_one is not None else ():
             cells = dict(zip(_HEADER, _cells(row), strict=True))
-            first = labels.get(row["metric"], row["metric"]) if by_metric else name
+            metric = labels.get(row["metric"], row["metric"])
+            first = f"{name} {metric}" if by_metric and name.startswith(" ") else metric if by_metric else name
             table.add_row(first, *(cells[name] for name in shown), style="" if row["n_seeds"] else "dim")
     return table
 
