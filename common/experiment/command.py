@@ -19,7 +19,7 @@ from common.errors import DataMissingError, InputError
 from common.experiment.cell import Cell, Settings, finished
 from common.experiment.grid import run_grid
 from common.experiment.presentation import show, write
-from common.experiment.report import KEY, only_reported, reported, tabulate
+from common.experiment.report import COLUMNS, KEY, only_reported, reported, tabulate
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
             names = ["-".join(split_name(preset, experiment.name)) for preset in grid.presets]
             places = itertools.product(names, grid.datasets, grid.protocols)
             beside = only_reported(measured, places, numbers, experiment.compare, grid.metrics)
-            tables += [measured, beside] if len(measured) or set(grid.datasets) & set(missing) else []
-        table = pd.concat([table for table in tables if len(table)] or [pd.DataFrame(columns=[*KEY, "normal", "reference"])])
+            tables += [measured, beside]
+        table = pd.concat([table for table in tables if len(table)] or [pd.DataFrame(columns=list(COLUMNS))])
         table = table.drop_duplicates([*KEY, "normal", "reference"], ignore_index=True)
-        if table.empty:
+        if not table["n_seeds"].any():
             raise InputError("no cell is done: there is nothing to report")
         show(table, console, experiment.labels)
         flags = [flag for flag in (sys.argv[1:] if argv is None else argv) if flag != "--report-only"]

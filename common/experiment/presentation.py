@@ -31,8 +31,11 @@ def show(table: pd.DataFrame, console: Console, labels: Mapping[str, str] | None
         is_mean = group["normal"].str.startswith("mean")
         metrics = list(dict.fromkeys(group["metric"]))
         if not is_mean.any():
-            for (name, normal), rows in group.groupby([_method(group), "normal"], sort=False):
+            measured = group[group["n_seeds"] > 0]
+            for (name, normal), rows in measured.groupby([_method(measured), "normal"], sort=False):
                 console.print(_detailed(f"{title} · normal {normal} · {name}", rows, labels, by_metric=True))
+            if len(rest := group[group["n_seeds"] == 0]):
+                console.print(_by_metric(f"{title} · not measured", rest, labels))
             continue
         for mean, rows in group[is_mean].groupby("normal", sort=False):
             heading = f"{title} · {mean} over the normal classes"
