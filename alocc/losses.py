@@ -22,11 +22,11 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
-def good_and_bad_loss(real: Tensor, repaired: Tensor, fake: Tensor, pasted: Tensor, alpha: float, beta: float) -> Tensor:
+def good_and_bad_loss(real: Tensor, repaired: Tensor, fake: Tensor, pseudo: Tensor, alpha: float, beta: float) -> Tensor:
     """What D minimises when it learns good reconstructions from bad ones as well (after Zaheer et al., CVPR 2020).
 
     ``-(1 - α) E[log D(X)] - α E[log D(R(X))] - (1 - β) E[log(1 - D(R(X~)))] - β E[log(1 - D(R(X')))]``, with pseudo-anomalies
-    ``X'``; with α = β = 0 it is :func:`discriminator_loss`.
+    ``X'``, whose logits are ``pseudo``; with α = β = 0 it is :func:`discriminator_loss`.
 
     Example:
         >>> import torch
@@ -34,7 +34,7 @@ def good_and_bad_loss(real: Tensor, repaired: Tensor, fake: Tensor, pasted: Tens
         tensor(1.3863)
     """
     good = (1 - alpha) * F.softplus(-real).mean() + alpha * F.softplus(-repaired).mean()
-    bad = (1 - beta) * F.softplus(fake).mean() + beta * F.softplus(pasted).mean()
+    bad = (1 - beta) * F.softplus(fake).mean() + beta * F.softplus(pseudo).mean()
     return good + bad
 
 

@@ -141,7 +141,7 @@ class ALOCC(OneClassModule):
     def noisy(self, image: Tensor) -> Tensor:
         """``X~ = X + η``, fresh noise of deviation ``sigma``, clipped if so wished; the shape of ``image``."""
         sigma, clip = self.hparams.sigma, self.hparams.clip
-        if not isinstance(sigma, float):
+        if isinstance(sigma, Sequence):
             low, high = sigma
             sigma = low + (high - low) * torch.rand(len(image), *[1] * (image.ndim - 1), device=image.device)
         noisy = image + sigma * torch.randn_like(image)

@@ -17,7 +17,7 @@ from common.data import OneClassDataModule
 from common.errors import InputError
 from common.experiment import Cell
 from common.experiment.cell import Settings, run
-from common.testing import fit, optimizer_steps, toy_samples, trained
+from common.testing import check_orientation, fit, optimizer_steps, toy_samples, trained
 
 CONFIGS = Path(__file__).parents[1] / "alocc" / "configs"
 
@@ -260,6 +260,45 @@ def test_pseudo_anomalies_are_only_made_for_the_preset_that_wants_them(monkeypat
     optimizer_steps(narrow("paper")(), batches=1)
     with pytest.raises(AssertionError):
         optimizer_steps(narrow("stable")(), batches=1)
+
+
+def test_d_of_the_stable_preset_is_shown_the_four_kinds_in_their_places(monkeypatch):
+    """Clean, repaired clean, repaired noisy, repaired pseudo-anomalies; R repairs the second and fourth in eval mode."""
+    module, seen = narrow("stable")(), []
+    monkeypatch.setattr("alocc.module.pasted", lambda image: image * 0 + 3)
+    monkeypatch.setattr("alocc.module.crossed", lambda latent: latent * 0)
+    module.discriminator.register_forward_pre_hook(lambda net, inputs: seen.append(inputs[0].detach().clone()))
+    image, noisy = toy_samples(6).image, torch.rand(6, 1, 16, 16)
+    with torch.no_grad():
+        module.loss_d(image, noisy)
+        expected = module.reconstructor.eval()(image)
+        pseudo = module.reconstructor(torch.full_like(image[:3], 3))
+        from_code = module.reconstructor.decoder(torch.zeros(3, 32))
+    torch.testing.assert_close(seen[0], torch.cat([image, expected, noisy, pseudo, from_code]))
+
+
+def test_only_noisy_images_move_the_batch_statistics_of_r():
+    module = narrow("stable")()
+    optimizer_steps(module, batches=3)
+    counters = [layer.num_batches_tracked for layer in module.reconstructor.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert [int(count) for count in counters] == [3] * len(counters)
+    assert all(net.training for net in module.reconstructor.modules())
+
+
+def test_stable_preset_learns_to_tell_good_reconstructions_from_bad(tmp_path):
+    """And is oriented by it: noise scores above waves, which the published labels do not promise."""
+    factory = narrow("stable", latent=8)
+    check_orientation(factory)
+    module = trained(factory, epochs=20)
+    image = toy_samples(64, seed=9).image
+    with torch.no_grad():
+        good, bad = (module.scores(x)["discriminator_reconstruction"].mean() for x in (image, pasted(image)))
+    assert good < bad
+
+
+def test_noise_may_be_no_float():
+    image = torch.rand(2, 1, 4, 4)
+    assert torch.equal(preset("paper", sigma=0)().noisy(image), image)
 
 
 def cell_with(monkeypatch, rule, rho, **data):

@@ -66,6 +66,8 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
     """
     with one_line_errors():
         arguments = _parser(experiment).parse_args(argv)
+        if arguments.smoke:
+            arguments.seeds = arguments.seeds[:1]
         settings = Settings(
             root=arguments.root,
             runs=arguments.runs,
@@ -148,7 +150,6 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
 def _narrowed(grid: Grid, arguments: argparse.Namespace, main: bool) -> Grid:
     """The grid with the flags' values: in place of the main grid's, and of the other grids' those that the flags name."""
     if arguments.smoke:
-        arguments.seeds = arguments.seeds[:1]
         return Grid(("smoke",) if main else (), ("digits",), normal=("0", "1"))
     given = {name: values for name in ("presets", "datasets", "protocols", "normal") if (values := getattr(arguments, name))}
     chosen: dict[str, Any] = {}

@@ -90,7 +90,7 @@ _HEADER = ("method", "score", "normal", "paper", "measured (seeds)", "Δ", "95 %
 
 
 def _cells(row: pd.Series) -> list[str]:
-    method = _method(row.to_frame().T).item()
+    method = f"{row['method']}-{row['preset']}" if row["preset"] else row["method"]
     interval = "" if np.isnan(row["ci_low"]) else f"{_number(row['ci_low'])}–{_number(row['ci_high'])}"
     paper = "" if np.isnan(row["paper"]) else _number(row["paper"])
     delta = "" if np.isnan(row["delta"]) else f"{row['delta']:+.3f}"
