@@ -143,8 +143,6 @@ def only_reported(table: pd.DataFrame, wanted: Iterable[tuple[str, str, str]], r
     """
     rows = []
     ours = {method for methods in compare.values() for method in methods}
-    whole = table[table["normal"].str.startswith("mean") | (table.groupby(KEY)["normal"].transform("nunique") == 1)]
-    done = set(zip(whole["method"] + "-" + whole["preset"], whole["dataset"], whole["protocol"], strict=True))
     places: dict[tuple[str, str], list[str]] = {}
     for name, dataset, protocol in wanted:
         places.setdefault((dataset, protocol), []).append(name)
@@ -152,7 +150,11 @@ def only_reported(table: pd.DataFrame, wanted: Iterable[tuple[str, str, str]], r
         here = reported[(reported["dataset"] == dataset) & (reported["protocol"] == protocol.split(",")[0])]
         here = here[here["metric"].isin(metrics)]
         has_mean = here.groupby(["table", "method", "metric"])["normal"].transform(lambda n: n.str.startswith("mean").any())
-        for _, row in here[here["normal"].str.startswith("mean") | ~has_mean].iterrows():
+        here = here[here["normal"].str.startswith("mean") | ~has_mean]
+        measured = table[(table["dataset"] == dataset) & (table["protocol"] == protocol)]
+        whole = measured[measured["normal"].str.startswith("mean") | measured["normal"].isin(here["normal"])]
+        done = set(whole["method"] + "-" + whole["preset"])
+        for _, row in here.iterrows():
             about = {"dataset": dataset, "protocol": protocol, "metric": row["metric"], "normal": row["normal"], "score": ""}
             about |= {"paper": row["value"], "n_seeds": 0, "reference": f"{row['method']}, {row['table']}", "rule": ""}
             if row["method"] not in ours:
@@ -160,7 +162,7 @@ def only_reported(table: pd.DataFrame, wanted: Iterable[tuple[str, str, str]], r
             for name in names:
                 method, _, preset = name.partition("-")
                 for key, methods in compare.items():
-                    if key.split(" ")[0] == name and row["method"] in methods and (name, dataset, protocol) not in done:
+                    if key.split(" ")[0] == name and row["method"] in methods and name not in done:
                         score = key.partition(" ")[2]
                         rows.append({**about, "method": method, "preset": preset, "score": score, "status": "not run"})
     return pd.DataFrame(rows, columns=list(COLUMNS))
