@@ -11,11 +11,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import AveragedModel
 
 from alocc.losses import Adversarial, adversarial_loss, cross_entropy_to_noisy, discriminator_loss, good_and_bad_loss
-from alocc.networks import discriminator, normal_start, reconstructor
+from alocc.networks import normal_start, reconstructor
 from alocc.pseudo import crossed, pasted
 from common.data import Sample
 from common.losses import squared_error
 from common.module import OneClassModule
+from common.networks import discriminator
 
 
 class ALOCC(OneClassModule):

@@ -1,16 +1,13 @@
-"""The reconstructor R and the discriminator D, for images of any size and for flat vectors."""
+"""The reconstructor R, for images of any size and for flat vectors, and initial weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 
 from torch import Tensor, nn
 
 from common.errors import InputError
-from common.networks import ChannelsLast, dense, halvings, upsampling
-
-Norm = Callable[[int], nn.Module]
-"""From a number of channels to a normalisation layer."""
+from common.networks import ChannelsLast, Norm, dense, halvings, is_flat, upsampling
 
 
 class Reconstructor(nn.Module):
@@ -55,7 +52,7 @@ def reconstructor(
     """
     if len(decoder_widths) != len(encoder_widths) - 1:
         raise InputError("decoder_widths has one entry less than encoder_widths: the last layer's channels are the image's")
-    if _is_flat(shape):
+    if is_flat(shape):
         to_code = [*shape, *encoder_widths, *([] if latent is None else [latent])]
         return Reconstructor(dense(to_code), dense([to_code[-1], *decoder_widths, *shape]))
     channels, height, width = shape
@@ -73,38 +70,6 @@ def reconstructor(
         decoder += [upsampling(inputs, outputs, 5, size, bias=True), norm(outputs), nn.ReLU(inplace=True)]
     decoder += [upsampling([encoder_widths[-1], *decoder_widths][-1], channels, 5, sizes[0], bias=True), nn.Tanh()]
     return Reconstructor(nn.Sequential(*encoder), nn.Sequential(*decoder))
-
-
-def discriminator(shape: Sequence[int], widths: Sequence[int], norm: Norm | None = nn.BatchNorm2d) -> nn.Sequential:
-    """D: 5x5 stride-2 convolutions with LeakyReLU 0.2, ``norm`` on all but the first, and one linear logit.
-
-    For flat vectors the layers are linear.
-
-    Returns:
-        ``(B, *shape)`` to ``(B,)`` logits of being a clean normal image; no sigmoid.
-
-    Raises:
-        InputError: A shape that is neither ``(C, H, W)`` nor ``(F,)``.
-
-    Example:
-        >>> sum(p.numel() for p in discriminator((1, 28, 28), (16, 32, 64, 128)).parameters())
-        270401
-    """
-    if _is_flat(shape):
-        return dense([*shape, *widths, 1], nn.Flatten(0))
-    channels, height, width = shape
-    layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 5, 2, 2), nn.LeakyReLU(0.2, inplace=True)]
-    for inputs, outputs in pairwise(widths):
-        normalized = [norm(outputs)] if norm else []
-        layers += [nn.Conv2d(inputs, outputs, 5, 2, 2), *normalized, nn.LeakyReLU(0.2, inplace=True)]
-    features = widths[-1] * halvings(height, len(widths))[-1] * halvings(width, len(widths))[-1]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 1), nn.Flatten(0))
-
-
-def _is_flat(shape: Sequence[int]) -> bool:
-    if len(shape) not in {1, 3}:
-        raise InputError(f"shape is (C, H, W) or (F,), not {tuple(shape)}")
-    return len(shape) == 1
 
 
 def normal_start(layer: nn.Module) -> None:

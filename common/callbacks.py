@@ -174,12 +174,13 @@ class Oracle(Callback):
 class Figures(Callback):
     """TensorBoard's pictures, each also a PNG in ``<log_dir>/figures``.
 
-    While training: a grid of held-out images over their reconstructions. After a test, for the score that counts: ROC and
-    precision-recall curves, a histogram for every class, the most anomalous normals beside the least anomalous anomalies,
-    what the threshold flags, the latent projector, and the hyper-parameters with the final metrics.
+    While training: a grid of held-out images over their reconstructions, and the method's own figures. After a test, for
+    the score that counts: ROC and precision-recall curves, a histogram for every class, the most anomalous normals beside
+    the least anomalous anomalies, what the threshold flags, the latent projector, and the hyper-parameters with the final
+    metrics.
 
     Args:
-        every_n_epochs: Of the reconstruction grid, which the last epoch always has.
+        every_n_epochs: Of those, which the last epoch always has.
         projected: Points in the projector; more than a thousand make a browser slow.
     """
 
@@ -187,16 +188,17 @@ class Figures(Callback):
         self.every_n_epochs, self.projected = every_n_epochs, projected
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """The reconstruction grid."""
+        """The reconstruction grid and :meth:`OneClassModule.figures`."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         due = (trainer.current_epoch + 1) % self.every_n_epochs == 0 or trainer.current_epoch + 1 == trainer.max_epochs
         if not (due and isinstance(data, OneClassDataModule) and isinstance(module, OneClassModule)):
             return
-        images = data.images(data.splits.val[:8]).to(module.device)
-        reconstructions = module.reconstruct(images)
+        images = data.images(data.splits.val[:200]).to(module.device)
+        drawn = dict(module.figures(images))
+        reconstructions = module.reconstruct(images[:8])
         if reconstructions is not None and images.ndim == 4:
-            figure = figures.reconstruction_grid(images, reconstructions)
-            self._show(trainer, {"reconstructions": figure}, trainer.current_epoch)
+            drawn["reconstructions"] = figures.reconstruction_grid(images[:8], reconstructions)
+        self._show(trainer, drawn, trainer.current_epoch)
 
     def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Everything about the finished run."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning import LightningModule
 from torch import Tensor
@@ -103,6 +104,10 @@ class OneClassModule(LightningModule, ABC):
     def embed(self, x: Tensor) -> Tensor | None:
         """``(B, D)`` latent vectors for the projector, or None where the method has none."""
         return None
+
+    def figures(self, x: Tensor) -> Mapping[str, Figure]:
+        """The method's own figures by name, shown every few epochs; ``x`` are up to 200 held-out samples, ``(B, *shape)``."""
+        return {}
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B,)`` scores, the one named by ``hparams.score``."""

@@ -1,10 +1,30 @@
 """Networks that several papers use."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+from common.errors import InputError
+
+Norm = Callable[[int], nn.Module]
+"""From a number of channels to a normalisation layer."""
+
+
+def is_flat(shape: Sequence[int]) -> bool:
+    """Whether a shape is ``(F,)`` rather than ``(C, H, W)``.
+
+    Raises:
+        InputError: A shape of another length.
+
+    Example:
+        >>> is_flat((30,)), is_flat((1, 28, 28))
+        (True, False)
+    """
+    if len(shape) not in {1, 3}:
+        raise InputError(f"shape is (C, H, W) or (F,), not {tuple(shape)}")
+    return len(shape) == 1
 
 
 def halvings(size: int, n: int) -> list[int]:
@@ -96,6 +116,32 @@ def normal_start(layer: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
     elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
         nn.init.normal_(layer.weight, 1.0, 0.02)
+
+
+def discriminator(shape: Sequence[int], widths: Sequence[int], norm: Norm | None = nn.BatchNorm2d) -> nn.Sequential:
+    """D: 5x5 stride-2 convolutions with LeakyReLU 0.2, ``norm`` on all but the first, and one linear logit.
+
+    For flat vectors the layers are linear.
+
+    Returns:
+        ``(B, *shape)`` to ``(B,)`` logits of being a clean normal image; no sigmoid.
+
+    Raises:
+        InputError: A shape that is neither ``(C, H, W)`` nor ``(F,)``.
+
+    Example:
+        >>> sum(p.numel() for p in discriminator((1, 28, 28), (16, 32, 64, 128)).parameters())
+        270401
+    """
+    if is_flat(shape):
+        return dense([*shape, *widths, 1], nn.Flatten(0))
+    channels, height, width = shape
+    layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 5, 2, 2), nn.LeakyReLU(0.2, inplace=True)]
+    for inputs, outputs in pairwise(widths):
+        normalized = [norm(outputs)] if norm else []
+        layers += [nn.Conv2d(inputs, outputs, 5, 2, 2), *normalized, nn.LeakyReLU(0.2, inplace=True)]
+    features = widths[-1] * halvings(height, len(widths))[-1] * halvings(width, len(widths))[-1]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 1), nn.Flatten(0))
 
 
 def dense(sizes: Sequence[int], last: nn.Module | None = None) -> nn.Sequential:

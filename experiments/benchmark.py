@@ -99,7 +99,9 @@ def bare(name: str, arguments: argparse.Namespace) -> dict[str, float]:
         data = cli.datamodule
         data.setup()
         batches, n = data.train_dataloader(), 0
-        module.trainer = SimpleNamespace(estimated_stepping_batches=arguments.epochs * len(batches))
+        module.trainer = SimpleNamespace(
+            estimated_stepping_batches=arguments.epochs * len(batches), current_epoch=0, max_epochs=arguments.epochs
+        )
         optimizers = module.trainer.optimizers = optimizers_of(module.configure_optimizers())
         module.optimizers = lambda: optimizers if len(optimizers) > 1 else optimizers[0]
         module.descend = _descend
@@ -108,6 +110,7 @@ def bare(name: str, arguments: argparse.Namespace) -> dict[str, float]:
         start = time.perf_counter()
         for epoch in range(arguments.epochs):
             batches.sampler.set_epoch(epoch)  # type: ignore[union-attr]
+            module.trainer.current_epoch = epoch
             for position, batch in enumerate(batches):
                 module.training_step(batch, position)
                 n += len(batch.image)

@@ -11,12 +11,13 @@ from torch import nn
 
 from alocc import ALOCC
 from alocc.losses import adversarial_loss, cross_entropy_to_noisy, discriminator_loss, good_and_bad_loss
-from alocc.networks import discriminator, reconstructor
+from alocc.networks import reconstructor
 from alocc.pseudo import crossed, pasted
 from common.data import OneClassDataModule
 from common.errors import InputError
 from common.experiment import Cell
 from common.experiment.cell import Settings, run
+from common.networks import discriminator
 from common.testing import check_orientation, fit, optimizer_steps, toy_samples, trained
 
 CONFIGS = Path(__file__).parents[1] / "alocc" / "configs"

@@ -1,0 +1,50 @@
+"""What to look at while OCGAN trains."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from common.evaluation.figures import image_grid
+
+
+def mining_grid(images: Mapping[str, Tensor], logits: Mapping[str, Tensor]) -> Figure:
+    """Up to 8 decoded latents of each kind in a row, with the classifier's probability of *normal* above each.
+
+    Args:
+        images: By kind, such as ``random`` and ``mined``, ``(B, C, H, W)``.
+        logits: By kind, the classifier's, ``(B,)``; empty where there is no classifier.
+
+    Example:
+        >>> import torch
+        >>> figure = mining_grid({"random": torch.zeros(2, 1, 8, 8)}, {"random": torch.zeros(2)})
+        >>> [text.get_text() for text in figure.axes[0].texts][1:3]
+        ['0.50', '0.50']
+    """
+    rows = {kind: kind_images[:8] for kind, kind_images in images.items()}
+    titles = [
+        f"{p:.2f}" for kind in rows if kind in logits for p in logits[kind][:8].sigmoid().tolist()
+    ] or [""] * sum(map(len, rows.values()))  # fmt: skip
+    caption = "decoded latents" + ": " * bool(logits) + ", ".join(f"{k} C = {logits[k].sigmoid().mean():.2f}" for k in logits)
+    return image_grid(np.concatenate([row.float().cpu().numpy() for row in rows.values()]), titles, caption)
+
+
+def latent_histogram(latent: Tensor) -> Figure:
+    """The entries of codes, pooled, against the uniform density that the latent discriminator wants, 1/2 on (-1, 1).
+
+    Args:
+        latent: ``(B, d)`` in (-1, 1).
+
+    Example:
+        >>> import torch
+        >>> latent_histogram(torch.zeros(5, 2)).axes[0].get_xlabel()
+        'entry of the code'
+    """
+    figure = Figure(figsize=(4, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.hist(latent.flatten().float().cpu().numpy(), np.linspace(-1, 1, 41).tolist(), density=True, label="codes")
+    axes.axhline(0.5, color="black", linestyle="--", label="uniform")
+    axes.set(xlim=(-1, 1), xlabel="entry of the code", ylabel="density")
+    axes.legend()
+    return figure

@@ -1,0 +1,42 @@
+"""Informative-negative mining (Perera et al., CVPR 2019, Section 3.4 and Algorithm 1)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def mine(
+    decoder: Callable[[Tensor], Tensor], classifier: Callable[[Tensor], Tensor], start: Tensor, steps: int, step_size: float
+) -> Tensor:
+    """Moves latents to where the classifier takes the decoded images for abnormal.
+
+    Gradient descent on each latent's own cross-entropy with the label *abnormal*, ``-log(1 - σ(C(De(tanh m))))``, in
+    ``m = artanh l``, so that ``l`` stays in (-1, 1). Gradients are taken with respect to ``m`` alone: no parameter of
+    either net receives one.
+
+    Args:
+        decoder: ``(B, d)`` latents to images.
+        classifier: Images to ``(B,)`` logits of being a reconstruction of a normal image.
+        start: ``(B, d)`` in [-1, 1).
+        steps: Sub-iterations, 5 in the paper.
+        step_size: Of each.
+
+    Returns:
+        ``(B, d)``, a leaf in (-1, 1), without a graph.
+
+    Example:
+        >>> start = torch.zeros(2, 3)
+        >>> mine(lambda latent: latent, lambda image: image.sum(1), start, steps=1, step_size=1.0)
+        tensor([[-0.4621, -0.4621, -0.4621],
+                [-0.4621, -0.4621, -0.4621]])
+    """
+    edge = 1 - 1e-6
+    unbounded = start.detach().clamp(-edge, edge).atanh()
+    for _ in range(steps):
+        unbounded.requires_grad_(True)
+        loss = F.softplus(classifier(decoder(unbounded.tanh()))).sum()
+        (gradient,) = torch.autograd.grad(loss, unbounded)
+        unbounded = (unbounded - step_size * gradient).detach()
+    return unbounded.tanh().clamp(-edge, edge)

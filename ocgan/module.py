@@ -1,0 +1,222 @@
+"""OCGAN, the one-class novelty detector with a constrained latent space."""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.optim import Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from common.data import Sample
+from common.losses import Reduction, add_noise, squared_error
+from common.module import OneClassModule
+from ocgan.figures import latent_histogram, mining_grid
+from ocgan.losses import critic_loss, fooling_loss, relative_error
+from ocgan.mining import mine
+from ocgan.networks import build, kept_statistics, latent_critic
+
+
+class OCGAN(OneClassModule):
+    """A denoising autoencoder whose whole latent cube decodes to normal images, so that an anomaly cannot be reconstructed.
+
+    Perera, Nallapati and Xiang, "OCGAN: One-Class Novelty Detection Using GANs With Constrained Latent Representations",
+    CVPR 2019. Presets in ``configs``: ``paper``, ``official``, ``tuned`` and smaller ones; the card says what each is.
+
+    Args:
+        shape: ``(C, H, W)`` of an image, or ``(F,)`` of a flat vector, for which the nets are dense.
+        network: ``padded``, the text's nets for any size, or ``released``, the code's for 61x61.
+        width: Channels of the encoder's first convolution.
+        latent: ``d``, the size of the latent cube (-1, 1)^d.
+        visual_width: Channels of the visual discriminator's first convolution.
+        classifier_width: Channels of the classifier's.
+        noise_std: Standard deviation of the noise on the training input, in the images' units.
+        lambda_mse: Weight of the reconstruction loss, λ.
+        reduction: Of that loss over an image.
+        weight_latent: Weight of the encoder's loss against the latent discriminator; at 0 there is none.
+        weight_visual: Weight of the decoder's loss against the visual discriminator; at 0 there is none, and no classifier.
+        mining_steps: Sub-iterations of mining; at 0 the classifier is trained and nothing is mined, at None there is none.
+        mining_step_size: Of each sub-iteration.
+        mining_start: Share of the training after which mining begins, in [0, 1].
+        random_share: Random latents per image of the batch, in (0, 1].
+        inference_codes: Latent discriminator and classifier see codes and reconstructions made in inference mode.
+        lr: Adam's rate for encoder and decoder; betas are 0.5 and 0.999.
+        lr_critics: For the latent discriminator, the visual discriminator and the classifier.
+        schedule: Of both rates: ``constant``, or ``cosine`` to 0 at the last iteration.
+        score: ``reconstruction``, ``relative_reconstruction`` or ``discriminator``.
+        threshold_quantile: Of the held-out samples' scores, in (0, 1).
+
+    Example:
+        >>> import torch
+        >>> module = OCGAN(shape=(1, 8, 8), width=8, latent=4, visual_width=4, classifier_width=4)
+        >>> {name: tuple(s.shape) for name, s in module.eval().scores(torch.rand(4, 1, 8, 8)).items()}
+        {'reconstruction': (4,), 'relative_reconstruction': (4,), 'discriminator': (4,)}
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        network: Literal["padded", "released"] = "padded",
+        width: int = 64,
+        latent: int = 16,
+        visual_width: int = 12,
+        classifier_width: int = 64,
+        noise_std: float = 0.2,
+        lambda_mse: float = 10.0,
+        reduction: Reduction = "sum",
+        weight_latent: float = 1.0,
+        weight_visual: float = 1.0,
+        mining_steps: int | None = 5,
+        mining_step_size: float = 2.0,
+        mining_start: float = 0.5,
+        random_share: float = 1.0,
+        inference_codes: bool = False,
+        lr: float = 2e-4,
+        lr_critics: float = 2e-4,
+        schedule: Literal["constant", "cosine"] = "constant",
+        score: Literal["reconstruction", "relative_reconstruction", "discriminator"] = "reconstruction",
+        threshold_quantile: float = 0.95,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.encoder, self.decoder, critic = build(shape, width, latent, network)
+        self.critics = nn.ModuleDict()
+        if weight_latent:
+            self.critics["latent_discriminator"] = latent_critic(latent)
+        if weight_visual:
+            self.critics["visual_discriminator"] = critic(visual_width)
+        if weight_visual and mining_steps is not None:
+            self.critics["classifier"] = critic(classifier_width)
+
+    def configure_optimizers(self) -> Any:
+        """Adam for the classifier, the latent and the visual discriminator, where there are such, then encoder and decoder."""
+        h = self.hparams
+        names = [name for name in ("classifier", "latent_discriminator", "visual_discriminator") if name in self.critics]
+        optimizers = [Adam(self.critics[name].parameters(), h.lr_critics, (0.5, 0.999)) for name in names]
+        optimizers += [Adam(chain(self.encoder.parameters(), self.decoder.parameters()), h.lr, (0.5, 0.999))]
+        if h.schedule == "constant":
+            return [{"optimizer": optimizer} for optimizer in optimizers]
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedulers = [{"scheduler": CosineAnnealingLR(optimizer, steps), "interval": "step"} for optimizer in optimizers]
+        return [{"optimizer": o, "lr_scheduler": s} for o, s in zip(optimizers, schedulers, strict=True)]
+
+    def training_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
+        """Algorithm 1: the classifier, the two discriminators, informative-negative mining, then encoder and decoder.
+
+        Codes, reconstructions and decoded random latents are computed once, and serve every step before which their nets
+        have not moved.
+        """
+        h, image, critics = self.hparams, batch.image, self.critics
+        configured: Any = self.optimizers()
+        *for_critics, optimizer_g = configured if critics else [configured]
+        optimizers = iter(for_critics)
+        losses: dict[str, Tensor] = {}
+
+        def descend(name: str, real: Tensor, fake: Tensor) -> None:
+            optimizer = next(optimizers)
+            with self.toggled_optimizer(optimizer):
+                losses[f"loss_{name}"] = critic_loss(critics[name](real), critics[name](fake))
+                self.descend(optimizer, losses[f"loss_{name}"])
+
+        noisy = add_noise(image, h.noise_std)
+        latent = self.encoder(noisy)
+        reconstruction = self.decoder(latent)
+        code, decoded = self.inferred(noisy) if h.inference_codes else (latent.detach(), reconstruction.detach())
+        random = 2 * torch.rand_like(code) - 1
+        few = random[: max(2, round(h.random_share * len(random)))]
+        fake: Any = self.decoded(few, graph=not self.mines) if "visual_discriminator" in critics else None
+
+        if "classifier" in critics:
+            descend("classifier", decoded, fake.detach())
+        if "latent_discriminator" in critics:
+            descend("latent_discriminator", random, code)
+        if "visual_discriminator" in critics:
+            descend("visual_discriminator", image, fake.detach())
+
+        if self.mines:
+            fake = self.decoded(self.mined(few), graph=True)
+
+        with self.toggled_optimizer(optimizer_g):
+            losses["loss_reconstruction"] = squared_error(reconstruction, image, h.reduction).mean()
+            total = h.lambda_mse * losses["loss_reconstruction"]
+            if "latent_discriminator" in critics:
+                losses["loss_latent"] = fooling_loss(critics["latent_discriminator"](latent))
+                total = total + h.weight_latent * losses["loss_latent"]
+            if "visual_discriminator" in critics:
+                losses["loss_visual"] = fooling_loss(critics["visual_discriminator"](fake))
+                total = total + h.weight_visual * losses["loss_visual"]
+            self.descend(optimizer_g, total)
+        return losses
+
+    @property
+    def mines(self) -> bool:
+        """Whether this epoch's decoder learns from mined latents."""
+        h = self.hparams
+        begun = self.current_epoch >= h.mining_start * (self.trainer.max_epochs or 0)
+        return bool("classifier" in self.critics and h.mining_steps and begun)
+
+    def decoded(self, latent: Tensor, graph: bool) -> Tensor:
+        """``De(l)`` of random latents, ``(B, d)`` to ``(B, *shape)``; batch norm's running statistics stay."""
+        with torch.set_grad_enabled(graph), kept_statistics(self.decoder):
+            image: Tensor = self.decoder(latent)
+        return image
+
+    def mined(self, latent: Tensor) -> Tensor:
+        """:func:`ocgan.mining.mine` from ``latent``, ``(B, d)``, with the nets as they are now."""
+        h, classifier = self.hparams, self.critics["classifier"]
+        with kept_statistics(self.decoder, classifier):
+            return mine(self.decoder, classifier, latent, h.mining_steps, h.mining_step_size)
+
+    @torch.no_grad()
+    def inferred(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
+        """Code ``(B, d)`` and reconstruction ``(B, *shape)`` in inference mode, as the released code's critics see them."""
+        for net in (self.encoder, self.decoder):
+            net.eval()
+        latent = self.encoder(noisy)
+        reconstruction = self.decoder(latent)
+        for net in (self.encoder, self.decoder):
+            net.train()
+        return latent, reconstruction
+
+    def embed(self, x: Tensor) -> Tensor:
+        """``En(x)``, ``(B, d)`` in (-1, 1)."""
+        latent: Tensor = self.encoder(x)
+        return latent
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """``De(En(x))``, of the shape of ``x``."""
+        reconstruction: Tensor = self.decoder(self.encoder(x))
+        return reconstruction
+
+    def scores(self, x: Tensor) -> dict[str, Tensor]:
+        """The mean squared error of ``De(En(x))``, the same by contrast, and ``-logit Dv(x)`` where there is one; ``(B,)``."""
+        reconstruction = self.reconstruct(x)
+        scores = {
+            "reconstruction": squared_error(reconstruction, x),
+            "relative_reconstruction": relative_error(reconstruction, x),
+        }
+        if "visual_discriminator" in self.critics:
+            scores["discriminator"] = -self.critics["visual_discriminator"](x)
+        return scores
+
+    def figures(self, x: Tensor) -> Mapping[str, Figure]:
+        """What the latent cube decodes to, before and after mining, in the classifier's eyes, and where codes lie in it.
+
+        Args:
+            x: ``(B, *shape)`` held-out normal images.
+        """
+        random = torch.rand(16, self.hparams.latent, generator=torch.Generator().manual_seed(0)).to(x) * 2 - 1
+        drawn = {"latent_histogram": latent_histogram(self.embed(x))}
+        if x.ndim != 4:
+            return drawn
+        images, logits = {"random": self.decoder(random)}, {}
+        if "classifier" in self.critics:
+            h, classifier = self.hparams, self.critics["classifier"]
+            # a validation loop's inference mode would forbid the search
+            with torch.inference_mode(False), torch.enable_grad():
+                mined = mine(self.decoder, classifier, random.clone(), h.mining_steps, h.mining_step_size)
+            images["mined"] = self.decoder(mined)
+            logits = {name: classifier(image) for name, image in images.items()}
+        return drawn | {"random_latents": mining_grid(images, logits)}

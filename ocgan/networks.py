@@ -1,0 +1,112 @@
+"""Encoder, decoder and critics: for images of any size, for flat vectors, and the released code's for 61x61."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+from torch import nn
+
+from common.errors import InputError
+from common.networks import bounded_decoder, bounded_encoder, dense, discriminator, is_flat, normal_start
+
+Critic = Callable[[int], nn.Module]
+"""From a base width to a net, ``(B, *shape)`` to ``(B,)`` logits."""
+
+
+class Nets(NamedTuple):
+    """``encoder``: ``(B, *shape)`` to ``(B, d)`` in (-1, 1); ``decoder``: back; ``critic``: makes a critic of images."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+    critic: Critic
+
+
+def build(shape: Sequence[int], width: int, latent: int, network: Literal["padded", "released"]) -> Nets:
+    """The nets of one shape.
+
+    Args:
+        shape: ``(C, H, W)``, or ``(F,)`` for dense nets, whatever ``network``.
+        width: Channels of the encoder's first convolution.
+        latent: ``d``.
+        network: ``padded``: three 5x5 stride-2 convolutions, as in the text, for any size; ``released``: the code's four
+            without padding, for 61x61 only.
+
+    Raises:
+        InputError: ``released`` for another size, or a shape of another length.
+
+    Example:
+        >>> nets = build((3, 61, 61), 64, 16, "released")
+        >>> [sum(p.numel() for p in net.parameters()) for net in (nets.encoder, nets.decoder, nets.critic(12))]
+        [1132192, 1132291, 38737]
+    """
+    if is_flat(shape):
+        widths = (*shape, 4 * width, 2 * width)
+        return Nets(dense([*widths, latent], nn.Tanh()), dense([latent, *widths[::-1]]), partial(_padded_critic, shape))
+    if network == "padded":
+        nets = bounded_encoder(shape, width, latent), bounded_decoder(shape, width, latent)
+        return Nets(*nets, partial(_padded_critic, shape))
+    if tuple(shape[1:]) != (61, 61):
+        raise InputError(f"the released nets are for 61x61 images, not {shape[1]}x{shape[2]}: give image_size 61")
+    return Nets(*_released(shape[0], width, latent), partial(_released_critic, shape[0]))
+
+
+def latent_critic(latent: int) -> nn.Sequential:
+    """The latent discriminator: 128, 64, 32 and 16 units as in the paper, and one logit.
+
+    Example:
+        >>> import torch
+        >>> latent_critic(16)(torch.zeros(4, 16)).shape
+        torch.Size([4])
+    """
+    return dense([latent, 128, 64, 32, 16, 1], nn.Flatten(0))
+
+
+@contextmanager
+def kept_statistics(*nets: nn.Module) -> Iterator[None]:
+    """Batch norm uses the batch's statistics, as the nets' modes say, and leaves its running ones as they are."""
+    norms = [layer for net in nets for layer in net.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def _padded_critic(shape: Sequence[int], base: int) -> nn.Module:
+    return discriminator(shape, (base, 2 * base, 4 * base))
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    """MXNet's momentum of 0.1 is PyTorch's 0.9."""
+    return nn.BatchNorm2d(channels, momentum=0.9)
+
+
+def _released(channels: int, width: int, latent: int) -> tuple[nn.Module, nn.Module]:
+    widths = [channels, width, 2 * width, 4 * width]
+    encoder: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        first = inputs == channels
+        norm = [] if first else [_norm(outputs)]
+        encoder += [nn.Conv2d(inputs, outputs, 5, 2, bias=first), *norm, nn.LeakyReLU(0.2, inplace=True)]
+    encoder += [nn.Conv2d(widths[-1], latent, 5, 2, bias=False), _norm(latent), nn.Tanh(), nn.Flatten()]
+    decoder: list[nn.Module] = [nn.Unflatten(1, (latent, 1, 1))]
+    for inputs, outputs in pairwise([latent, *widths[:0:-1]]):
+        dropout = [nn.Dropout(0.5)] if outputs == width else []
+        convolution = nn.ConvTranspose2d(inputs, outputs, 5, 2, bias=False)
+        decoder += [convolution, _norm(outputs), *dropout, nn.ReLU(inplace=True)]
+    decoder += [nn.ConvTranspose2d(width, channels, 5, 2), nn.Tanh()]
+    return nn.Sequential(*encoder).apply(normal_start), nn.Sequential(*decoder).apply(normal_start)
+
+
+def _released_critic(channels: int, base: int) -> nn.Module:
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise([channels, base, 2 * base, 4 * base]):
+        first = inputs == channels
+        norm = [] if first else [_norm(outputs)]
+        layers += [nn.Conv2d(inputs, outputs, 5, 2, bias=first), *norm, nn.LeakyReLU(0.2, inplace=True)]
+    return nn.Sequential(*layers, nn.Conv2d(4 * base, 1, 5, 2), nn.Flatten(0)).apply(normal_start)
