@@ -22,6 +22,7 @@ from common.testing import optimizers_of
 PRESETS = (
     "autoencoder-paper", "autoencoder-dcae", "autoencoder-denoising", "autoencoder-small",
     "alocc-paper", "alocc-official", "alocc-stable", "alocc-small",
+    "ocgan-paper", "ocgan-official", "ocgan-tuned", "ocgan-small",
 )  # fmt: skip
 
 

@@ -201,6 +201,7 @@ class OCGAN(OneClassModule):
             scores["discriminator"] = -self.critics["visual_discriminator"](x)
         return scores
 
+    @torch.no_grad()
     def figures(self, x: Tensor) -> Mapping[str, Figure]:
         """What the latent cube decodes to, before and after mining, in the classifier's eyes, and where codes lie in it.
 

@@ -39,7 +39,7 @@ def build(shape: Sequence[int], width: int, latent: int, network: Literal["padde
     Example:
         >>> nets = build((3, 61, 61), 64, 16, "released")
         >>> [sum(p.numel() for p in net.parameters()) for net in (nets.encoder, nets.decoder, nets.critic(12))]
-        [1132192, 1132291, 38737]
+        [1132064, 1132099, 38257]
     """
     if is_flat(shape):
         widths = (*shape, 4 * width, 2 * width)

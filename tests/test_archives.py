@@ -75,6 +75,41 @@ def ped2(tmp_path):
     return tmp_path, frames
 
 
+@pytest.fixture
+def coil(tmp_path):
+    """Three objects in six views each, whose pixels are their object's number and angle, and debris."""
+    base = tmp_path / "coil-100"
+    for number in (1, 2, 10):
+        for angle in range(0, 360, 60):
+            save(base / f"obj{number}__{angle}.png", np.full((128, 128, 3), (number, angle // 5, 0), np.uint8))
+    for stray in ("convertGroupppm2png.pl", "._obj1__0.png", "obj3.png"):
+        (base / stray).write_text("no image")
+    return tmp_path
+
+
+def test_coil100_in_order_of_object_and_angle(coil):
+    data = load("coil100", coil)
+    assert data.classes == ("obj1", "obj2", "obj10")
+    assert data.images.shape == (18, 3, 64, 64)
+    assert data.targets.tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    pixels = data.images[torch.arange(18)][:, :2, 5, 5].tolist()
+    assert pixels == [[number, angle // 5] for number in (1, 2, 10) for angle in range(0, 360, 60)]
+    assert not data.official_test.any()
+
+
+def test_coil100_is_split_in_half_normal_half_anomalous(coil):
+    data = OneClassDataModule("coil100", root=coil, normal=1, protocol="balanced", image_size=8)
+    label = data.data.targets[data.splits.test] != 1
+    assert len(data.splits.train) + len(data.splits.val) == 5
+    assert label.tolist().count(True) == label.tolist().count(False) == 1
+
+
+def test_coil100_without_images(tmp_path):
+    (tmp_path / "coil-100").mkdir()
+    with pytest.raises(InputError, match="no images objN__ANGLE.png"):
+        load("coil100", tmp_path)
+
+
 def test_caltech256(caltech):
     data = load("caltech256", caltech)
     assert data.classes == tuple(CATEGORIES)
@@ -104,6 +139,7 @@ def test_caltech256_with_an_empty_category(caltech):
 @pytest.mark.parametrize(
     ("name", "layout", "source"),
     [
+        ("coil100", "coil-100/objN__ANGLE.png", "cs.columbia.edu"),
         ("caltech256", "256_ObjectCategories/NNN.name/NNN_MMMM.jpg", "data.caltech.edu"),
         ("ucsd_ped2", "UCSDped2/{Train,Test}/{Train,Test}NNN/NNN.tif", "svcl.ucsd.edu/projects/anomaly"),
     ],

@@ -202,6 +202,34 @@ def caltech256(root: Path, size: tuple[int, int] | None = None, channels: int | 
     return folder(found, size or (64, 64), channels or 3, pattern="[0-9][0-9][0-9].*")
 
 
+def coil100(root: Path, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageData:
+    """COIL-100, 100 objects in 72 views each, 5 degrees apart, as RGB files of 128x128; no test set of its own.
+
+    The class of an object is its number less one, and its images are in the order of their angles.
+
+    Args:
+        root: Holds ``coil-100/objN__ANGLE.png``, itself or in ``coil100``.
+        size: ``(height, width)`` of the decoded files; 64x64 by default, our choice.
+        channels: 3 by default.
+
+    Raises:
+        DataMissingError: No such folder; it is never downloaded.
+        InputError: No such files in it.
+    """
+    places = ("coil100/coil-100", "coil-100")
+    found = _published(
+        "coil100", root, places, "coil-100/objN__ANGLE.png", "cs.columbia.edu/CAVE/software/softlib/coil-100.php"
+    )
+    views = {path: re.fullmatch(r"obj(\d+)__(\d+)\.png", path.name) for path in found.glob("obj*.png")}
+    order = sorted((int(view[1]), int(view[2]), path) for path, view in views.items() if view)
+    if not order:
+        raise InputError(f"no images objN__ANGLE.png in {found}: unpack the archive again")
+    numbers = sorted({number for number, _, _ in order})
+    targets = np.searchsorted(numbers, [number for number, _, _ in order])
+    files = ImageFiles([path for _, _, path in order], size or (64, 64), channels or 3)
+    return ImageData(files, targets, np.zeros(len(order), np.bool_), tuple(f"obj{number}" for number in numbers))
+
+
 def ucsd_ped2(root: Path, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageData:
     """UCSD Ped2, grey patches of surveillance frames; the test clips are the official test set, a frame is a group.
 
@@ -263,7 +291,7 @@ def folder(root: Path, size: tuple[int, int] | None = None, channels: int | None
 
 
 DATASETS: dict[str, Callable[..., ImageData]] = {
-    loader.__name__: loader for loader in (digits, mnist, fashion_mnist, cifar10, caltech256, ucsd_ped2, folder)
+    loader.__name__: loader for loader in (digits, mnist, fashion_mnist, cifar10, coil100, caltech256, ucsd_ped2, folder)
 }
 
 

@@ -1,0 +1,334 @@
+"""OCGAN's mechanics: Algorithm 1 step by step, what mining does and does not touch, the nets, the scores, the figures."""
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from common.errors import InputError
+from common.testing import fit, optimizer_steps, toy_samples, trained
+from ocgan import OCGAN
+from ocgan.losses import critic_loss, fooling_loss, relative_error
+from ocgan.mining import mine
+from ocgan.networks import build, kept_statistics, latent_critic
+
+CONFIGS = Path(__file__).parents[1] / "ocgan" / "configs"
+NARROW = {"width": 8, "latent": 6, "visual_width": 4, "classifier_width": 4, "network": "padded"}
+
+
+def preset(name, **changes):
+    arguments = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]["init_args"]
+    return lambda shape=(1, 16, 16): OCGAN(shape=shape, **arguments | changes)
+
+
+def narrow(name="paper", **changes):
+    """A preset with nets that train in a second, mining from the first epoch on."""
+    return preset(name, **NARROW | {"mining_start": 0.0} | changes)
+
+
+def state(net):
+    return {name: value.clone() for name, value in net.state_dict().items() if not name.endswith(("tracked", "threshold"))}
+
+
+def same(one, other):
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+class Watched:
+    """What every net is given and returns, in order, over one batch."""
+
+    def __init__(self, module, batches=1):
+        self.calls = []
+        nets = {"encoder": module.encoder, "decoder": module.decoder, **module.critics}
+        for name, net in nets.items():
+            net.register_forward_hook(lambda _, x, y, name=name: self.calls.append((name, x[0].detach(), y.detach())))
+        optimizer_steps(module, batches)
+
+    def of(self, name):
+        return [(x, y) for net, x, y in self.calls if net == name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({}, [0, 1, 2, 3]),
+        ({"mining_steps": 0}, [0, 1, 2, 3]),
+        ({"mining_steps": None}, [0, 1, 2]),
+        ({"weight_visual": 0}, [0, 1]),
+        ({"weight_visual": 0, "weight_latent": 0}, [0]),
+    ],
+)
+def test_one_step_of_each_optimiser_in_the_order_of_algorithm_1(changes, steps):
+    module = narrow(**changes)()
+    assert optimizer_steps(module, batches=2) == 2 * steps
+    owners = {id(p): name for name, net in module.critics.items() for p in net.parameters()}
+    owned = [
+        {owners.get(id(p), "encoder and decoder") for g in optimizer.param_groups for p in g["params"]}
+        for optimizer in (c["optimizer"] for c in module.configure_optimizers())
+    ]
+    names = [
+        name for name in ("classifier", "latent_discriminator", "visual_discriminator", "encoder and decoder")
+        if name in module.critics or name == "encoder and decoder"
+    ]  # fmt: skip
+    assert owned == [{name} for name in names]
+
+
+def test_each_critic_is_shown_what_algorithm_1_says():
+    module = narrow(noise_std=0, mining_steps=2)()
+    seen = Watched(module)
+    ((image, code),) = seen.of("encoder")
+    (_, reconstruction), (random, fake), *mining, (mined, mined_image) = seen.of("decoder")
+    assert len(mining) == 2
+    (c_real, _), (c_fake, _), *_ = seen.of("classifier")
+    (l_real, _), (l_fake, before), (l_again, after) = seen.of("latent_discriminator")
+    (v_real, _), (v_fake, _), (v_again, _) = seen.of("visual_discriminator")
+    assert torch.equal(c_real, reconstruction)
+    assert torch.equal(c_fake, fake)
+    assert torch.equal(l_real, random)
+    assert torch.equal(l_fake, code)
+    assert torch.equal(v_real, image)
+    assert torch.equal(v_fake, fake)
+    assert torch.equal(l_again, code)
+    assert not torch.equal(after, before), "the encoder is judged by the latent discriminator as it is after its step"
+    assert torch.equal(v_again, mined_image)
+    assert not torch.equal(mined, random)
+    assert random.min() > -1
+    assert random.max() < 1
+    assert random.std().item() == pytest.approx(1 / math.sqrt(3), rel=0.2)
+
+
+def test_the_generator_sees_other_images_where_mining_is_on():
+    images = {}
+    for steps in (0, 5):
+        torch.manual_seed(0)
+        seen = Watched(narrow(mining_steps=steps)())
+        random = seen.of("decoder")[1]
+        images[steps] = (random[1], seen.of("visual_discriminator")[-1][0])
+    assert torch.equal(images[0][0], images[0][1]), "unmined, the discriminators' image is the generator's"
+    assert torch.equal(images[0][0], images[5][0]), "the discriminators see random latents, mined or not"
+    assert not torch.allclose(images[5][0], images[5][1], atol=1e-3)
+
+
+def test_mining_waits_for_its_epoch(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(OCGAN, "mined", lambda self, latent: (begun.append(self.current_epoch), latent)[1])
+    fit(narrow(mining_start=0.5)(), 4, tmp_path)
+    assert set(begun) == {2, 3}
+
+
+@pytest.mark.parametrize(("steps", "passes"), [(None, 2), (0, 2), (1, 4), (5, 8)])
+def test_no_forward_pass_is_made_twice(steps, passes):
+    """One reconstruction and one decoding of random latents for all steps; mining adds its own and the mined latents'."""
+    seen = Watched(narrow(mining_steps=steps)(), batches=3)
+    assert len(seen.of("encoder")) == 3
+    assert len(seen.of("decoder")) == 3 * passes
+
+
+def test_a_share_of_random_latents():
+    seen = Watched(narrow(random_share=0.25)())
+    assert [len(latent) for latent, _ in seen.of("decoder")[:2]] == [16, 4]
+    assert [len(latent) for latent, _ in seen.of("latent_discriminator")] == [16, 16, 16]
+
+
+def test_mining_lowers_the_belief_that_decoded_latents_are_normal(tmp_path):
+    module = narrow("smoke", noise_std=0.1)()
+    fit(module, 10, tmp_path)
+    module.eval()
+    decoder, classifier = module.decoder, module.critics["classifier"]
+    start = torch.rand(64, 6) * 2 - 1
+    before = state(module)
+    beliefs = []
+    for steps in range(6):
+        latent = mine(decoder, classifier, start, steps, step_size=2.0)
+        assert latent.is_leaf
+        assert not latent.requires_grad
+        assert latent.abs().max() < 1
+        with torch.no_grad():
+            beliefs.append(classifier(decoder(latent)))
+    assert (beliefs[5] < beliefs[0]).float().mean() > 0.9
+    assert all(later.mean() < earlier.mean() for earlier, later in pairwise(beliefs))
+    assert same(before, state(module))
+    assert start.abs().max() < 1
+
+
+def test_mining_leaves_no_gradient_and_no_statistics(monkeypatch):
+    module, seen = narrow()(), []
+    mined = OCGAN.mined
+
+    def watch(self, latent):
+        for net in (self.encoder, self.decoder, *self.critics.values()):
+            net.zero_grad()
+        before = state(self)
+        out = mined(self, latent)
+        seen.append(same(before, state(self)) and all(p.grad is None for p in self.parameters()))
+        return out
+
+    monkeypatch.setattr(OCGAN, "mined", watch)
+    optimizer_steps(module, batches=2)
+    assert seen == [True, True]
+
+
+def test_mining_from_the_edge_of_the_cube_is_finite():
+    latent = mine(nn.Identity(), lambda x: 1e6 * x.sum(1), torch.tensor([[-1.0, 1.0, 0.0]]), steps=3, step_size=10.0)
+    assert latent.isfinite().all()
+    assert latent.abs().max() < 1
+
+
+def test_mining_descends_by_hand():
+    start, weight, size = torch.tensor([[0.2, -0.4]]), torch.tensor([1.5, -0.5]), 0.7
+    m = start.atanh()
+    for _ in range(2):
+        belief = torch.sigmoid((m.tanh() * weight).sum())
+        m = m - size * belief * weight * (1 - m.tanh() ** 2)
+    torch.testing.assert_close(mine(nn.Identity(), lambda x: (x * weight).sum(1), start, 2, size), m.tanh())
+
+
+def test_a_classifier_that_nothing_asks_changes_nothing(tmp_path):
+    """The ablation row "classifier without mining" is "+ visual" by construction."""
+    with_one, without = narrow(mining_steps=0)(), narrow(mining_steps=None)()
+    without.load_state_dict({name: value for name, value in with_one.state_dict().items() if "classifier" not in name})
+    for name, module in (("with", with_one), ("without", without)):
+        fit(module, 2, tmp_path / name)
+    for net in ("encoder", "decoder"):
+        assert same(state(getattr(with_one, net)), state(getattr(without, net)))
+
+
+def test_running_statistics_are_those_of_encodings():
+    module = narrow(mining_steps=2)()
+    optimizer_steps(module, batches=3)
+    momenta = {layer.momentum for layer in module.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)}
+    assert momenta == {0.1}
+    module, expected = narrow(mining_steps=2)(), []
+    norm = module.decoder[3]
+    assert isinstance(norm, nn.BatchNorm2d)
+    norm.register_forward_pre_hook(lambda layer, x: expected.append(x[0].mean((0, 2, 3))) if layer.momentum else None)
+    optimizer_steps(module, batches=3)
+    assert len(expected) == 3
+    running = torch.zeros(32)
+    for mean in expected:
+        running = 0.9 * running + 0.1 * mean
+    torch.testing.assert_close(norm.running_mean, running)
+
+
+def test_kept_statistics_are_restored_after_an_error():
+    norm = nn.BatchNorm2d(2)
+    with pytest.raises(ValueError, match="4D input"), kept_statistics(norm):
+        norm(norm(torch.rand(4, 2, 3, 3)).flatten())
+    assert norm.momentum == 0.1
+    assert not norm.running_mean.any()
+
+
+def test_inference_codes_are_for_the_critics_alone():
+    module = narrow(inference_codes=True, noise_std=0, mining_steps=0)()
+    seen = Watched(module)
+    (_, trained_code), (_, inferred) = seen.of("encoder")
+    (_, _), (code, _), (again, _) = seen.of("latent_discriminator")
+    assert torch.equal(code, inferred)
+    assert torch.equal(again, trained_code)
+    assert not torch.allclose(trained_code, inferred)
+    (_, _), (_, inferred_image), _ = seen.of("decoder")
+    assert torch.equal(seen.of("classifier")[0][0], inferred_image)
+
+
+def test_losses_by_hand():
+    real, fake = torch.tensor([0.0, 2.0]), torch.tensor([-1.0])
+    log_sigmoid = lambda x: -math.log1p(math.exp(-x))  # noqa: E731
+    expected = -(log_sigmoid(0) + log_sigmoid(2)) / 2 - log_sigmoid(1)
+    assert critic_loss(real, fake).item() == pytest.approx(expected)
+    assert fooling_loss(real).item() == pytest.approx(-(log_sigmoid(0) + log_sigmoid(2)) / 2)
+
+
+def test_generator_loss_has_the_weights_of_the_text(monkeypatch):
+    totals = []
+    descend = OCGAN.descend
+    monkeypatch.setattr(OCGAN, "descend", lambda self, o, loss: (totals.append(loss.item()), descend(self, o, loss))[1])
+    module, outputs = narrow(weight_latent=3.0, weight_visual=2.0)(), []
+    step = OCGAN.training_step
+    monkeypatch.setattr(OCGAN, "training_step", lambda self, *a: (outputs.append(step(self, *a)), outputs[-1])[1])
+    optimizer_steps(module, batches=1)
+    out = {name: value.item() for name, value in outputs[0].items()}
+    assert totals[-1] == pytest.approx(10 * out["loss_reconstruction"] + 3 * out["loss_latent"] + 2 * out["loss_visual"])
+    per_pixel = out["loss_reconstruction"] / 256
+    assert 0.05 < per_pixel < 2, "the squared norm, a sum over pixels"
+
+
+def test_relative_error_knows_neither_brightness_nor_offset():
+    image, reconstruction = torch.rand(5, 1, 8, 8), torch.rand(5, 1, 8, 8)
+    error = relative_error(reconstruction, image)
+    torch.testing.assert_close(relative_error(reconstruction + 3, image + 3), error)
+    torch.testing.assert_close(relative_error(2 * reconstruction, 2 * image), 2 * error)
+    assert relative_error(torch.zeros(1, 4), torch.zeros(1, 4)).isfinite()
+
+
+def test_latent_discriminator_ends_in_one_logit_without_a_sigmoid():
+    net = latent_critic(16)
+    assert [layer.out_features for layer in net if isinstance(layer, nn.Linear)] == [128, 64, 32, 16, 1]
+    assert not any(isinstance(layer, nn.Sigmoid) for layer in net)
+    assert isinstance(net[-2], nn.Linear)
+
+
+def test_released_nets():
+    nets = build((3, 61, 61), 64, 16, "released")
+    image = torch.rand(2, 3, 61, 61)
+    assert [layer(image).shape for layer in (nets.encoder, nn.Sequential(*nets[:2]))] == [(2, 16), (2, 3, 61, 61)]
+    assert nets.critic(12)(image).shape == (2,)
+    norms = [layer for net in (*nets[:2], nets.critic(12)) for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {0.9}
+    assert sum(isinstance(layer, nn.Dropout) for layer in nets.decoder) == 1
+    with pytest.raises(InputError, match="61x61 images, not 28x28: give image_size 61"):
+        build((1, 28, 28), 64, 16, "released")
+    with pytest.raises(InputError, match=r"\(C, H, W\) or \(F,\)"):
+        build((28, 28), 64, 16, "padded")
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 33, 47), (30,)])
+def test_codes_lie_in_the_cube(shape):
+    module = narrow()(shape).eval()
+    code = module.embed(100 * torch.randn(8, *shape))
+    assert code.shape == (8, 6)
+    assert code.abs().max() <= 1
+
+
+def test_scores_are_of_the_clean_image():
+    module = trained(narrow("smoke"))
+    x = toy_samples(8).image
+    with torch.no_grad():
+        scores, error = module.scores(x), (module.decoder(module.encoder(x)) - x).square()
+    torch.testing.assert_close(scores["reconstruction"], error.mean((1, 2, 3)))
+    torch.testing.assert_close(scores["discriminator"], -module.critics["visual_discriminator"](x).detach())
+    assert set(trained(narrow(weight_visual=0)).scores(x)) == {"reconstruction", "relative_reconstruction"}
+
+
+@pytest.mark.parametrize("steps", [5, 0, None])
+def test_figures_in_a_validation_loop_leave_training_alone(steps):
+    module = trained(narrow("smoke", mining_steps=steps))
+    before, random = state(module), torch.get_rng_state()
+    with torch.inference_mode():
+        figures = module.figures(toy_samples(32).image)
+    assert torch.equal(random, torch.get_rng_state())
+    assert same(before, state(module))
+    assert set(figures) == {"latent_histogram", "random_latents"}
+    texts = [text.get_text() for axes in figures["random_latents"].axes for text in axes.texts]
+    assert len([text for text in texts if text.startswith(("0.", "1."))]) == (0 if steps is None else 16)
+    assert set(narrow("smoke")((30,)).figures(torch.rand(4, 30))) == {"latent_histogram"}
+
+
+def test_presets_of_the_papers_say_what_they_are():
+    paper, official = (yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("paper", "official"))
+    arguments = paper["model"]["init_args"]
+    assert arguments["noise_std"] == pytest.approx(math.sqrt(0.2), abs=1e-4)
+    assert (arguments["lambda_mse"], arguments["reduction"], arguments["mining_steps"]) == (10, "sum", 5)
+    module = preset("paper")()
+    assert (module.hparams.weight_latent, module.hparams.weight_visual) == (1, 1)
+    assert paper["rule"] == official["rule"] == "validation"
+    arguments = official["model"]["init_args"]
+    assert (arguments["weight_latent"], arguments["lambda_mse"], arguments["reduction"]) == (10, 5, "mean")
+    assert (official["data"]["batch_size"], official["trainer"]["max_epochs"], official["data"]["image_size"]) == (512, 200, 61)
+    assert arguments["mining_start"] * official["trainer"]["max_epochs"] == 150
+    for optimizer in (c["optimizer"] for c in preset("official")((3, 61, 61)).configure_optimizers()):
+        assert optimizer.param_groups[0]["lr"] == 2e-4
+        assert optimizer.param_groups[0]["betas"] == (0.5, 0.999)
