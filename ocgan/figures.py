@@ -26,7 +26,8 @@ def mining_grid(images: Mapping[str, Tensor], logits: Mapping[str, Tensor]) -> F
     titles = [
         f"{p:.2f}" for kind in rows if kind in logits for p in logits[kind][:8].sigmoid().tolist()
     ] or [""] * sum(map(len, rows.values()))  # fmt: skip
-    caption = "decoded latents" + ": " * bool(logits) + ", ".join(f"{k} C = {logits[k].sigmoid().mean():.2f}" for k in logits)
+    kinds = [f"{kind} (C = {logits[kind].sigmoid().mean():.2f})" if kind in logits else kind for kind in rows]
+    caption = "decoded latents: " + ", then ".join(kinds)
     return image_grid(np.concatenate([row.float().cpu().numpy() for row in rows.values()]), titles, caption)
 
 
