@@ -106,7 +106,7 @@ def test_coil100_is_split_in_half_normal_half_anomalous(coil):
 
 def test_coil100_without_images(tmp_path):
     (tmp_path / "coil-100").mkdir()
-    with pytest.raises(InputError, match="no images objN__ANGLE.png"):
+    with pytest.raises(InputError, match=r"no images objN__ANGLE\.png"):
         load("coil100", tmp_path)
 
 
