@@ -42,15 +42,15 @@ def refused(capsys, *arguments):
 
 @pytest.mark.parametrize("file", PRESETS, ids=lambda file: f"{file.parents[1].name}-{file.stem}")
 def test_every_preset_trains_through_the_parser(file, tmp_path):
-    """On the digits, and for one batch, whatever the preset's own data set."""
+    """On the digits, and for one small batch, whatever the preset's own data set."""
     config = yaml.safe_load(file.read_text())
     config["trainer"] |= {"fast_dev_run": True, "accelerator": "cpu", "enable_progress_bar": False, "logger": False}
-    cli = assemble({**config, "data": {**config["data"], "dataset": "digits", "normal": 3}})
+    cli = assemble({**config, "data": {**config["data"], "dataset": "digits", "normal": 3, "batch_size": 8}})
     cli.trainer.fit(cli.model, cli.datamodule)
     cli.trainer.test(cli.model, cli.datamodule, verbose=False)
     assert cli.model.scored is not None
     size = config["data"].get("image_size", 8)
-    assert cli.model.hparams["shape"] == [1, size, size]
+    assert cli.model.hparams["shape"] == [config["data"].get("channels", 1), size, size]
 
 
 @pytest.mark.parametrize("file", PRESETS, ids=lambda file: f"{file.parents[1].name}-{file.stem}")
