@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class DataMissingError(InputError):
     """A data set that is not there and is never downloaded by itself."""
+
+
+class UnreadableError(InputError):
+    """Image files that cannot be read as such."""

@@ -13,6 +13,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from common.data import OneClassDataModule, Sample
+from common.data.features import Extractor
 from common.errors import InputError
 from common.evaluation import evaluate, quantile_threshold
 from common.seeding import epoch_seed
@@ -109,15 +110,26 @@ class OneClassModule(LightningModule, ABC):
         """The method's own figures by name, shown every few epochs; ``x`` are up to 200 held-out samples, ``(B, *shape)``."""
         return {}
 
+    def frozen(self) -> Extractor | None:
+        """The layers that images go through and that never change, or None; the data module keeps their features.
+
+        Where there are any, ``x`` of :meth:`scores`, :meth:`embed` and :meth:`training_step` is ``(B, *shape)`` images *or*
+        ``(B, F)`` features.
+        """
+        return None
+
     def forward(self, x: Tensor) -> Tensor:
         """``(B,)`` scores, the one named by ``hparams.score``."""
         return self.scores(x)[self.hparams["score"]]
 
     def descend(self, optimizer: Any, loss: Tensor) -> None:
-        """One step of one optimiser down one loss; the only place where gradients are cleared, made and used."""
-        optimizer.zero_grad()
+        """One step of an optimiser, or of each of several, down one loss: where all gradients are cleared, made and used."""
+        optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
+        for one in optimizers:
+            one.zero_grad()
         self.manual_backward(loss)
-        optimizer.step()
+        for one in optimizers:
+            one.step()
 
     def on_fit_start(self) -> None:
         """Convolutions run channels-last."""

@@ -23,6 +23,7 @@ PRESETS = (
     "autoencoder-paper", "autoencoder-dcae", "autoencoder-denoising", "autoencoder-small",
     "alocc-paper", "alocc-official", "alocc-stable", "alocc-small",
     "ocgan-paper", "ocgan-official", "ocgan-tuned", "ocgan-small",
+    "ocnn-smoke",
 )  # fmt: skip
 
 
@@ -126,10 +127,13 @@ def bare(name: str, arguments: argparse.Namespace) -> dict[str, float]:
     return {"train": n / train_s, "score": sum(len(next(iter(s.values()))) for s in scores) / score_s}
 
 
-def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    optimizer.zero_grad()
+def _descend(optimizer: torch.optim.Optimizer | list[torch.optim.Optimizer], loss: torch.Tensor) -> None:
+    optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
+    for one in optimizers:
+        one.zero_grad()
     loss.backward()
-    optimizer.step()
+    for one in optimizers:
+        one.step()
 
 
 def _parts(name: str, arguments: argparse.Namespace, folder: str) -> OneClassCLI:

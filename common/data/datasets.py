@@ -17,9 +17,10 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from common.errors import DataMissingError, InputError
+from common.errors import DataMissingError, InputError, UnreadableError
 
 EXTENSIONS = frozenset(Image.registered_extensions())
+Box = tuple[int, int, int, int]
 
 
 class Images(Protocol):
@@ -56,13 +57,21 @@ class ImageFiles:
         paths: The ``N`` files.
         size: ``(height, width)``; that of the first file by default, and then every file must have it.
         channels: 1 (grey) or 3 (RGB); that of the first file by default.
+        boxes: Of each file the part that is the image, as left, top, right, bottom; None for the whole. Needs ``size``.
 
     Raises:
-        InputError: A file that cannot be read as an image, or of another size where ``size`` is not given.
+        InputError: Files that cannot be read as images, all of which it names, or one of another size where ``size`` is not
+            given.
     """
 
-    def __init__(self, paths: list[Path], size: tuple[int, int] | None, channels: int | None) -> None:
-        self.paths = paths
+    def __init__(
+        self,
+        paths: list[Path],
+        size: tuple[int, int] | None,
+        channels: int | None,
+        boxes: Sequence[Box | None] | None = None,
+    ) -> None:
+        self.paths, self.boxes = paths, boxes
         self.resize = size is not None
         if size is None or channels is None:
             first = _open(paths[0])
@@ -80,14 +89,20 @@ class ImageFiles:
         out = np.empty((len(indices), *self.size, self.channels), np.uint8)
 
         def decode(position: int, index: int) -> None:
-            out[position] = self._decode(self.paths[index])
+            out[position] = self._decode(index)
 
         with ThreadPoolExecutor() as pool:
-            list(pool.map(decode, range(len(indices)), indices.tolist()))
+            try:
+                list(pool.map(decode, range(len(indices)), indices.tolist()))
+            except UnreadableError as error:
+                raise UnreadableError(_unreadable(self.paths, pool) or str(error)) from error
         return torch.from_numpy(out).permute(0, 3, 1, 2)
 
-    def _decode(self, path: Path) -> NDArray[np.uint8]:
+    def _decode(self, index: int) -> NDArray[np.uint8]:
+        path = self.paths[index]
         image = _open(path).convert("L" if self.channels == 1 else "RGB")
+        if self.boxes and (box := self.boxes[index]):
+            image = image.crop(box)
         height, width = self.size
         if (image.height, image.width) != self.size:
             if not self.resize:
@@ -113,7 +128,7 @@ class Patches:
     """
 
     def __init__(self, frames: Tensor, corners: NDArray[np.int64], size: tuple[int, int]) -> None:
-        self.corners = torch.from_numpy(corners)
+        self.frames, self.corners = frames, torch.from_numpy(corners)
         self._windows = frames.unfold(1, size[0], 1).unfold(2, size[1], 1)
 
     @property
@@ -360,12 +375,27 @@ def _image_files(folder: Path) -> list[Path]:
     return files
 
 
+def _unreadable(paths: Sequence[Path], pool: ThreadPoolExecutor) -> str:
+    """One line about all the files that cannot be read."""
+
+    def reason(path: Path) -> str:
+        try:
+            _open(path)
+        except UnreadableError as error:
+            return str(error)
+        return ""
+
+    said = dict(zip(paths, pool.map(reason, paths), strict=True))
+    bad = [path for path in paths if said[path]]
+    return said[bad[0]] if len(bad) == 1 else f"cannot read {len(bad)} images: {', '.join(map(str, bad))}" if bad else ""
+
+
 def _open(path: Path) -> Image.Image:
     try:
         image: Image.Image = Image.open(path)
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read the image {path}: {error}") from error
+        raise UnreadableError(f"cannot read the image {path}: {error}") from error
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip all above 255
         image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
