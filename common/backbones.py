@@ -115,8 +115,8 @@ def _load(name: str, weights: str | None) -> tuple[nn.Module, Sequence[float], S
         file = Path(torch.hub.get_dir(), "checkpoints", Path(chosen.url).name)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"no weights of '{name}': {file} is not there, or damaged, and cannot be downloaded ({reason}); get {chosen.url} and "
-            f"put it there, or let TORCH_HOME name the folder that holds hub/checkpoints/{file.name}"
+            f"no weights of '{name}': {file} is not there, or damaged, and cannot be downloaded ({reason}); get {chosen.url} "
+            f"and put it there, or let TORCH_HOME name the folder that holds hub/checkpoints/{file.name}"
         ) from error
     preset = chosen.transforms()
     return net, preset.mean, preset.std
@@ -127,5 +127,5 @@ def _as_linear(layer: nn.Module) -> nn.Module:
     if not isinstance(layer, nn.Conv2d):
         return layer
     linear = nn.Linear(layer.in_channels, layer.out_channels)
-    linear.load_state_dict({"weight": layer.weight.flatten(1), "bias": layer.bias})  # type: ignore[dict-item]
+    linear.load_state_dict({"weight": layer.weight.flatten(1), "bias": layer.bias})
     return linear

@@ -63,6 +63,7 @@ class OneClassModule(LightningModule, ABC):
     Attributes:
         monitor: The normal-only criterion of the paper's epoch choice, a logged key.
         mode: Whether ``monitor`` is to be lowest (``min``) or highest (``max``).
+        fixed_thresholds: Of scores that have a threshold by their meaning, where there are any.
         threshold: Scalar buffer, the ``threshold_quantile`` of the held-out samples' scores after the last validation;
             NaN before, and where nothing is held out.
     """
@@ -70,6 +71,7 @@ class OneClassModule(LightningModule, ABC):
     hparams: Any
     monitor: ClassVar[str] = "val/reconstruction"
     mode: ClassVar[Literal["min", "max"]] = "min"
+    fixed_thresholds: ClassVar[Mapping[str, float]] = {}
     threshold: Tensor
 
     def __init__(self) -> None:
@@ -187,7 +189,12 @@ class OneClassModule(LightningModule, ABC):
     def metrics_of(self, scored: Scored) -> dict[str, dict[str, float]]:
         """Likewise, of any scored split."""
         return {
-            name: evaluate(values, scored.label, float(self.threshold) if name == self.hparams["score"] else None)
+            name: evaluate(
+                values,
+                scored.label,
+                float(self.threshold) if name == self.hparams["score"] else None,
+                self.fixed_thresholds.get(name),
+            )
             for name, values in scored.scores.items()
         }
 

@@ -1,6 +1,6 @@
 """The one-class convolutional neural network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -29,8 +29,7 @@ class OCCNN(OneClassModule):
         weights: A member of the backbone's weights in torchvision; None for random ones.
         head_layers: Linear layers of the backbone's classifier that are kept; the last without what follows it.
         fine_tuned: Whether these are trained; else they are frozen, as the convolutions always are.
-        normalization: Of real features, never of noise: ``instance``, the paper's; ``none``; or ``standard``, by mean and
-            deviation of each feature over the training set before the first epoch.
+        instance_norm: Of real features, never of noise.
         classifier_widths: Hidden layers of the classifier; the paper has one as wide as the features, its code none.
         sigma: Standard deviation of the noise, σ.
         lr: Adam's rate for the backbone's layers and for the classifier, each with an optimiser of its own.
@@ -54,11 +53,9 @@ class OCCNN(OneClassModule):
     """
 
     monitor = "val/logit_difference"
-    fixed_thresholds: ClassVar[dict[str, float]] = {"logit_difference": 0.0, "ocsvm": 0.0}
+    fixed_thresholds: ClassVar[Mapping[str, float]] = {"logit_difference": 0.0, "ocsvm": 0.0}
     coef: Tensor
     intercept: Tensor
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -67,7 +64,7 @@ class OCCNN(OneClassModule):
         weights: str | None = "DEFAULT",
         head_layers: int = 0,
         fine_tuned: bool = False,
-        normalization: Literal["instance", "none", "standard"] = "instance",
+        instance_norm: bool = True,
         classifier_widths: Sequence[int] = (),
         sigma: float = 0.01,
         lr: float = 1e-4,
@@ -84,8 +81,6 @@ class OCCNN(OneClassModule):
             size = self.head.eval()(self.fixed(torch.zeros(1, *shape))).shape[1]
         self.classifier = classifier(size, classifier_widths)
         self.train()
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("std", torch.ones(size))
         self.register_buffer("coef", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("intercept", torch.zeros((), dtype=torch.float64))
 
@@ -95,7 +90,7 @@ class OCCNN(OneClassModule):
         return [Adam(net.parameters(), self.hparams.lr) for net in nets]
 
     def training_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
-        """Normalised features of B images over B rows of noise, through the classifier; both optimisers down Eq. 1."""
+        """Features of B images over B rows of noise, through the classifier; both optimisers one step down Eq. 1."""
         features = self.features(batch.image)
         noise = pseudo_negatives(features, self.hparams.sigma)
         logits = self.classifier(torch.cat([features, noise]))
@@ -108,11 +103,9 @@ class OCCNN(OneClassModule):
         return x if self.extractor is None or x.ndim == 2 else self.extractor(x)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the classifier and the SVM see of real inputs but for the ReLU: ``(B, D)``, normalised."""
+        """What the classifier sees of real inputs, ``(B, D)``."""
         features: Tensor = self.head(self.fixed(x))
-        if self.hparams.normalization == "instance":
-            return instance_norm(features)
-        return (features - self.mean) / self.std
+        return instance_norm(features) if self.hparams.instance_norm else features
 
     def scores(self, x: Tensor) -> dict[str, Tensor]:
         """Logit of noise minus logit of the target class, and minus the one-class SVM's decision function; each ``(B,)``."""
@@ -121,7 +114,7 @@ class OCCNN(OneClassModule):
         return {"logit_difference": logit_difference(self.classifier(features)), "ocsvm": ocsvm}
 
     def embed(self, x: Tensor) -> Tensor:
-        """The normalised features, ``(B, D)``."""
+        """The features, ``(B, D)``."""
         return self.features(x)
 
     def frozen(self) -> Frozen | None:
@@ -137,30 +130,21 @@ class OCCNN(OneClassModule):
             epochs = -(-self.hparams.iterations // int(self.trainer.num_training_batches))
             loop.max_epochs = epochs if loop.max_epochs in {None, -1} else min(epochs, loop.max_epochs)
 
-    def on_train_epoch_start(self) -> None:
-        """Before the first epoch, mean and deviation of the features."""
-        super().on_train_epoch_start()
-        if self.current_epoch == 0 and self.hparams.normalization == "standard":
-            features = torch.from_numpy(self._training_features())
-            std, mean = torch.std_mean(features, 0, correction=0)
-            self.mean.copy_(mean)
-            self.std.copy_(torch.where(std > 0, std, 1.0))
-
     def on_train_batch_end(self, outputs: Any, batch: Sample, batch_idx: int) -> None:  # type: ignore[override]
         """After the last batch of all, the one-class SVM: before the validation, which may set a threshold by it."""
         super().on_train_batch_end(outputs, batch, batch_idx)
         if self.trainer.is_last_batch and self.current_epoch + 1 == self.trainer.max_epochs:
-            svm = OneClassSVM(kernel="linear", nu=self.hparams.nu).fit(self._training_features().clip(min=0))
-            self.coef.copy_(torch.from_numpy(svm.coef_[0]))
+            svm = OneClassSVM(kernel="linear", nu=self.hparams.nu).fit(self._training_features())
+            self.coef.copy_(torch.tensor(svm.coef_[0]))
             self.intercept.copy_(torch.tensor(svm.intercept_[0]))
 
     @torch.no_grad()
     def _training_features(self) -> NDArray[np.float64]:
-        """Normalised features of the training set, made as at test, ``(N, D)``."""
+        """What the SVM sees of the training set, made as at test, ``(N, D)``."""
         modes = [(net, net.training) for net in self.modules()]
         self.eval()
         batches = self.trainer.train_dataloader
-        features = torch.cat([self.features(batch.image.to(self.device)) for batch in batches])
+        features = torch.cat([self.features(batch.image.to(self.device)).relu() for batch in batches])
         for net, mode in modes:
             net.training = mode
         return features.double().cpu().numpy()

@@ -28,7 +28,7 @@ def extractor(
     Example:
         >>> frozen, trained = extractor((1, 28, 28), "none", None, 0, False)
         >>> frozen, sum(p.numel() for p in trained.parameters())
-        (None, 88896)
+        (None, 88720)
     """
     if backbone == "none":
         return None, nn.Sequential() if is_flat(shape) else small_net(shape)
@@ -38,7 +38,7 @@ def extractor(
 
 
 def small_net(shape: Sequence[int], width: int = 16, features: int = 64) -> nn.Sequential:
-    """Three 3x3 stride-2 convolutions of ``width``, doubling, with LeakyReLU 0.2, and a linear layer.
+    """Three 3x3 stride-2 convolutions of ``width``, doubling, with LeakyReLU 0.2, and a linear layer, without biases.
 
     Example:
         >>> import torch
@@ -49,9 +49,9 @@ def small_net(shape: Sequence[int], width: int = 16, features: int = 64) -> nn.S
     widths = [channels, width, 2 * width, 4 * width]
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
-        layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
+        layers += [nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
     flat = widths[-1] * halvings(height, 3)[-1] * halvings(width_px, 3)[-1]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, features))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, features, bias=False))
 
 
 def classifier(features: int, widths: Sequence[int]) -> nn.Sequential:

@@ -221,6 +221,7 @@ class OneClassDataModule(LightningDataModule):
         self._options = {**given, "seed": split_seed}
         self.preprocessing = Preprocessing(normalization, class_mean, self.size, channels)
         self.extractor: Extractor | None = None
+        self._loaded_for: Extractor | None = None
         self.kept: NDArray[np.float32] | None = None
         self._inputs: Callable[[Tensor], Tensor]
         self._loaders: dict[Stage, ResidentLoader | DataLoader[Sample]] = {}
@@ -265,10 +266,11 @@ class OneClassDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Fits the preprocessing on the training images and builds the loaders, once."""
         module = self.trainer.lightning_module if self.trainer else None
-        declared = module.frozen() if hasattr(module, "frozen") else self.extractor
-        if self._loaders and declared is self.extractor:
+        frozen: Callable[[], Extractor | None] | None = getattr(module, "frozen", None)
+        declared = frozen() if frozen else self.extractor
+        if self._loaders and declared is self._loaded_for:
             return
-        self.extractor = declared
+        self.extractor = self._loaded_for = declared
         train = torch.from_numpy(self.splits.train)
         self.preprocessing = self.preprocessing.fit(self.data.images[part] for part in train.split(1000))
         self._inputs, self.kept = _Pictures(self.data, self.preprocessing), None

@@ -125,12 +125,10 @@ def preprocessing_content(preprocessing: Preprocessing) -> Iterator[bytes]:
         yield p.mean.numpy().tobytes()
 
 
-def _write(
-    path: Path, extractor: Extractor, images: Images, preprocessing: Preprocessing, device: torch.device | str
-) -> None:
+def _write(path: Path, extractor: Extractor, images: Images, preprocessing: Preprocessing, device: torch.device | str) -> None:
     extractor.to(device)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    kept: NDArray[np.float32] | None = None
+    kept: np.memmap[Any, Any] | None = None
     try:
         n = images.shape[0]
         batches = extract(extractor, images, preprocessing, device)
