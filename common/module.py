@@ -112,6 +112,11 @@ class OneClassModule(LightningModule, ABC):
         """The method's own figures by name, shown every few epochs; ``x`` are up to 200 held-out samples, ``(B, *shape)``."""
         return {}
 
+    def draws(self) -> bool:
+        """Whether there are figures to draw while training: whether :meth:`reconstruct` or :meth:`figures` is overridden."""
+        base, own = OneClassModule, type(self)
+        return own.reconstruct is not base.reconstruct or own.figures is not base.figures
+
     def frozen(self) -> Extractor | None:
         """The layers that images go through and that never change, or None; the data module keeps their features.
 

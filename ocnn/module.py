@@ -130,7 +130,7 @@ class OCCNN(OneClassModule):
             epochs = -(-self.hparams.iterations // int(self.trainer.num_training_batches))
             loop.max_epochs = epochs if loop.max_epochs in {None, -1} else min(epochs, loop.max_epochs)
 
-    def on_train_batch_end(self, outputs: Any, batch: Sample, batch_idx: int) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, outputs: Any, batch: Sample, batch_idx: int) -> None:
         """After the last batch of all, the one-class SVM: before the validation, which may set a threshold by it."""
         super().on_train_batch_end(outputs, batch, batch_idx)
         if self.trainer.is_last_batch and self.current_epoch + 1 == self.trainer.max_epochs:
@@ -143,7 +143,7 @@ class OCCNN(OneClassModule):
         """What the SVM sees of the training set, made as at test, ``(N, D)``."""
         modes = [(net, net.training) for net in self.modules()]
         self.eval()
-        batches = self.trainer.train_dataloader
+        batches: Any = self.trainer.train_dataloader
         features = torch.cat([self.features(batch.image.to(self.device)).relu() for batch in batches])
         for net, mode in modes:
             net.training = mode

@@ -308,6 +308,10 @@ class OneClassDataModule(LightningDataModule):
         """Preprocessed images ``(B, C, H, W)`` of given data-set indices, on the CPU."""
         return self.preprocessing(self.data.images[torch.as_tensor(np.asarray(indices))])
 
+    def inputs(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
+        """What batches hold of given data-set indices, on the CPU: images, or features where they are kept."""
+        return self._inputs(torch.as_tensor(np.asarray(indices)))
+
     def _loader(self, indices: NDArray[np.int64], batch_size: int, shuffle: bool) -> ResidentLoader | DataLoader[Sample]:
         index = torch.from_numpy(indices)
         target = torch.from_numpy(self.data.targets[indices])
