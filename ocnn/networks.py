@@ -38,7 +38,7 @@ def extractor(
 
 
 def small_net(shape: Sequence[int], width: int = 16, features: int = 64) -> nn.Sequential:
-    """Three 3x3 stride-2 convolutions of ``width``, doubling, with LeakyReLU 0.2, and a linear layer, without biases.
+    """Three 3x3 stride-2 convolutions of ``width``, doubling, with LeakyReLU 0.2, and a linear layer, without biases, started as He et al. do.
 
     Example:
         >>> import torch
@@ -51,7 +51,10 @@ def small_net(shape: Sequence[int], width: int = 16, features: int = 64) -> nn.S
     for inputs, outputs in pairwise(widths):
         layers += [nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
     flat = widths[-1] * halvings(height, 3)[-1] * halvings(width_px, 3)[-1]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, features, bias=False))
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, features, bias=False))
+    for parameter in net.parameters():
+        nn.init.kaiming_normal_(parameter, 0.2)
+    return net
 
 
 def classifier(features: int, widths: Sequence[int]) -> nn.Sequential:
