@@ -38,7 +38,9 @@ def extractor(
 
 
 def small_net(shape: Sequence[int], width: int = 16, features: int = 64) -> nn.Sequential:
-    """Three 3x3 stride-2 convolutions of ``width``, doubling, with LeakyReLU 0.2, and a linear layer, without biases, started as He et al. do.
+    """Three 3x3 stride-2 convolutions of ``width``, doubling, with LeakyReLU 0.2, and a linear layer.
+
+    None has a bias, and all start from Kaiming's weights, so that the features of two images differ from the beginning.
 
     Example:
         >>> import torch

@@ -31,8 +31,8 @@ class Extractor(Protocol):
     def key(self) -> str:
         """What tells these layers and their weights from any others."""
 
-    def to(self, device: Any) -> Any:
-        """Moves the layers, in place."""
+    def to(self, *arguments: Any, **options: Any) -> Any:
+        """Moves the layers in place, as :meth:`torch.nn.Module.to`."""
 
 
 def features(
@@ -79,14 +79,21 @@ def features(
 
 
 def extract(
-    extractor: Extractor, images: Images, preprocessing: Preprocessing, device: torch.device | str = "cpu"
+    extractor: Extractor,
+    images: Images,
+    preprocessing: Preprocessing,
+    device: torch.device | str = "cpu",
+    indices: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Features batch by batch, ``(B, F)`` on the CPU; while one batch is computed the next is decoded in threads."""
+    """Features batch by batch, ``(B, F)`` on the CPU, of all images or of some, in order.
+
+    While one batch is computed the next is decoded in threads, so that two batches of images are in memory and no more.
+    """
 
     def read(at: Tensor) -> Tensor:
         return preprocessing(images[at]).contiguous(memory_format=torch.channels_last)
 
-    batches = torch.arange(images.shape[0]).split(BATCH)
+    batches = (torch.arange(images.shape[0]) if indices is None else indices).split(BATCH)
     with ThreadPoolExecutor(1) as ahead:
         waiting = ahead.submit(read, batches[0])
         for following in (*batches[1:], None):
@@ -131,7 +138,7 @@ def _write(path: Path, extractor: Extractor, images: Images, preprocessing: Prep
     kept: np.memmap[Any, Any] | None = None
     try:
         n = images.shape[0]
-        batches = extract(extractor, images, preprocessing, device)
+        batches = extract(extractor.to(memory_format=torch.channels_last), images, preprocessing, device)
         start = 0
         for batch in track(batches, f"features of {n} images", total=-(-n // BATCH), transient=True):
             if kept is None:
