@@ -19,21 +19,19 @@ ON_FC7 = compared("alexnet", 224, head_layers=2)
 PAPER = ("paper", "paper,backbone=vgg16", "official", "official,backbone=vgg16", *ON_FC7)
 
 ABLATION = (
+    "tuned",
+    *(f"tuned,sigma={sigma}" for sigma in (0.01, 0.1)),
+    "tuned,instance_norm=false",
+    "tuned,classifier_widths=[]",
+    "tuned,iterations=1000",
+    "tuned,head_layers=1",
+    "tuned,head_layers=1,fine_tuned=true",
     "small",
     *(f"small,sigma={sigma}" for sigma in (0.1, 1)),
     "small,instance_norm=false",
     "small,classifier_widths=[]",
     "small,iterations=200",
     "small,fine_tuned=false",
-    "small,head_layers=0,fine_tuned=false",
-    "small,instance_norm=false,sigma=1,fine_tuned=false",
-    "tuned",
-    *(f"tuned,sigma={sigma}" for sigma in (0.01, 0.1)),
-    "tuned,instance_norm=true",
-    "tuned,classifier_widths=[]",
-    "tuned,iterations=1000",
-    "tuned,fine_tuned=true",
-    "tuned,head_layers=0",
 )
 
 EXPERIMENT = Experiment(
