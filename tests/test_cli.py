@@ -59,7 +59,7 @@ def test_every_preset_trains_through_the_parser(file, tmp_path):
 @pytest.mark.parametrize("file", PRESETS, ids=lambda file: f"{file.parents[1].name}-{file.stem}")
 def test_every_preset_is_a_cell(file):
     preset, _, dataset = file.stem.partition(".")
-    config = Cell(file.parents[1].name, preset, dataset or "digits", "standard", "0", 0).config(Settings())
+    config = Cell(file.parents[1].name, preset, dataset or "folder", "standard", "0", 0).config(Settings())
     assert config["model"] == yaml.safe_load(file.read_text())["model"]
 
 
