@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer, RMSprop
-from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import AveragedModel
 
 from alocc.losses import Adversarial, adversarial_loss, cross_entropy_to_noisy, discriminator_loss, good_and_bad_loss
@@ -15,7 +14,7 @@ from alocc.networks import normal_start, reconstructor
 from alocc.pseudo import crossed, pasted
 from common.data import Sample
 from common.losses import squared_error
-from common.module import OneClassModule
+from common.module import OneClassModule, Schedule
 from common.networks import discriminator
 
 
@@ -83,7 +82,7 @@ class ALOCC(OneClassModule):
         optimizer: Literal["adam", "rmsprop"] = "adam",
         lr_d: float = 2e-4,
         lr_r: float = 2e-4,
-        schedule: Literal["constant", "cosine"] = "constant",
+        schedule: Schedule = "constant",
         averaging: float = 0.0,
         rho: float | None = None,
         score: Literal["discriminator_reconstruction", "discriminator", "reconstruction"] = "discriminator_reconstruction",
@@ -108,11 +107,7 @@ class ALOCC(OneClassModule):
         for net, lr in ((self.discriminator, h.lr_d), (self.reconstructor, h.lr_r)):
             rmsprop = h.optimizer == "rmsprop"
             optimizers += [RMSprop(net.parameters(), lr, 0.9) if rmsprop else Adam(net.parameters(), lr, (0.5, 0.999))]
-        if h.schedule == "constant":
-            return [{"optimizer": optimizer} for optimizer in optimizers]
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedulers = [{"scheduler": CosineAnnealingLR(optimizer, steps), "interval": "step"} for optimizer in optimizers]
-        return [{"optimizer": o, "lr_scheduler": s} for o, s in zip(optimizers, schedulers, strict=True)]
+        return self.scheduled(optimizers, h.schedule)
 
     def training_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
         """D down the negative of Eq. 3, then R ``r_steps`` times down Eq. 5; one noisy image for all of them.

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -11,12 +11,17 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning import LightningModule
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from common.data import OneClassDataModule, Sample
 from common.data.features import Extractor
 from common.errors import InputError
 from common.evaluation import evaluate, quantile_threshold
 from common.seeding import epoch_seed
+
+Schedule = Literal["constant", "cosine"]
+"""Of a learning rate: as it is, or along a cosine to 0."""
 
 
 class Scored(NamedTuple):
@@ -137,6 +142,14 @@ class OneClassModule(LightningModule, ABC):
         self.manual_backward(loss)
         for one in optimizers:
             one.step()
+
+    def scheduled(self, optimizers: Sequence[Optimizer], schedule: Schedule) -> list[dict[str, Any]]:
+        """What ``configure_optimizers`` returns: a constant rate for each, or one that falls to 0 at the last iteration."""
+        if schedule == "constant":
+            return [{"optimizer": optimizer} for optimizer in optimizers]
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedulers = [{"scheduler": CosineAnnealingLR(optimizer, steps), "interval": "step"} for optimizer in optimizers]
+        return [{"optimizer": o, "lr_scheduler": s} for o, s in zip(optimizers, schedulers, strict=True)]
 
     def on_fit_start(self) -> None:
         """Convolutions run channels-last."""

@@ -8,11 +8,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim import Adam
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from common.data import Sample
 from common.losses import Reduction, add_noise, squared_error
-from common.module import OneClassModule
+from common.module import OneClassModule, Schedule
 from ocgan.figures import latent_histogram, mining_grid
 from ocgan.losses import critic_loss, fooling_loss, relative_error
 from ocgan.mining import mine
@@ -75,7 +74,7 @@ class OCGAN(OneClassModule):
         inference_codes: bool = False,
         lr: float = 2e-4,
         lr_critics: float = 2e-4,
-        schedule: Literal["constant", "cosine"] = "constant",
+        schedule: Schedule = "constant",
         score: Literal["reconstruction", "relative_reconstruction", "discriminator"] = "reconstruction",
         threshold_quantile: float = 0.95,
     ) -> None:
@@ -96,11 +95,7 @@ class OCGAN(OneClassModule):
         names = [name for name in ("classifier", "latent_discriminator", "visual_discriminator") if name in self.critics]
         optimizers = [Adam(self.critics[name].parameters(), h.lr_critics, (0.5, 0.999)) for name in names]
         optimizers += [Adam(chain(self.encoder.parameters(), self.decoder.parameters()), h.lr, (0.5, 0.999))]
-        if h.schedule == "constant":
-            return [{"optimizer": optimizer} for optimizer in optimizers]
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedulers = [{"scheduler": CosineAnnealingLR(optimizer, steps), "interval": "step"} for optimizer in optimizers]
-        return [{"optimizer": o, "lr_scheduler": s} for o, s in zip(optimizers, schedulers, strict=True)]
+        return self.scheduled(optimizers, h.schedule)
 
     def training_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
         """Algorithm 1: the classifier, the two discriminators, informative-negative mining, then encoder and decoder.

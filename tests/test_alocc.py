@@ -362,8 +362,10 @@ def test_rho_rule_never_sees_an_anomaly(tmp_path, monkeypatch):
     setup = OneClassDataModule.setup
 
     def with_other_test_images(self, stage=None):
+        is_first = not self._loaders
         setup(self, stage)
-        self._loaders["test"]._channels_last = 1 - self._loaders["test"]._channels_last
+        if is_first:
+            self._loaders["test"]._channels_last = 1 - self._loaders["test"]._channels_last
 
     monkeypatch.setattr(ALOCC, "scores", watch)
     monkeypatch.setattr(OneClassDataModule, "setup", with_other_test_images)

@@ -43,7 +43,7 @@ class Experiment:
         main: The grid that the flags of the command line replace.
         also: Further grids; a flag narrows them to the values it names, and drops what has none of them.
         compare: Whose reported numbers stand beside ours, see :func:`common.experiment.report.tabulate`.
-        labels: Short names of scores and metrics, for the terminal.
+        labels: Short names of methods, scores and metrics, for the terminal.
         seeds: By default.
     """
 

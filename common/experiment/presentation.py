@@ -23,7 +23,7 @@ def show(table: pd.DataFrame, console: Console, labels: Mapping[str, str] | None
     Args:
         table: As :func:`tabulate` and :func:`only_reported` give it.
         console: Where to.
-        labels: Short names of scores and metrics.
+        labels: Short names of methods, scores and metrics.
     """
     labels = labels or {}
     for (dataset, protocol), group in table.groupby(["dataset", "protocol"], sort=False):
@@ -155,14 +155,15 @@ def _grouped(rows: pd.DataFrame, labels: Mapping[str, str]) -> Iterator[tuple[st
     """Rows by name: a method's own line where it has one variant, else its name alone and then its variants, indented."""
     for method, of_method in rows.groupby(_method(rows), sort=False):
         variants = list(of_method.groupby(_variant(of_method, labels), sort=False))
+        label = labels.get(str(method), str(method))
         if len(variants) > 1:
-            yield method, None
+            yield label, None
         for name, of_variant in variants:
-            yield (f"  {name}" if len(variants) > 1 else method), of_variant
+            yield (f"  {name}" if len(variants) > 1 else label), of_variant
 
 
 def _detailed(title: str, rows: pd.DataFrame, labels: Mapping[str, str], by_metric: bool = False) -> Table:
-    references = "; ".join(dict.fromkeys(rows["reference"][rows["reference"] != ""]))
+    references = "; ".join(dict.fromkeys(_sources(rows)))
     rules = ", ".join(dict.fromkeys(rows["rule"][rows["rule"] != ""]))
     caption = "; ".join(filter(None, [rules and f"epoch: {rules}", references and f"paper: {references}"]))
     table = _table(title, caption)
@@ -178,6 +179,13 @@ def _detailed(title: str, rows: pd.DataFrame, labels: Mapping[str, str], by_metr
             first = f"{name} {metric}" if by_metric and name.startswith(" ") else metric if by_metric else name
             table.add_row(first, *(cells[name] for name in shown), style="" if row["n_seeds"] else "dim")
     return table
+
+
+def _sources(rows: pd.DataFrame) -> Iterator[str]:
+    """Whose numbers stand beside ours, and the tables of the others, whose lines have their names."""
+    for reference, status in zip(rows["reference"], rows["status"], strict=True):
+        if reference:
+            yield reference.rpartition(", ")[2] if status == "reported" else reference
 
 
 def _by_metric(title: str, rows: pd.DataFrame, labels: Mapping[str, str]) -> Table:
@@ -211,14 +219,16 @@ def _by_class(title: str, rows: pd.DataFrame, labels: Mapping[str, str]) -> Tabl
     classes = sorted(dict.fromkeys(rows["normal"]), key=lambda normal: (normal == "mean", len(normal), normal))
     for name in ("", *classes):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    shown: set[tuple[str, object]] = set()
     for name, of_one in _grouped(rows, labels):
         if of_one is None:
             table.add_row(name)
             continue
-        cells = of_one.set_index("normal")
+        cells, method = of_one.set_index("normal"), _method(of_one).iloc[0]
         table.add_row(name, *(_short(cells["mean"].get(k)) for k in classes))
         for reference, reported_cells in cells[cells["reference"] != ""].groupby("reference", sort=False):
-            if set(reported_cells.index) - {"mean"}:
+            if set(reported_cells.index) - {"mean"} and (method, reference) not in shown:
+                shown.add((method, reference))
                 table.add_row(f"  {reference}", *(_short(reported_cells["paper"].get(k)) for k in classes), style="dim")
     return table
 
