@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from common.backbones import Frozen
+from common.callbacks import Oracle
 from common.data import Sample
 from common.module import OneClassModule
 from ocnn.losses import cross_entropy, instance_norm, logit_difference, pseudo_negatives
@@ -39,7 +40,8 @@ class OCCNN(OneClassModule):
         threshold_quantile: Of the held-out samples' scores, in (0, 1).
 
     Attributes:
-        coef: ``(D,)`` of that SVM, fitted after the last batch of the last epoch; zero before.
+        coef: ``(D,)`` of that SVM, fitted after the last batch of the last epoch, and of every epoch where another one may be
+            tested (``--rule validation``, ``--oracle``, early stopping); zero before.
         intercept: Likewise, a scalar.
 
     Raises:
@@ -131,12 +133,16 @@ class OCCNN(OneClassModule):
             loop.max_epochs = epochs if loop.max_epochs in {None, -1} else min(epochs, loop.max_epochs)
 
     def on_train_batch_end(self, outputs: Any, batch: Sample, batch_idx: int) -> None:
-        """After the last batch of all, the one-class SVM: before the validation, which may set a threshold by it."""
+        """After the last batch, the one-class SVM: before the validation, which may set a threshold by it."""
         super().on_train_batch_end(outputs, batch, batch_idx)
-        if self.trainer.is_last_batch and self.current_epoch + 1 == self.trainer.max_epochs:
+        if self.trainer.is_last_batch and (self.current_epoch + 1 == self.trainer.max_epochs or self._any_epoch_counts()):
             svm = OneClassSVM(kernel="linear", nu=self.hparams.nu).fit(self._training_features())
             self.coef.copy_(torch.tensor(svm.coef_[0]))
             self.intercept.copy_(torch.tensor(svm.intercept_[0]))
+
+    def _any_epoch_counts(self) -> bool:
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return any(isinstance(callback, Oracle) or getattr(callback, "monitor", None) for callback in callbacks)
 
     @torch.no_grad()
     def _training_features(self) -> NDArray[np.float64]:

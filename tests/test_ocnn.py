@@ -19,6 +19,7 @@ from torch.nn import functional
 from common import backbones
 from common.backbones import split
 from common.classical import SVDD, MinimaxProbabilityMachine, NoiseSVM
+from common.cli import assemble, load_checkpoint
 from common.data import OneClassDataModule, datasets, load
 from common.data import features as kept
 from common.data.datamodule import ResidentLoader
@@ -203,6 +204,25 @@ def test_the_svm_travels_with_the_checkpoint(tmp_path):
     assert loaded.coef.abs().sum() > 0
     assert torch.equal(loaded.intercept, module.intercept)
     assert loaded.threshold == module.threshold
+
+
+@pytest.mark.parametrize("flags", [{"rule": "validation"}, {"oracle": True}], ids=str)
+def test_an_epoch_that_may_be_tested_has_its_own_svm(flags, tmp_path, monkeypatch):
+    fitted = []
+    monkeypatch.setattr(OneClassSVM, "fit", lambda self, X, fit=OneClassSVM.fit: (fitted.append(fit(self, X)), self)[1])
+    config = yaml.safe_load((CONFIGS / "smoke.yaml").read_text())
+    config["model"]["init_args"]["score"] = "ocsvm"
+    config["data"] |= {"dataset": "digits", "normal": 3}
+    config["trainer"] |= {"max_epochs": 3, "accelerator": "cpu", "default_root_dir": str(tmp_path), "logger": False,
+                          "enable_progress_bar": False}  # fmt: skip
+    cli = assemble(config | flags)
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert len(fitted) == 3
+    if cli.oracle:
+        assert 0.5 not in cli.oracle.curve["ocsvm"]
+    else:
+        best = next(c for c in cli.trainer.checkpoint_callbacks if c.monitor)
+        assert load_checkpoint(Path(best.best_model_path))["state_dict"]["coef"].abs().sum() > 0
 
 
 def test_iterations_end_with_the_epoch_they_are_reached_in(tmp_path):
