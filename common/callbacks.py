@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from common.data import OneClassDataModule, Sample
+from common.data.transforms import resize
 from common.errors import InputError
 from common.evaluation import figures
 from common.module import OneClassModule, Scored
@@ -182,16 +183,17 @@ class Figures(Callback):
     Args:
         every_n_epochs: Of those, which the last epoch always has.
         projected: Points in the projector; more than a thousand make a browser slow.
+        thumbnail: Pixels of their pictures, at most.
     """
 
-    def __init__(self, every_n_epochs: int = 5, projected: int = 1000) -> None:
-        self.every_n_epochs, self.projected = every_n_epochs, projected
+    def __init__(self, every_n_epochs: int = 5, projected: int = 1000, thumbnail: int = 64) -> None:
+        self.every_n_epochs, self.projected, self.thumbnail = every_n_epochs, projected, thumbnail
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """The reconstruction grid and :meth:`OneClassModule.figures`."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         due = (trainer.current_epoch + 1) % self.every_n_epochs == 0 or trainer.current_epoch + 1 == trainer.max_epochs
-        if not (due and isinstance(data, OneClassDataModule) and isinstance(module, OneClassModule)):
+        if not (due and isinstance(data, OneClassDataModule) and isinstance(module, OneClassModule) and module.draws()):
             return
         images = data.images(data.splits.val[:200]).to(module.device)
         drawn = dict(module.figures(images))
@@ -232,20 +234,22 @@ class Figures(Callback):
 
     def _project(self, writer: SummaryWriter, data: OneClassDataModule, module: OneClassModule, scored: Scored) -> None:
         chosen = np.linspace(0, len(scored.index) - 1, min(self.projected, len(scored.index))).astype(int)
-        images = data.images(scored.index[chosen])
+        parts = np.array_split(scored.index[chosen], -(-len(chosen) // 100))
         with torch.no_grad():
-            latent = module.embed(images.to(module.device))
-        if latent is None:
+            latents = [module.embed(data.inputs(part).to(module.device)) for part in parts]
+        latent = torch.cat([part for part in latents if part is not None] or [torch.empty(0)])
+        if not len(latent):
             return
         score = scored.scores[module.hparams["score"]][chosen]
         metadata = [
             [data.data.classes[t], "anomalous" if label else "normal", f"{s:.6g}"]
             for t, label, s in zip(scored.target[chosen], scored.label[chosen], score, strict=True)
         ]
-        thumbnails = images - images.amin() if images.ndim == 4 else None
-        if thumbnails is not None:
-            thumbnails = thumbnails / thumbnails.amax().clamp_min(1e-12)
-            thumbnails = thumbnails.expand(-1, 3, -1, -1) if thumbnails.shape[1] == 1 else thumbnails
+        size = (min(data.shape[1], self.thumbnail), min(data.shape[2], self.thumbnail))
+        thumbnails = torch.cat([resize(data.images(part), size) for part in parts])
+        thumbnails = thumbnails - thumbnails.amin()
+        thumbnails = thumbnails / thumbnails.amax().clamp_min(1e-12)
+        thumbnails = thumbnails.expand(-1, 3, -1, -1) if thumbnails.shape[1] == 1 else thumbnails
         header = ["class", "label", "score"]
         writer.add_embedding(latent.cpu(), metadata, thumbnails, module.current_epoch, "latent", header)
 

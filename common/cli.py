@@ -196,7 +196,7 @@ def _for_the_user(error: BaseException) -> str | None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, InputError):  # raised in a loader's worker it brings a traceback, and itself last
-            return str(cause).splitlines()[-1].removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")
+            return str(cause).splitlines()[-1].removeprefix(f"{type(cause).__module__}.{type(cause).__name__}: ")
         cause = cause.__cause__ or cause.__context__
     if not isinstance(error, ArgumentError | MisconfigurationException):
         return None

@@ -6,4 +6,8 @@ class InputError(ValueError):
 
 
 class DataMissingError(InputError):
-    """A data set that is not there and is never downloaded by itself."""
+    """A data set that is not there and is never downloaded by itself, or a net's weights that cannot be had."""
+
+
+class UnreadableError(InputError):
+    """Image files that cannot be read as such."""

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from common.data import OneClassDataModule, Sample
+from common.data.features import Extractor
 from common.errors import InputError
 from common.evaluation import evaluate, quantile_threshold
 from common.seeding import epoch_seed
@@ -67,6 +68,7 @@ class OneClassModule(LightningModule, ABC):
     Attributes:
         monitor: The normal-only criterion of the paper's epoch choice, a logged key.
         mode: Whether ``monitor`` is to be lowest (``min``) or highest (``max``).
+        fixed_thresholds: Of scores that have a threshold by their meaning, where there are any.
         threshold: Scalar buffer, the ``threshold_quantile`` of the held-out samples' scores after the last validation;
             NaN before, and where nothing is held out.
     """
@@ -74,6 +76,7 @@ class OneClassModule(LightningModule, ABC):
     hparams: Any
     monitor: ClassVar[str] = "val/reconstruction"
     mode: ClassVar[Literal["min", "max"]] = "min"
+    fixed_thresholds: ClassVar[Mapping[str, float]] = {}
     threshold: Tensor
 
     def __init__(self) -> None:
@@ -114,15 +117,31 @@ class OneClassModule(LightningModule, ABC):
         """The method's own figures by name, shown every few epochs; ``x`` are up to 200 held-out samples, ``(B, *shape)``."""
         return {}
 
+    def draws(self) -> bool:
+        """Whether there are figures to draw while training: whether :meth:`reconstruct` or :meth:`figures` is overridden."""
+        base, own = OneClassModule, type(self)
+        return own.reconstruct is not base.reconstruct or own.figures is not base.figures
+
+    def frozen(self) -> Extractor | None:
+        """The layers that images go through and that never change, or None; the data module keeps their features.
+
+        Where there are any, ``x`` of :meth:`scores`, :meth:`embed` and :meth:`training_step` is ``(B, *shape)`` images *or*
+        ``(B, F)`` features.
+        """
+        return None
+
     def forward(self, x: Tensor) -> Tensor:
         """``(B,)`` scores, the one named by ``hparams.score``."""
         return self.scores(x)[self.hparams["score"]]
 
     def descend(self, optimizer: Any, loss: Tensor) -> None:
-        """One step of one optimiser down one loss; the only place where gradients are cleared, made and used."""
-        optimizer.zero_grad()
+        """One step of an optimiser, or of each of several, down one loss: where all gradients are cleared, made and used."""
+        optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
+        for one in optimizers:
+            one.zero_grad()
         self.manual_backward(loss)
-        optimizer.step()
+        for one in optimizers:
+            one.step()
 
     def scheduled(self, optimizers: Sequence[Optimizer], schedule: Schedule) -> list[dict[str, Any]]:
         """What ``configure_optimizers`` returns: a constant rate for each, or one that falls to 0 at the last iteration."""
@@ -188,7 +207,12 @@ class OneClassModule(LightningModule, ABC):
     def metrics_of(self, scored: Scored) -> dict[str, dict[str, float]]:
         """Likewise, of any scored split."""
         return {
-            name: evaluate(values, scored.label, float(self.threshold) if name == self.hparams["score"] else None)
+            name: evaluate(
+                values,
+                scored.label,
+                float(self.threshold) if name == self.hparams["score"] else None,
+                self.fixed_thresholds.get(name),
+            )
             for name, values in scored.scores.items()
         }
 

@@ -13,9 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torchvision
 from pytorch_lightning import seed_everything
 
+from common.backbones import split
 from common.cli import OneClassCLI, assemble, one_line_errors, settle
+from common.data import OneClassDataModule
+from common.data.features import BATCH, extract
 from common.experiment.cell import Cell, Settings
 from common.testing import optimizers_of
 
@@ -23,6 +27,7 @@ PRESETS = (
     "autoencoder-paper", "autoencoder-dcae", "autoencoder-denoising", "autoencoder-small",
     "alocc-paper", "alocc-official", "alocc-stable", "alocc-small",
     "ocgan-paper", "ocgan-official", "ocgan-tuned", "ocgan-small",
+    "ocnn-smoke",
 )  # fmt: skip
 
 
@@ -34,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), help="METHOD-PRESET")
+    parser.add_argument(
+        "--backbone", help="of torchvision: measure the extraction of its features at 224 pixels, and no preset"
+    )
+    parser.add_argument("--images", type=int, default=512, help="of each round of an extraction")
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--normal", default="8")
     parser.add_argument("--root", type=Path)
@@ -46,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors():
         settle()
         torch.set_num_threads(arguments.threads)
+        if arguments.backbone:
+            print(json.dumps(measure_extraction(arguments)), flush=True)
+            return
         for name in arguments.presets:
             for line in measure(name, arguments):
                 print(json.dumps(line), flush=True)
@@ -71,6 +83,40 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
             "cores": os.cpu_count(),
         })  # fmt: skip
     return lines
+
+
+def measure_extraction(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Images of files to features, beside torchvision's net on images that lie ready as floats."""
+    data = OneClassDataModule(arguments.dataset, root=arguments.root, image_size=224, channels=3)
+    frozen, _ = split(arguments.backbone)
+    weights = torchvision.models.get_model_weights(arguments.backbone).DEFAULT
+    net = torchvision.models.get_model(arguments.backbone, weights=weights).eval().to(memory_format=torch.channels_last)
+    frozen.to(memory_format=torch.channels_last)
+    indices = torch.linspace(0, data.data.images.shape[0] - 1, arguments.images).long()
+    batch = data.images(indices[:BATCH].numpy()).contiguous(memory_format=torch.channels_last)
+    ours, plain = [], []
+    for _ in range(arguments.rounds + 1):
+        start = time.perf_counter()
+        n = sum(len(part) for part in extract(frozen, data.data.images, data.preprocessing, indices=indices))
+        ours.append(n / (time.perf_counter() - start))
+        start = time.perf_counter()
+        with torch.inference_mode():
+            for _ in range(n // BATCH):
+                net(batch)
+        plain.append(n // BATCH * BATCH / (time.perf_counter() - start))
+    ratios = [a / b for a, b in zip(ours[1:], plain[1:], strict=True)]
+    return {
+        "what": "extraction",
+        "backbone": arguments.backbone,
+        "dataset": arguments.dataset,
+        "threads": arguments.threads,
+        "images_per_s": round(statistics.median(ours[1:]), 1),
+        "bare_images_per_s": round(statistics.median(plain[1:]), 1),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(min(ratios), 3), round(max(ratios), 3)],
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "cores": os.cpu_count(),
+    }
 
 
 def through_lightning(name: str, arguments: argparse.Namespace) -> dict[str, float]:
@@ -126,10 +172,13 @@ def bare(name: str, arguments: argparse.Namespace) -> dict[str, float]:
     return {"train": n / train_s, "score": sum(len(next(iter(s.values()))) for s in scores) / score_s}
 
 
-def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    optimizer.zero_grad()
+def _descend(optimizer: torch.optim.Optimizer | list[torch.optim.Optimizer], loss: torch.Tensor) -> None:
+    optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
+    for one in optimizers:
+        one.zero_grad()
     loss.backward()
-    optimizer.step()
+    for one in optimizers:
+        one.step()
 
 
 def _parts(name: str, arguments: argparse.Namespace, folder: str) -> OneClassCLI:

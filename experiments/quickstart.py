@@ -6,7 +6,9 @@ from experiments.alocc import LABELS
 EXPERIMENT = Experiment(
     name="quickstart",
     title="Quickstart: scikit-learn's digits, one class against the rest",
-    main=Grid(presets=("autoencoder-small", "alocc-small", "ocgan-small", "classical-ocsvm"), datasets=("digits",)),
+    main=Grid(
+        presets=("autoencoder-small", "alocc-small", "ocgan-small", "ocnn-small", "classical-ocsvm"), datasets=("digits",)
+    ),
     labels=LABELS,
     seeds=(0,),
 )

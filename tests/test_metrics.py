@@ -6,7 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    f1_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 
 from common.errors import InputError
 from common.evaluation import evaluate, evaluate_at
@@ -133,7 +141,9 @@ def test_one_class_is_nan_with_a_warning(label, missing):
     assert metrics["f1_trivial"] == label
     assert metrics["flagged"] == 2
     undefined = {key for key in metrics if math.isnan(metrics[key])} - RANKING
-    assert undefined == ({"false_alarm_rate"} if label else {"recall_threshold", "f1_threshold"})
+    assert undefined == {"balanced_accuracy_threshold"} | (
+        {"false_alarm_rate"} if label else {"recall_threshold", "f1_threshold"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -166,6 +176,8 @@ def test_threshold_metrics():
         "recall_threshold": recall_score(labels, flagged),
         "f1_threshold": f1_score(labels, flagged),
         "false_alarm_rate": flagged[~labels].mean(),
+        "accuracy_threshold": accuracy_score(labels, flagged),
+        "balanced_accuracy_threshold": balanced_accuracy_score(labels, flagged),
         "flagged": flagged.sum(),
         "threshold": threshold,
     }
@@ -173,6 +185,13 @@ def test_threshold_metrics():
     metrics = evaluate(scores, labels, threshold)
     assert {key: metrics[key] for key in expected} == pytest.approx(expected)
     assert metrics.keys() - expected.keys() == evaluate(scores, labels).keys()
+
+
+def test_accuracy_at_a_fixed_threshold():
+    metrics = evaluate([-2.0, -1.0, 1.0, -1.0, 3.0], [0, 0, 0, 1, 1], fixed=0.0)
+    assert metrics["accuracy_fixed"] == pytest.approx(3 / 5)
+    assert metrics["balanced_accuracy_fixed"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert "flagged" not in metrics
 
 
 @pytest.mark.parametrize("threshold", [None, math.nan, math.inf, -math.inf])
@@ -184,6 +203,7 @@ def test_nothing_flagged():
     for threshold in (3.0, math.inf):
         metrics = evaluate_at([1.0, 2.0], [0, 1], threshold)
         assert metrics.pop("threshold") == threshold
+        assert metrics.pop("accuracy_threshold") == metrics.pop("balanced_accuracy_threshold") == 0.5
         assert set(metrics.values()) == {0}
     with pytest.raises(InputError, match="threshold is NaN"):
         evaluate_at([1.0, 2.0], [0, 1], math.nan)

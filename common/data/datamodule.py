@@ -1,7 +1,7 @@
 """Batches of one data set under one protocol, for one normal class."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.data.datasets import ImageData, load
+from common.data.features import Extractor, features, writable_folder
 from common.data.protocols import PROTOCOLS, Splits, check_options
 from common.data.transforms import Normalization, Preprocessing
 from common.errors import InputError
@@ -21,7 +22,10 @@ from common.seeding import epoch_generator
 
 
 class Sample(NamedTuple):
-    """A batch: ``image (B, C, H, W)`` float, ``label (B,)`` 1 = anomalous, ``target (B,)`` class, ``index (B,)``."""
+    """A batch: ``image (B, C, H, W)`` float, ``label (B,)`` 1 = anomalous, ``target (B,)`` class, ``index (B,)``.
+
+    ``image`` is ``(B, F)`` features for a module that declares frozen layers.
+    """
 
     image: Tensor
     label: Tensor
@@ -90,17 +94,37 @@ class ResidentLoader:
 
 
 class _Stream(Dataset[Sample]):
-    """Decodes and transforms one batch at a time, in a worker of a DataLoader."""
+    """Decodes and transforms one batch at a time, or reads its features, in a worker of a DataLoader."""
 
-    def __init__(self, data: ImageData, chosen: Sample, preprocessing: Preprocessing) -> None:
-        self.data, self.chosen, self.preprocessing = data, chosen, preprocessing
+    def __init__(self, inputs: Callable[[Tensor], Tensor], chosen: Sample) -> None:
+        self.inputs, self.chosen = inputs, chosen
 
     def __len__(self) -> int:
         return len(self.chosen.index)
 
     def __getitems__(self, positions: list[int]) -> Sample:
         label, target, index = (values[positions] for values in self.chosen[1:])
-        return Sample(self.preprocessing(self.data.images[index]), label, target, index)
+        return Sample(self.inputs(index), label, target, index)
+
+
+class _Pictures:
+    """Preprocessed images by their index."""
+
+    def __init__(self, data: ImageData, preprocessing: Preprocessing) -> None:
+        self.data, self.preprocessing = data, preprocessing
+
+    def __call__(self, index: Tensor) -> Tensor:
+        return self.preprocessing(self.data.images[index])
+
+
+class _Kept:
+    """Kept features by their image's index."""
+
+    def __init__(self, features: NDArray[np.float32]) -> None:
+        self.features = features
+
+    def __call__(self, index: Tensor) -> Tensor:
+        return torch.from_numpy(self.features[index.numpy()])
 
 
 def _as_is(batch: Any) -> Any:
@@ -114,7 +138,8 @@ class OneClassDataModule(LightningDataModule):
     """One data set under one protocol, with one class (or several) taken as normal.
 
     A set that fits into ``memory_gib`` as floats is preprocessed once and stays on the module's device; a larger one is
-    streamed from its files by ``workers`` processes.
+    streamed from its files by ``workers`` processes. For a module with frozen layers batches hold their features, which are
+    computed once for the whole data set and kept, see :func:`common.data.features.features`.
 
     Args:
         dataset: A key of :data:`common.data.datasets.DATASETS`.
@@ -136,6 +161,10 @@ class OneClassDataModule(LightningDataModule):
         class_mean: Subtract the mean training image.
         memory_gib: Above this size a split is streamed instead of kept.
         workers: Processes that decode a streamed set; as many as there are cores by default.
+
+    Attributes:
+        extractor: Frozen layers whose features the batches hold; those of the trainer's module, if it declares any.
+        kept: Those features, ``(N, F)`` of the whole data set.
 
     Raises:
         InputError: For everything a user can get wrong, see :mod:`common.data.datasets` and
@@ -191,6 +220,10 @@ class OneClassDataModule(LightningDataModule):
         self._normal, self._protocol = normal, protocol
         self._options = {**given, "seed": split_seed}
         self.preprocessing = Preprocessing(normalization, class_mean, self.size, channels)
+        self.extractor: Extractor | None = None
+        self._loaded_for: Extractor | None = None
+        self.kept: NDArray[np.float32] | None = None
+        self._inputs: Callable[[Tensor], Tensor]
         self._loaders: dict[Stage, ResidentLoader | DataLoader[Sample]] = {}
 
     @cached_property
@@ -232,10 +265,19 @@ class OneClassDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Fits the preprocessing on the training images and builds the loaders, once."""
-        if self._loaders:
+        module = self.trainer.lightning_module if self.trainer else None
+        frozen: Callable[[], Extractor | None] | None = getattr(module, "frozen", None)
+        declared = frozen() if frozen else self.extractor
+        if self._loaders and declared is self._loaded_for:
             return
+        self.extractor = self._loaded_for = declared
         train = torch.from_numpy(self.splits.train)
         self.preprocessing = self.preprocessing.fit(self.data.images[part] for part in train.split(1000))
+        self._inputs, self.kept = _Pictures(self.data, self.preprocessing), None
+        if self.extractor is not None:
+            folder = writable_folder(self.root, self.dataset, _cache())
+            self.kept = features(self.extractor, self.data.images, self.preprocessing, folder, self.dataset, self._device)
+            self._inputs = _Kept(self.kept)
         self._loaders = {
             "train": self._loader(self.splits.train, self.batch_size, shuffle=True),
             "val": self._loader(self.splits.val, self.eval_batch_size, shuffle=False),
@@ -266,35 +308,47 @@ class OneClassDataModule(LightningDataModule):
         """Preprocessed images ``(B, C, H, W)`` of given data-set indices, on the CPU."""
         return self.preprocessing(self.data.images[torch.as_tensor(np.asarray(indices))])
 
+    def inputs(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
+        """What batches hold of given data-set indices, on the CPU: images, or features where they are kept."""
+        return self._inputs(torch.as_tensor(np.asarray(indices)))
+
     def _loader(self, indices: NDArray[np.int64], batch_size: int, shuffle: bool) -> ResidentLoader | DataLoader[Sample]:
         index = torch.from_numpy(indices)
         target = torch.from_numpy(self.data.targets[indices])
         label = torch.from_numpy(~np.isin(self.data.targets[indices], self.normal)).long()
         chosen = Sample(torch.empty(0), label, target, index)
-        if 4 * len(indices) * np.prod(self.shape) > self.memory_gib * 2**30:
+        shape = self.shape if self.kept is None else self.kept.shape[1:]
+        if 4 * len(indices) * np.prod(shape) > self.memory_gib * 2**30:
             return DataLoader(
-                _Stream(self.data, chosen, self.preprocessing),
+                _Stream(self._inputs, chosen),
                 batch_size,
                 sampler=EpochSampler(len(index), batch_size, shuffle),
                 num_workers=self.workers or 0,
                 persistent_workers=bool(self.workers),
                 collate_fn=_as_is,
             )
-        image = torch.empty(len(indices), *self.shape)
+        image = torch.empty(len(indices), *shape)
         for at in torch.arange(len(index)).split(1000):
-            image[at] = self.preprocessing(self.data.images[index[at]])
-        device = self.trainer.strategy.root_device if self.trainer else "cpu"
+            image[at] = self._inputs(index[at])
         resident = chosen._replace(image=image)
-        return ResidentLoader(Sample(*(values.to(device) for values in resident)), batch_size, shuffle)
+        return ResidentLoader(Sample(*(values.to(self._device) for values in resident)), batch_size, shuffle)
+
+    @property
+    def _device(self) -> torch.device | str:
+        return self.trainer.strategy.root_device if self.trainer else "cpu"
 
 
 def default_root() -> Path:
     """``$ONECLASS_DATA``, else ``oneclass`` in the user's cache directory, which is made."""
     if given := os.environ.get("ONECLASS_DATA"):
         return Path(given)
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "oneclass"
+    cache = _cache()
     cache.mkdir(parents=True, exist_ok=True)
     return cache
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "oneclass"
 
 
 def _height_and_width(size: int | list[int]) -> tuple[int, int]:

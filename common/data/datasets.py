@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 from urllib.error import URLError
+from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -17,9 +18,10 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from common.errors import DataMissingError, InputError
+from common.errors import DataMissingError, InputError, UnreadableError
 
 EXTENSIONS = frozenset(Image.registered_extensions())
+Box = tuple[int, int, int, int]
 
 
 class Images(Protocol):
@@ -56,13 +58,21 @@ class ImageFiles:
         paths: The ``N`` files.
         size: ``(height, width)``; that of the first file by default, and then every file must have it.
         channels: 1 (grey) or 3 (RGB); that of the first file by default.
+        boxes: Of each file the part that is the image, as left, top, right, bottom; None for the whole. Needs ``size``.
 
     Raises:
-        InputError: A file that cannot be read as an image, or of another size where ``size`` is not given.
+        InputError: Files that cannot be read as images, all of which it names, or one of another size where ``size`` is not
+            given.
     """
 
-    def __init__(self, paths: list[Path], size: tuple[int, int] | None, channels: int | None) -> None:
-        self.paths = paths
+    def __init__(
+        self,
+        paths: list[Path],
+        size: tuple[int, int] | None,
+        channels: int | None,
+        boxes: Sequence[Box | None] | None = None,
+    ) -> None:
+        self.paths, self.boxes = paths, boxes
         self.resize = size is not None
         if size is None or channels is None:
             first = _open(paths[0])
@@ -80,14 +90,20 @@ class ImageFiles:
         out = np.empty((len(indices), *self.size, self.channels), np.uint8)
 
         def decode(position: int, index: int) -> None:
-            out[position] = self._decode(self.paths[index])
+            out[position] = self._decode(index)
 
         with ThreadPoolExecutor() as pool:
-            list(pool.map(decode, range(len(indices)), indices.tolist()))
+            try:
+                list(pool.map(decode, range(len(indices)), indices.tolist()))
+            except UnreadableError as error:
+                raise UnreadableError(_unreadable(self.paths, pool) or str(error)) from error
         return torch.from_numpy(out).permute(0, 3, 1, 2)
 
-    def _decode(self, path: Path) -> NDArray[np.uint8]:
+    def _decode(self, index: int) -> NDArray[np.uint8]:
+        path = self.paths[index]
         image = _open(path).convert("L" if self.channels == 1 else "RGB")
+        if self.boxes and (box := self.boxes[index]):
+            image = image.crop(box)
         height, width = self.size
         if (image.height, image.width) != self.size:
             if not self.resize:
@@ -113,7 +129,7 @@ class Patches:
     """
 
     def __init__(self, frames: Tensor, corners: NDArray[np.int64], size: tuple[int, int]) -> None:
-        self.corners = torch.from_numpy(corners)
+        self.frames, self.corners = frames, torch.from_numpy(corners)
         self._windows = frames.unfold(1, size[0], 1).unfold(2, size[1], 1)
 
     @property
@@ -271,6 +287,107 @@ def ucsd_ped2(root: Path, size: tuple[int, int] | None = None, channels: int | N
     return ImageData(Patches(frames, corners, size), targets[groups], groups >= n_train, ("normal", "abnormal"), groups)
 
 
+def cats_dogs(root: Path, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageData:
+    """Photographs of cats and of dogs of all sizes, as ``ROOT/cats_dogs/{train,test}/{cat,dog}/``.
+
+    Raises:
+        DataMissingError: No such folder; it is never downloaded.
+        InputError: A class folder without images.
+    """
+    layout, source = "cats_dogs/{train,test}/{cat,dog}/*.jpg", "kaggle.com/datasets/tongpython/cat-and-dog"
+    return folder(_published("cats_dogs", root, ("cats_dogs",), layout, source), size or (224, 224), channels or 3)
+
+
+def abnormality1001(root: Path, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageData:
+    """Abnormality-1001 with PASCAL VOC's objects of the same six classes as normals, by OC-CNN's protocol.
+
+    Classes 0 to 5 are VOC's objects, cut out along their boxes, 6 to 11 the abnormal images of the same classes. Tested
+    are all the abnormal images, and as many normal ones of each class (at most half of them), drawn once with a fixed seed.
+    Class k is tested with ``standard,anomalous=<k + 6>``.
+
+    Args:
+        root: Holds ``abnormality1001/<class>/*`` with folders named Airplane, Boat, Car, Chair, Motorbike and Sofa in any
+            spelling of case, and ``VOCdevkit/VOC<year>/{Annotations,JPEGImages}``.
+        size: ``(height, width)``; 224x224 by default.
+        channels: 3 by default.
+
+    Raises:
+        DataMissingError: One of the two is not there; neither is downloaded.
+        InputError: A class without images.
+    """
+    name, places = "abnormality1001", ("VOCdevkit",)
+    abnormal = _published(name, root, (name,), f"{name}/{{Airplane,…,Sofa}}/*", "its authors (Saleh et al., CVPR 2013)")
+    layout = "VOCdevkit/VOC<year>/{Annotations,JPEGImages}"
+    voc = _published(f"PASCAL VOC, for {name},", root, places, layout, "host.robots.ox.ac.uk/pascal/VOC")
+    names = {"aeroplane": "airplane", "boat": "boat", "car": "car", "chair": "chair", "motorbike": "motorbike", "sofa": "sofa"}
+    folders = {path.name.lower(): path for path in abnormal.iterdir()}
+    strange = [_image_files(folders.get(name, abnormal / name)) for name in names.values()]
+    objects = _voc_objects(voc, names)
+    paths, boxes, targets, official_test = list[Path](), list[Box | None](), list[int](), list[bool]()
+    random = np.random.default_rng(0)
+    for target, name in enumerate(names):
+        if not objects[name]:
+            raise InputError(f"no objects of class {name} in {voc}: unpack the archive again")
+        n = len(objects[name])
+        tested = random.permutation(n) < min(len(strange[target]), n // 2)
+        paths += [path for path, _ in objects[name]]
+        boxes += [box for _, box in objects[name]]
+        targets += [target] * n
+        official_test += tested.tolist()
+    for target, files in enumerate(strange, len(names)):
+        paths += files
+        boxes += [None] * len(files)
+        targets += [target] * len(files)
+        official_test += [True] * len(files)
+    images = ImageFiles(paths, size or (224, 224), channels or 3, boxes)
+    classes = (*names.values(), *(f"abnormal {name}" for name in names.values()))
+    return ImageData(images, np.array(targets), np.array(official_test), classes)
+
+
+def umdaa02(root: Path, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageData:
+    """UMDAA-02's faces, a class for each user; a fifth of each user's images, drawn once with a fixed seed, is the test set.
+
+    Args:
+        root: Holds ``umdaa02/<user>/*``.
+        size: ``(height, width)``; 224x224 by default.
+        channels: 3 by default.
+
+    Raises:
+        DataMissingError: No such folder; it is never downloaded.
+        InputError: A user without images.
+    """
+    layout, source = "umdaa02/<user>/*", "umdaa02.github.io"
+    data = folder(_published("umdaa02", root, ("umdaa02",), layout, source), size or (224, 224), channels or 3)
+    return data._replace(official_test=_share_of_each(data.targets, 0.2))
+
+
+def founder200(root: Path, size: tuple[int, int] | None = None, channels: int | None = None) -> ImageData:
+    """FounderType-200: of 200 fonts the first half are classes of their own, the others together the class ``novel``.
+
+    Half of each font's images, and the first 50 of each novel font, are the test set: OC-CNN's protocol is
+    ``standard,anomalous=100``. The novel fonts' other images are not used.
+
+    Args:
+        root: Holds ``founder200/<font>/*``, fonts in alphabetical order.
+        size: ``(height, width)``; 224x224 by default.
+        channels: 3 by default.
+
+    Raises:
+        DataMissingError: No such folder; it is never downloaded.
+        InputError: A font without images.
+    """
+    layout, source = "founder200/<font>/*", "its authors (Liu et al., FounderType-200)"
+    data = folder(_published("founder200", root, ("founder200",), layout, source), size or (224, 224), channels or 3)
+    half = len(data.classes) // 2
+    if not half:
+        raise InputError(f"{root / 'founder200'} holds one font: unpack the archive again")
+    known = data.targets < half
+    rank = np.arange(len(data.targets)) - np.searchsorted(data.targets, data.targets)
+    official_test = np.where(known, _share_of_each(data.targets, 0.5), rank < 50)
+    classes = (*data.classes[:half], "novel")
+    return data._replace(targets=data.targets.clip(max=half), official_test=official_test, classes=classes)
+
+
 def folder(root: Path, size: tuple[int, int] | None = None, channels: int | None = None, pattern: str = "*") -> ImageData:
     """Any ``ROOT/{train,test}/<class>/`` or ``ROOT/<class>/`` tree of images; classes in alphabetical order."""
     has_split = (root / "train").is_dir() and (root / "test").is_dir()
@@ -291,8 +408,11 @@ def folder(root: Path, size: tuple[int, int] | None = None, channels: int | None
 
 
 DATASETS: dict[str, Callable[..., ImageData]] = {
-    loader.__name__: loader for loader in (digits, mnist, fashion_mnist, cifar10, coil100, caltech256, ucsd_ped2, folder)
-}
+    loader.__name__: loader for loader in (
+        digits, mnist, fashion_mnist, cifar10, cats_dogs, coil100, caltech256, ucsd_ped2, abnormality1001, umdaa02, founder200,
+        folder,
+    )
+}  # fmt: skip
 
 
 @lru_cache(maxsize=4)
@@ -352,6 +472,30 @@ def _grid(frames: NDArray[np.int64], shape: Sequence[int], size: tuple[int, int]
     return np.stack(np.meshgrid(frames, *starts, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
+def _voc_objects(voc: Path, names: Iterable[str]) -> dict[str, list[tuple[Path, Box]]]:
+    """The objects of each class with their boxes, less those marked as difficult or cut off by the image's border."""
+    objects: dict[str, list[tuple[Path, Box]]] = {name: [] for name in names}
+    for annotation in sorted(voc.glob("VOC*/Annotations/*.xml")):
+        for item in ElementTree.parse(annotation).iter("object"):
+            name = item.findtext("name", "")
+            if name in objects and not any(item.findtext(mark, "0") == "1" for mark in ("difficult", "truncated")):
+                left, top, right, bottom = (
+                    int(float(item.findtext(f"bndbox/{side}", "0"))) for side in ("xmin", "ymin", "xmax", "ymax")
+                )
+                image = annotation.parents[1] / "JPEGImages" / f"{annotation.stem}.jpg"
+                objects[name].append((image, (left - 1, top - 1, right, bottom)))
+    return objects
+
+
+def _share_of_each(targets: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
+    """True for a share of each class, drawn with a fixed seed."""
+    random, chosen = np.random.default_rng(0), np.zeros(len(targets), np.bool_)
+    for target in np.unique(targets):
+        of_class = random.permutation(np.flatnonzero(targets == target))
+        chosen[of_class[: round(share * len(of_class))]] = True
+    return chosen
+
+
 def _image_files(folder: Path) -> list[Path]:
     entries = folder.iterdir() if folder.is_dir() else ()
     files = sorted(p for p in entries if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
@@ -360,12 +504,27 @@ def _image_files(folder: Path) -> list[Path]:
     return files
 
 
+def _unreadable(paths: Sequence[Path], pool: ThreadPoolExecutor) -> str:
+    """One line about all the files that cannot be read."""
+
+    def reason(path: Path) -> str:
+        try:
+            _open(path)
+        except UnreadableError as error:
+            return str(error)
+        return ""
+
+    said = dict(zip(paths, pool.map(reason, paths), strict=True))
+    bad = [path for path in paths if said[path]]
+    return said[bad[0]] if len(bad) == 1 else f"cannot read {len(bad)} images: {', '.join(map(str, bad))}" if bad else ""
+
+
 def _open(path: Path) -> Image.Image:
     try:
         image: Image.Image = Image.open(path)
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read the image {path}: {error}") from error
+        raise UnreadableError(f"cannot read the image {path}: {error}") from error
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip all above 255
         image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))

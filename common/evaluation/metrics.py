@@ -32,7 +32,7 @@ SHARES = (10, 20, 30, 40, 50)
 """Per cent of anomalies in a test set at which ALOCC reports F1 (Sabokrou et al., CVPR 2018, Fig. 8)."""
 
 
-def evaluate(scores: Values, labels: Values, threshold: float | None = None) -> dict[str, float]:
+def evaluate(scores: Values, labels: Values, threshold: float | None = None, fixed: float | None = None) -> dict[str, float]:
     r"""Every metric of one split, from raw scores of any range in float64 (no sigmoid, which would tie large scores).
 
     ==============================  ===================================================================================
@@ -55,6 +55,8 @@ def evaluate(scores: Values, labels: Values, threshold: float | None = None) -> 
         scores: ``(N,)`` finite, any range, higher = more anomalous.
         labels: ``(N,)`` in {0, 1}, 1 = anomalous.
         threshold: Adds the keys of :func:`evaluate_at` if it is finite; None, NaN and infinity mean "no threshold yet".
+        fixed: A threshold that the score has by its meaning, such as 0 for a difference of logits; adds ``accuracy_fixed`` and
+            ``balanced_accuracy_fixed``, the accuracy of :func:`evaluate_at` there.
 
     Returns:
         Name to value, in [0, 1] except for the counts. Where one class is missing every metric of the ranking (all but
@@ -98,6 +100,9 @@ def evaluate(scores: Values, labels: Values, threshold: float | None = None) -> 
     }
     if threshold is not None and math.isfinite(threshold):
         metrics |= evaluate_at(values, anomalous, threshold)
+    if fixed is not None:
+        at_fixed = evaluate_at(values, anomalous, fixed)
+        metrics |= {f"{name}_fixed": at_fixed[f"{name}_threshold"] for name in ("accuracy", "balanced_accuracy")}
     return metrics
 
 
@@ -111,8 +116,9 @@ def evaluate_at(scores: Values, labels: Values, threshold: float) -> dict[str, f
 
     Returns:
         ``precision_threshold`` (0 when nothing is flagged), ``recall_threshold``, ``f1_threshold``,
-        ``false_alarm_rate`` (flagged share of the normals), in [0, 1], ``flagged``, how many, and ``threshold`` itself.
-        Recall and F1 are NaN without anomalies, the false alarm rate without normals.
+        ``false_alarm_rate`` (flagged share of the normals), ``accuracy_threshold``, ``balanced_accuracy_threshold`` (mean of
+        the shares of anomalies and of normals that are judged rightly), in [0, 1], ``flagged``, how many, and ``threshold``
+        itself. Recall and F1 are NaN without anomalies, the false alarm rate without normals, balanced accuracy without either.
 
     Raises:
         InputError: As :func:`evaluate`, or a threshold that is NaN.
@@ -127,11 +133,15 @@ def evaluate_at(scores: Values, labels: Values, threshold: float) -> dict[str, f
     flagged = values >= threshold
     n_flagged, n_anomalous, hits = int(flagged.sum()), int(anomalous.sum()), int((flagged & anomalous).sum())
     n_normal = anomalous.size - n_anomalous
+    recall = hits / n_anomalous if n_anomalous else math.nan
+    false_alarm_rate = (n_flagged - hits) / n_normal if n_normal else math.nan
     return {
         "precision_threshold": hits / n_flagged if n_flagged else 0.0,
-        "recall_threshold": hits / n_anomalous if n_anomalous else math.nan,
+        "recall_threshold": recall,
         "f1_threshold": 2 * hits / (n_flagged + n_anomalous) if n_anomalous else math.nan,
-        "false_alarm_rate": (n_flagged - hits) / n_normal if n_normal else math.nan,
+        "false_alarm_rate": false_alarm_rate,
+        "accuracy_threshold": float((flagged == anomalous).mean()),
+        "balanced_accuracy_threshold": (recall + 1 - false_alarm_rate) / 2,
         "flagged": n_flagged,
         "threshold": threshold,
     }

@@ -39,7 +39,8 @@ class Cell:
         method: A package with ``configs/<preset>.yaml``, or ``classical``.
         preset: The YAML's name, and after it, as ``,key=value``, arguments of the module that are to differ;
             ``configs/<preset>.<dataset>.yaml`` is taken where there is one. For ``classical`` a key of
-            :data:`common.classical.DETECTORS`.
+            :data:`common.classical.DETECTORS`, and after it ``,backbone=<net>`` and other arguments of
+            :func:`common.backbones.split` where it is to see features, and ``,image_size=<n>``.
         dataset: A key of :data:`common.data.DATASETS`.
         protocol: As :func:`common.data.parse_protocol` reads it.
         normal: The normal class, by number or name; several joined by ``+``.
@@ -70,12 +71,18 @@ class Cell:
         """
         preset, *options = self.preset.split(",")
         config: Config = {} if self.method == "classical" else yaml.safe_load(self._preset_file(preset).read_text())
+        given: Config = {}
         for option in options:
             key, equals, value = option.partition("=")
-            if not equals or "model" not in config:
+            if not equals:
                 raise InputError(f"'{option}' is no option of the preset '{preset}': give key=value, an argument of its module")
-            config["model"]["init_args"][key] = yaml.safe_load(value)
+            given[key] = yaml.safe_load(value)
         data = {**config.get("data", {}), "dataset": self.dataset, "normal": self.normal.split("+")}
+        if "model" in config:
+            config["model"]["init_args"] |= given
+        elif given:
+            data |= {"image_size": given.pop("image_size", None), "channels": 3}
+            config["backbone"] = {"name": given.pop("backbone", None), **given}
         data |= parse_protocol(self.protocol)
         if settings.image_size is not None:
             data["image_size"] = settings.image_size
@@ -248,8 +255,7 @@ def _epoch(checkpoint: Mapping[str, Any]) -> int:
 def _run_classical(cell: Cell, config: Config, directory: Path, settings: Settings) -> tuple[Scored, Record]:
     write_whole(directory / "config.yaml", yaml.safe_dump(config))
     data = OneClassDataModule(**config["data"])
-    data.setup()
-    return fit_and_score(cell.preset, data, cell.seed)
+    return fit_and_score(cell.preset.partition(",")[0], data, cell.seed, config.get("backbone"))
 
 
 def _prepare(directory: Path, sha: str, force: bool) -> Path:

@@ -15,7 +15,7 @@ from joblib import Parallel, cpu_count, delayed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from common.errors import InputError
+from common.errors import DataMissingError, InputError
 from common.experiment.cell import Cell, Record, Settings, finished, run
 
 
@@ -42,7 +42,7 @@ def run_grid(cells: Sequence[Cell], settings: Settings, jobs: int | None, consol
         The cells that failed; their traceback is in ``error.txt`` in the cell's folder.
 
     Raises:
-        InputError: What the user can mend ends the grid at once.
+        InputError: What the user can mend ends the grid at once; but for a net's weights that cannot be had, whose cells fail.
     """
     jobs = min(jobs or (1 if settings.device == "cuda" else cpu_count()), len(cells))
     settings = replace(settings, threads=max(1, torch.get_num_threads() // jobs))
@@ -72,8 +72,12 @@ def _attempt(cell: Cell, settings: Settings, grid: int) -> tuple[Cell, Record | 
         _end_with(grid)
     try:
         return cell, run(cell, settings)
-    except (InputError, KeyboardInterrupt):
+    except KeyboardInterrupt:
         raise
+    except InputError as error:
+        if not _is_missing(error):
+            raise
+        return cell, str(error)
     except SystemExit:
         raise KeyboardInterrupt from None
     except Exception as error:
@@ -81,6 +85,12 @@ def _attempt(cell: Cell, settings: Settings, grid: int) -> tuple[Cell, Record | 
         return cell, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     finally:
         gc.collect()  # trainers hold themselves in cycles, and the next cell wants the memory
+
+
+def _is_missing(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, DataMissingError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 @cache

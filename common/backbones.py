@@ -1,0 +1,131 @@
+"""Pretrained nets of torchvision, cut into a frozen part and the layers that may be trained on top of it."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from common.errors import DataMissingError, InputError
+
+
+class Frozen(nn.Module):
+    """Layers that never change: no gradients, always in eval mode, so that their features can be kept.
+
+    Args:
+        net: From normalised images to features of any shape.
+        mean: Of each channel, subtracted from images in [0, 1].
+        std: Of each channel, by which they are then divided.
+
+    Example:
+        >>> frozen = Frozen(nn.AvgPool2d(4), mean=[0.5], std=[0.25]).train()
+        >>> frozen(torch.ones(2, 1, 4, 4)).tolist(), frozen.training
+        ([[2.0], [2.0]], False)
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "Frozen":
+        """Stays in eval mode, with all it holds."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """``(B, C, H, W)`` in [0, 1] to ``(B, F)``."""
+        features: Tensor = self.net((images - self.mean) / self.std)
+        return features.flatten(1)
+
+    def key(self) -> str:
+        """A hash of the layers, their weights and the normalisation."""
+        digest = hashlib.sha256(repr(self).encode())
+        for value in self.state_dict().values():
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def split(
+    name: str, weights: str | None = "DEFAULT", head_layers: int = 0, fine_tuned: bool = False
+) -> tuple[Frozen, nn.Sequential]:
+    """A classifier of torchvision as its frozen part and the layers that are trained.
+
+    Everything below the classifier's own linear layers is frozen; SqueezeNet, whose classifier is a 1x1 convolution and
+    a mean, is cut at the mean of its last feature map, with which a convolution without ReLU commutes.
+
+    Args:
+        name: As :func:`torchvision.models.get_model` knows it.
+        weights: A member of the net's weights in torchvision; None for random ones.
+        head_layers: How many of the classifier's linear layers are kept; the last of them without what follows it.
+        fine_tuned: Whether these are trained, or frozen too.
+
+    Returns:
+        Images in [0, 1] ``(B, 3, H, W)`` to ``(B, F)``, and ``(B, F)`` to ``(B, D)``; the latter is empty without layers
+        to train.
+
+    Raises:
+        InputError: An unknown net or weights, more layers than there are, or nothing to train.
+        DataMissingError: Weights that are not there and cannot be downloaded.
+
+    Example:
+        >>> frozen, head = split("alexnet", weights=None, head_layers=2, fine_tuned=True)
+        >>> [type(layer).__name__ for layer in head], head[-1].out_features
+        (['Dropout', 'Linear', 'ReLU', 'Dropout', 'Linear'], 4096)
+    """
+    net, mean, std = _load(name, weights)
+    place = next((place for place in ("classifier", "fc", "head", "heads") if hasattr(net, place)), None)
+    if place is None:
+        raise InputError(f"backbone '{name}' has no classifier that could be cut off: choose another")
+    classifier = getattr(net, place)
+    layers = [_as_linear(layer) for layer in (classifier if isinstance(classifier, nn.Sequential) else [classifier])]
+    ends = [0, *(position + 1 for position, layer in enumerate(layers) if isinstance(layer, nn.Linear))]
+    if not 0 <= head_layers < len(ends):
+        raise InputError(f"head_layers of '{name}' lies between 0 and {len(ends) - 1}, not at {head_layers}")
+    if fine_tuned and not head_layers:
+        raise InputError("without head_layers there is nothing to fine-tune: give head_layers or fine_tuned: false")
+    pooled = any(isinstance(layer, nn.Conv2d) for layer in classifier) if isinstance(classifier, nn.Sequential) else False
+    setattr(net, place, nn.AdaptiveAvgPool2d(1) if pooled else nn.Identity())
+    head = nn.Sequential(*layers[: ends[head_layers]])
+    if fine_tuned:
+        return Frozen(net, mean, std), head
+    return Frozen(nn.Sequential(net, nn.Flatten(), *head) if head_layers else net, mean, std), nn.Sequential()
+
+
+def _load(name: str, weights: str | None) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise InputError(f"unknown backbone '{name}': 'none', or one of torchvision's, such as alexnet, vgg16, resnet18")
+    if weights is None:
+        return torchvision.models.get_model(name, weights=None), (0.5,) * 3, (0.25,) * 3
+    members = torchvision.models.get_model_weights(name)
+    if weights not in members.__members__:
+        raise InputError(f"unknown weights '{weights}' of '{name}': choose from {', '.join(members.__members__)}")
+    chosen = members[weights]
+    try:
+        net = torchvision.models.get_model(name, weights=chosen)
+    except (OSError, RuntimeError, EOFError) as error:
+        file = Path(torch.hub.get_dir(), "checkpoints", Path(chosen.url).name)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataMissingError(
+            f"no weights of '{name}': {file} is not there, or damaged, and cannot be downloaded ({reason}); get {chosen.url} "
+            f"and put it there, or let TORCH_HOME name the folder that holds hub/checkpoints/{file.name}"
+        ) from error
+    preset = chosen.transforms()
+    return net, preset.mean, preset.std
+
+
+def _as_linear(layer: nn.Module) -> nn.Module:
+    """A 1x1 convolution as the linear layer that it is for each pixel, and any other layer as it is."""
+    if not isinstance(layer, nn.Conv2d):
+        return layer
+    linear = nn.Linear(layer.in_channels, layer.out_channels)
+    linear.load_state_dict({"weight": layer.weight.flatten(1), "bias": layer.bias})
+    return linear

@@ -1,0 +1,160 @@
+"""Features of frozen layers, computed once for a whole data set and kept in a file."""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor
+
+from common.data.datasets import ImageFiles, Images, Patches
+from common.data.transforms import Preprocessing
+from common.errors import InputError
+
+BATCH = 32
+
+
+class Extractor(Protocol):
+    """Frozen layers."""
+
+    def __call__(self, images: Tensor, /) -> Tensor:
+        """``(B, C, H, W)`` preprocessed images to ``(B, F)`` features, each a function of its image alone."""
+
+    def key(self) -> str:
+        """What tells these layers and their weights from any others."""
+
+    def to(self, *arguments: Any, **options: Any) -> Any:
+        """Moves the layers in place, as :meth:`torch.nn.Module.to`."""
+
+
+def features(
+    extractor: Extractor,
+    images: Images,
+    preprocessing: Preprocessing,
+    folder: Path,
+    name: str,
+    device: torch.device | str = "cpu",
+) -> NDArray[np.float32]:
+    """The features of all the images, from their file if there is one; else they are computed and it is written.
+
+    The file's name has a hash of the images, the preprocessing and the layers with their weights, so that whatever changes
+    makes another file. Of several processes that want the same one, the first computes it and the others wait.
+
+    Args:
+        extractor: The frozen layers.
+        images: Of the data set.
+        preprocessing: Fitted.
+        folder: Where the file is, or will be.
+        name: Its name's beginning.
+        device: Where to compute.
+
+    Returns:
+        ``(N, F)``, mapped from the file and not read before it is used.
+
+    Raises:
+        InputError: An image that cannot be read, or a folder that cannot be written.
+    """
+    digest = hashlib.sha256(extractor.key().encode())
+    for part in (*preprocessing_content(preprocessing), *images_content(images)):
+        digest.update(part)
+    path = folder / f"{name}-{digest.hexdigest()[:16]}.npy"
+    if not path.is_file():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _alone(path.with_suffix(".lock")):
+                if not path.is_file():
+                    _write(path, extractor, images, preprocessing, device)
+        except OSError as error:
+            raise InputError(f"cannot write features to {folder}: {error.strerror or error}") from error
+    kept: NDArray[np.float32] = np.load(path, mmap_mode="r")
+    return kept
+
+
+def extract(
+    extractor: Extractor,
+    images: Images,
+    preprocessing: Preprocessing,
+    device: torch.device | str = "cpu",
+    indices: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """Features batch by batch, ``(B, F)`` on the CPU, of all images or of some, in order.
+
+    While one batch is computed the next is decoded in threads, so that two batches of images are in memory and no more.
+    """
+
+    def read(at: Tensor) -> Tensor:
+        return preprocessing(images[at]).contiguous(memory_format=torch.channels_last)
+
+    batches = (torch.arange(images.shape[0]) if indices is None else indices).split(BATCH)
+    with ThreadPoolExecutor(1) as ahead:
+        waiting = ahead.submit(read, batches[0])
+        for following in (*batches[1:], None):
+            batch = waiting.result()
+            if following is not None:
+                waiting = ahead.submit(read, following)
+            with torch.inference_mode():
+                yield extractor(batch.to(device)).float().cpu()
+
+
+def writable_folder(root: Path, dataset: str, cache: Path) -> Path:
+    """``ROOT/features``, or the same in the cache where the root is a tree of images itself or cannot be written."""
+    return (root if dataset != "folder" and os.access(root, os.W_OK) else cache) / "features"
+
+
+def images_content(images: Images) -> Iterator[bytes]:
+    """What tells a set of images from any other: pixels, or the files' names, sizes and times."""
+    yield repr(tuple(images.shape)).encode()
+    if isinstance(images, ImageFiles):
+        for path in images.paths:
+            stat = path.stat()
+            yield f"{path.parent.name}/{path.name}:{stat.st_size}:{stat.st_mtime_ns}\n".encode()
+        yield repr(images.boxes).encode()
+    elif isinstance(images, Patches):
+        yield images.frames.numpy().tobytes()
+        yield images.corners.numpy().tobytes()
+    elif isinstance(images, Tensor):
+        yield images.contiguous().numpy().tobytes()
+
+
+def preprocessing_content(preprocessing: Preprocessing) -> Iterator[bytes]:
+    """Likewise, of what happens to the images."""
+    p = preprocessing
+    yield repr((p.normalization, p.size, p.channels, p.low, p.high)).encode()
+    if p.mean is not None:
+        yield p.mean.numpy().tobytes()
+
+
+def _write(path: Path, extractor: Extractor, images: Images, preprocessing: Preprocessing, device: torch.device | str) -> None:
+    extractor.to(device)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    kept: np.memmap[Any, Any] | None = None
+    try:
+        n = images.shape[0]
+        batches = extract(extractor.to(memory_format=torch.channels_last), images, preprocessing, device)
+        start = 0
+        for batch in track(batches, f"features of {n} images", total=-(-n // BATCH), transient=True):
+            if kept is None:
+                kept = np.lib.format.open_memmap(temporary, "w+", np.float32, (n, batch.shape[1]))
+            kept[start : start + len(batch)] = batch.numpy()
+            start += len(batch)
+        assert kept is not None
+        kept.flush()
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Waits for its turn; the lock ends with the process that holds it."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,64 @@
+"""OC-CNN's tables: its three data sets, cats against dogs, CIFAR-10 on SqueezeNet's features, and an ablation."""
+
+from common.experiment import Experiment, Grid, run_experiment
+
+PRESETS = ("small", "keras,backbone=squeezenet1_0,head_layers=0", "tuned")
+DETECTORS = ("ocsvm_linear", "bsvm", "mpm", "svdd")
+METRICS = ("auroc", "accuracy_fixed", "balanced_accuracy_threshold")
+
+
+def compared(backbone: str, size: int, head_layers: int = 0) -> tuple[str, ...]:
+    """The compared methods on a backbone's features, as presets."""
+    options = f"backbone={backbone},head_layers={head_layers},image_size={size}"
+    return tuple(f"classical-{detector},{options}" for detector in DETECTORS)
+
+
+ON_SQUEEZENET = compared("squeezenet1_0", 224)
+ON_CLASSES = compared("squeezenet1_0", 224, head_layers=1)
+ON_FC7 = compared("alexnet", 224, head_layers=2)
+PAPER = ("paper", "paper,backbone=vgg16", "official", "official,backbone=vgg16", *ON_FC7)
+
+ABLATION = (
+    "tuned",
+    *(f"tuned,sigma={sigma}" for sigma in (0.01, 0.1)),
+    "tuned,instance_norm=false",
+    "tuned,classifier_widths=[]",
+    "tuned,iterations=1000",
+    "tuned,head_layers=1",
+    "tuned,head_layers=1,fine_tuned=true",
+    "small",
+    *(f"small,sigma={sigma}" for sigma in (0.1, 1)),
+    "small,instance_norm=false",
+    "small,classifier_widths=[]",
+    "small,iterations=200",
+    "small,fine_tuned=false",
+)
+
+EXPERIMENT = Experiment(
+    name="ocnn",
+    title="OC-CNN: one-class convolutional neural network",
+    main=Grid((*PRESETS, *ON_SQUEEZENET, *ON_CLASSES), ("cats_dogs",), metrics=METRICS),
+    also=(
+        Grid(ABLATION, ("cats_dogs",), metrics=METRICS),
+        Grid(("keras",), ("cats_dogs",), metrics=METRICS),
+        Grid((*PRESETS, *compared("squeezenet1_0", 96)), ("cifar10",), metrics=("auroc",)),
+        # the paper's Tables I and II: each class is tested beside the abnormal images of its own
+        *(Grid(PAPER, ("abnormality1001",), (f"standard,anomalous={k + 6}",), (str(k),), ("auroc",)) for k in range(6)),
+        Grid(PAPER, ("umdaa02",), metrics=("auroc",)),
+        Grid(PAPER, ("founder200",), ("standard,anomalous=100",), tuple(map(str, range(100))), ("auroc",)),
+    ),
+    compare={
+        f"ocnn-{preset} logit_difference": ("Keras tutorial",)
+        for preset in ("keras", "keras,backbone=squeezenet1_0,head_layers=0", "tuned")
+    },
+    labels={
+        "logit_difference": "Δlogit",
+        "ocsvm": "OC-SVM+",
+        "auroc": "AUROC",
+        "accuracy_fixed": "acc@0.5",
+        "balanced_accuracy_threshold": "bacc@val",
+    },
+)
+
+if __name__ == "__main__":
+    run_experiment(EXPERIMENT)

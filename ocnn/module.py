@@ -1,0 +1,156 @@
+"""The one-class convolutional neural network."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.svm import OneClassSVM
+from torch import Tensor
+from torch.optim import Adam
+
+from common.backbones import Frozen
+from common.callbacks import Oracle
+from common.data import Sample
+from common.module import OneClassModule
+from ocnn.losses import cross_entropy, instance_norm, logit_difference, pseudo_negatives
+from ocnn.networks import classifier, extractor
+
+
+class OCCNN(OneClassModule):
+    """A classifier between the features of normal images and Gaussian noise in feature space; an anomaly looks like noise.
+
+    Oza and Patel, "One-Class Convolutional Neural Network", IEEE Signal Processing Letters 2018. Presets in ``configs``:
+    ``paper``, ``official``, ``keras``, ``tuned`` and smaller ones; the card says what each is.
+
+    Args:
+        shape: ``(C, H, W)`` of an image in [0, 1], or ``(F,)`` of a flat vector, which is its own feature.
+        backbone: A net of torchvision; ``none`` trains a small convolutional net from scratch.
+        weights: A member of the backbone's weights in torchvision; None for random ones.
+        head_layers: Linear layers of the backbone's classifier that are kept; the last without what follows it.
+        fine_tuned: Whether these are trained; else they are frozen, as the convolutions always are.
+        instance_norm: Of real features, never of noise.
+        classifier_widths: Hidden layers of the classifier; the paper has one as wide as the features, its code none.
+        sigma: Standard deviation of the noise, σ.
+        lr: Adam's rate for the backbone's layers and for the classifier, each with an optimiser of its own.
+        iterations: Training ends with the epoch in which so many batches are reached, or the trainer's last.
+        nu: Of the linear one-class SVM on the features, the paper's OC-SVM+.
+        score: ``logit_difference`` or ``ocsvm``.
+        threshold_quantile: Of the held-out samples' scores, in (0, 1).
+
+    Attributes:
+        coef: ``(D,)`` of that SVM, fitted after the last batch of the last epoch, and of every epoch where another one may be
+            tested (``--rule validation``, ``--oracle``, early stopping); zero before.
+        intercept: Likewise, a scalar.
+
+    Raises:
+        InputError: As :func:`ocnn.networks.extractor`.
+
+    Example:
+        >>> import torch
+        >>> module = OCCNN(shape=(1, 8, 8), backbone="none")
+        >>> {name: tuple(s.shape) for name, s in module.eval().scores(torch.rand(4, 1, 8, 8)).items()}
+        {'logit_difference': (4,), 'ocsvm': (4,)}
+    """
+
+    monitor = "val/logit_difference"
+    fixed_thresholds: ClassVar[Mapping[str, float]] = {"logit_difference": 0.0, "ocsvm": 0.0}
+    coef: Tensor
+    intercept: Tensor
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        backbone: str = "squeezenet1_0",
+        weights: str | None = "DEFAULT",
+        head_layers: int = 0,
+        fine_tuned: bool = False,
+        instance_norm: bool = True,
+        classifier_widths: Sequence[int] = (),
+        sigma: float = 0.01,
+        lr: float = 1e-4,
+        iterations: int | None = None,
+        nu: float = 0.5,
+        score: Literal["logit_difference", "ocsvm"] = "logit_difference",
+        threshold_quantile: float = 0.95,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.extractor: Frozen | None
+        self.extractor, self.head = extractor(shape, backbone, weights, head_layers, fine_tuned)
+        with torch.no_grad():
+            size = self.head.eval()(self.fixed(torch.zeros(1, *shape))).shape[1]
+        self.classifier = classifier(size, classifier_widths)
+        self.train()
+        self.register_buffer("coef", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("intercept", torch.zeros((), dtype=torch.float64))
+
+    def configure_optimizers(self) -> Any:
+        """One for the trained layers below the classifier, if there are any, then one for the classifier."""
+        nets = [net for net in (self.head, self.classifier) if len(net)]
+        return [Adam(net.parameters(), self.hparams.lr) for net in nets]
+
+    def training_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
+        """Features of B images over B rows of noise, through the classifier; both optimisers one step down Eq. 1."""
+        features = self.features(batch.image)
+        noise = pseudo_negatives(features, self.hparams.sigma)
+        logits = self.classifier(torch.cat([features, noise]))
+        loss = cross_entropy(logits)
+        self.descend(self.optimizers(), loss)
+        return {"loss": loss}
+
+    def fixed(self, x: Tensor) -> Tensor:
+        """Features of the frozen layers, ``(B, F)``, of images or as they are; where nothing is frozen, ``x`` itself."""
+        return x if self.extractor is None or x.ndim == 2 else self.extractor(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the classifier sees of real inputs, ``(B, D)``."""
+        features: Tensor = self.head(self.fixed(x))
+        return instance_norm(features) if self.hparams.instance_norm else features
+
+    def scores(self, x: Tensor) -> dict[str, Tensor]:
+        """Logit of noise minus logit of the target class, and minus the one-class SVM's decision function; each ``(B,)``."""
+        features = self.features(x)
+        ocsvm = -(features.relu().double() @ self.coef + self.intercept)
+        return {"logit_difference": logit_difference(self.classifier(features)), "ocsvm": ocsvm}
+
+    def embed(self, x: Tensor) -> Tensor:
+        """The features, ``(B, D)``."""
+        return self.features(x)
+
+    def frozen(self) -> Frozen | None:
+        """The backbone's frozen layers."""
+        return self.extractor
+
+    def on_fit_start(self) -> None:
+        """The number of epochs from the number of iterations."""
+        super().on_fit_start()
+        if self.hparams.iterations:
+            loop = self.trainer.fit_loop
+            loop.setup_data()
+            epochs = -(-self.hparams.iterations // int(self.trainer.num_training_batches))
+            loop.max_epochs = epochs if loop.max_epochs in {None, -1} else min(epochs, loop.max_epochs)
+
+    def on_train_batch_end(self, outputs: Any, batch: Sample, batch_idx: int) -> None:
+        """After the last batch, the one-class SVM: before the validation, which may set a threshold by it."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        if self.trainer.is_last_batch and (self.current_epoch + 1 == self.trainer.max_epochs or self._any_epoch_counts()):
+            svm = OneClassSVM(kernel="linear", nu=self.hparams.nu).fit(self._training_features())
+            self.coef.copy_(torch.tensor(svm.coef_[0]))
+            self.intercept.copy_(torch.tensor(svm.intercept_[0]))
+
+    def _any_epoch_counts(self) -> bool:
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return any(isinstance(callback, Oracle) or getattr(callback, "monitor", None) for callback in callbacks)
+
+    @torch.no_grad()
+    def _training_features(self) -> NDArray[np.float64]:
+        """What the SVM sees of the training set, made as at test, ``(N, D)``."""
+        modes = [(net, net.training) for net in self.modules()]
+        self.eval()
+        batches: Any = self.trainer.train_dataloader
+        features = torch.cat([self.features(batch.image.to(self.device)).relu() for batch in batches])
+        for net, mode in modes:
+            net.training = mode
+        return features.double().cpu().numpy()

@@ -1,0 +1,72 @@
+"""OC-CNN's parts: the feature extractor and the classifier behind it."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import nn
+
+from common.backbones import Frozen, split
+from common.errors import InputError
+from common.networks import halvings, is_flat
+
+
+def extractor(
+    shape: Sequence[int], backbone: str, weights: str | None, head_layers: int, fine_tuned: bool
+) -> tuple[Frozen | None, nn.Sequential]:
+    """What makes features of inputs: a frozen part, if any, and the layers that are trained, if any.
+
+    Args:
+        shape: ``(C, H, W)`` or ``(F,)``.
+        backbone: A net of torchvision; or ``none``, for flat vectors as they are, and for images a small net of its own.
+        weights: As :func:`common.backbones.split`, with the next two; without meaning for ``none``.
+        head_layers: How many linear layers of the classifier are kept.
+        fine_tuned: Whether they are trained.
+
+    Raises:
+        InputError: A backbone for inputs that are not RGB images, or what :func:`common.backbones.split` refuses.
+
+    Example:
+        >>> frozen, trained = extractor((1, 28, 28), "none", None, 0, False)
+        >>> frozen, sum(p.numel() for p in trained.parameters())
+        (None, 88720)
+    """
+    if backbone == "none":
+        return None, nn.Sequential() if is_flat(shape) else small_net(shape)
+    if is_flat(shape) or shape[0] != 3:
+        raise InputError(f"backbone '{backbone}' takes RGB images, not {tuple(shape)}: give data.channels 3, or backbone none")
+    return split(backbone, weights, head_layers, fine_tuned)
+
+
+def small_net(shape: Sequence[int], width: int = 16, features: int = 64) -> nn.Sequential:
+    """Three 3x3 stride-2 convolutions of ``width``, doubling, with LeakyReLU 0.2, and a linear layer.
+
+    None has a bias, and all start from Kaiming's weights, so that the features of two images differ from the beginning.
+
+    Example:
+        >>> import torch
+        >>> small_net((3, 33, 47))(torch.rand(4, 3, 33, 47)).shape
+        torch.Size([4, 64])
+    """
+    channels, height, width_px = shape
+    widths = [channels, width, 2 * width, 4 * width]
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
+    flat = widths[-1] * halvings(height, 3)[-1] * halvings(width_px, 3)[-1]
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, features, bias=False))
+    for parameter in net.parameters():
+        nn.init.kaiming_normal_(parameter, 0.2)
+    return net
+
+
+def classifier(features: int, widths: Sequence[int]) -> nn.Sequential:
+    """ReLU, hidden layers of ``widths`` with ReLU, and two logits: ``(B, features)`` to ``(B, 2)``.
+
+    Example:
+        >>> [str(layer) for layer in classifier(8, [4])][:2]
+        ['ReLU()', 'Linear(in_features=8, out_features=4, bias=True)']
+    """
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise([features, *widths, 2]):
+        layers += [nn.ReLU(), nn.Linear(inputs, outputs)]
+    return nn.Sequential(*layers)
