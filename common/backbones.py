@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from common.errors import DataMissingError, InputError
+from common.errors import InputError, WeightsMissingError
 
 
 class Frozen(nn.Module):
@@ -73,7 +73,7 @@ def split(
 
     Raises:
         InputError: An unknown net or weights, more layers than there are, or nothing to train.
-        DataMissingError: Weights that are not there and cannot be downloaded.
+        WeightsMissingError: Weights that are not there and cannot be downloaded.
 
     Example:
         >>> frozen, head = split("alexnet", weights=None, head_layers=2, fine_tuned=True)
@@ -114,7 +114,7 @@ def _load(name: str, weights: str | None) -> tuple[nn.Module, Sequence[float], S
     except (OSError, RuntimeError, EOFError) as error:
         file = Path(torch.hub.get_dir(), "checkpoints", Path(chosen.url).name)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataMissingError(
+        raise WeightsMissingError(
             f"no weights of '{name}': {file} is not there, or damaged, and cannot be downloaded ({reason}); get {chosen.url} "
             f"and put it there, or let TORCH_HOME name the folder that holds hub/checkpoints/{file.name}"
         ) from error

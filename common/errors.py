@@ -6,7 +6,11 @@ class InputError(ValueError):
 
 
 class DataMissingError(InputError):
-    """A data set that is not there and is never downloaded by itself, or a net's weights that cannot be had."""
+    """A data set that is not there and is never downloaded by itself."""
+
+
+class WeightsMissingError(InputError):
+    """A net's pretrained weights that are not there and cannot be downloaded."""
 
 
 class UnreadableError(InputError):

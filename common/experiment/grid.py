@@ -15,7 +15,7 @@ from joblib import Parallel, cpu_count, delayed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from common.errors import DataMissingError, InputError
+from common.errors import InputError, WeightsMissingError
 from common.experiment.cell import Cell, Record, Settings, finished, run
 
 
@@ -88,7 +88,7 @@ def _attempt(cell: Cell, settings: Settings, grid: int) -> tuple[Cell, Record | 
 
 
 def _is_missing(error: BaseException | None) -> bool:
-    while error is not None and not isinstance(error, DataMissingError):
+    while error is not None and not isinstance(error, WeightsMissingError):
         error = error.__cause__ or error.__context__
     return error is not None
 
