@@ -1,4 +1,4 @@
-"""Every method of the package and a classical baseline on the embedded digits, all ten classes, in about a minute and a half."""
+"""Every method of the package and a classical baseline on the embedded digits, ten classes, in a minute and a half."""
 
 from common.experiment import Experiment, Grid, run_experiment
 from experiments.alocc import LABELS
