@@ -1,16 +1,15 @@
 """Features of frozen layers, computed once for a whole data set and kept in a file."""
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
@@ -69,7 +68,7 @@ def features(
     if not path.is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _alone(path.with_suffix(".lock")):
+            with FileLock(path.with_suffix(".lock")):
                 if not path.is_file():
                     _write(path, extractor, images, preprocessing, device)
         except OSError as error:
@@ -150,11 +149,3 @@ def _write(path: Path, extractor: Extractor, images: Images, preprocessing: Prep
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Waits for its turn; the lock ends with the process that holds it."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
