@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from pytorch_lightning import Trainer
 from torch import nn
 
+from common.data.datamodule import ResidentLoader
 from common.errors import InputError
 from common.testing import fit, optimizer_steps, toy_samples, trained
 from ocgan import OCGAN
@@ -332,3 +334,43 @@ def test_presets_of_the_papers_say_what_they_are():
     for optimizer in (c["optimizer"] for c in preset("official")((3, 61, 61)).configure_optimizers()):
         assert optimizer.param_groups[0]["lr"] == 2e-4
         assert optimizer.param_groups[0]["betas"] == (0.5, 0.999)
+
+
+def moved(module):
+    before = {name: state(getattr(module, name)) for name in ("encoder", "decoder")}
+    optimizer_steps(module, batches=1)
+    return {
+        name for name, old in before.items()
+        if not all(torch.equal(p, old[key]) for key, p in getattr(module, name).named_parameters())
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [None, 0, 3])
+def test_each_adversary_alone_moves_the_net_it_is_there_for(steps):
+    """D_v's verdict reaches the decoder, mined or not, and nothing else; D_l's reaches the encoder and nothing else."""
+    assert moved(narrow(lambda_mse=0, weight_latent=0, mining_steps=steps)()) == {"decoder"}
+    assert moved(narrow(lambda_mse=0, weight_visual=0, mining_steps=steps)()) == {"encoder"}
+
+
+def test_adversaries_are_fought_and_not_followed(tmp_path):
+    """A step of the generator raises what D_l and D_v, as they are, take for the real thing."""
+    for weights, score in (({"weight_visual": 0}, "loss_latent"), ({"weight_latent": 0, "mining_steps": None}, "loss_visual")):
+        module, seen = narrow(lambda_mse=0, noise_std=0, lr_critics=0, lr=1e-3, **weights)(), []
+        step = module.training_step
+
+        def repeated(batch, i, step=step, seen=seen, score=score):
+            torch.manual_seed(0)
+            out = step(batch, 0)
+            seen.append(out[score].item())
+            return out
+
+        module.training_step = repeated
+        train_on_one_batch(module, tmp_path)
+        assert seen[-1] < seen[0]
+
+
+def train_on_one_batch(module, folder):
+    """Ten epochs of one and the same batch."""
+    loader = ResidentLoader(toy_samples(16), batch_size=16, shuffle=False)
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "default_root_dir": folder}
+    Trainer(max_epochs=10, accelerator="cpu", enable_model_summary=False, **options).fit(module, loader)
