@@ -1,5 +1,6 @@
 """The ``oneclass`` command, and the parser that turns a preset into a module, a data module and a trainer."""
 
+import argparse
 import ctypes
 import logging
 import platform
@@ -9,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 from jsonargparse import ArgumentError
@@ -19,16 +20,29 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from common.callbacks import Figures, FiniteLoss, FirstBelow, Oracle, Predictions, Throughput
+from common.checkpoint import load_checkpoint
 from common.data import OneClassDataModule
 from common.errors import InputError
+from common.export import Format, export
 from common.module import OneClassModule
+from common.predict import predict_folder
 
 LOGGER = {
     "class_path": "pytorch_lightning.loggers.TensorBoardLogger",
     "init_args": {"save_dir": "runs", "name": "fit", "default_hp_metric": False},
 }
 
+DESCRIPTION = "Two more commands, each with a --help of its own: oneclass predict-folder, oneclass export."
+
 Rule = Literal["last", "validation", "rho"]
+
+
+class Parser(argparse.ArgumentParser):
+    """Its errors are told as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        """A mistake on the command line."""
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 class OneClassCLI(LightningCLI):
@@ -47,7 +61,7 @@ class OneClassCLI(LightningCLI):
             run=run,
             subclass_mode_model=True,
             seed_everything_default=0,
-            parser_kwargs={"exit_on_error": False},
+            parser_kwargs={"exit_on_error": False, "description": DESCRIPTION},
             save_config_callback=SaveConfigCallback if run else None,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"num_sanity_val_steps": 0, "log_every_n_steps": 1, "max_epochs": 20, "logger": LOGGER},
@@ -151,7 +165,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """``oneclass fit|validate|test|predict``: Lightning's commands over the modules and data of this package.
+    """``oneclass fit|validate|test|predict``, Lightning's commands over modules and data; ``predict-folder`` and ``export``.
 
     Example:
         >>> main(["fit", "--model", "autoencoder.Autoencoder", "--print_config=skip_null"])  # doctest: +SKIP
@@ -160,25 +174,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     sys.argv = sys.argv[:1]
     with one_line_errors():
-        _check_checkpoint(arguments)
-        OneClassCLI(arguments)
+        if arguments[:1] == ["predict-folder"]:
+            _predict_folder(arguments[1:])
+        elif arguments[:1] == ["export"]:
+            _export(arguments[1:])
+        else:
+            _check_checkpoint(arguments)
+            OneClassCLI(arguments)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents, tensors and plain values only.
+def _predict_folder(argv: Sequence[str]) -> None:
+    parser = Parser(prog="oneclass predict-folder", description="Score every image of a folder with a trained detector.")
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="CKPT", help="as oneclass fit or an experiment leaves it")
+    add("folder", type=Path, metavar="DIR", help="searched with all that is below it")
+    add("--out", type=Path, default=Path("predictions.csv"), metavar="CSV", help="path, score, p_value, label (%(default)s)")
+    add("--threshold", help="quantile=Q or alpha=A of the held-out normal scores, or a score (the checkpoint's)")
+    add("--figures", type=Path, metavar="DIR", help="where a contact sheet and a histogram go")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    arguments = vars(parser.parse_args(argv))
+    if arguments["device"] == "auto":
+        arguments["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+    predict_folder(**arguments)
 
-    Raises:
-        InputError: No such file, or not a checkpoint, or one with pickled objects, which are never run.
-    """
-    if not path.is_file():
-        raise InputError(f"no checkpoint {path}")
-    try:
-        contents: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from error
-    if not isinstance(contents, dict) or "method" not in contents:
-        raise InputError(f"{path} is not a checkpoint of this package")
-    return contents
+
+def _export(argv: Sequence[str]) -> None:
+    parser = Parser(prog="oneclass export", description="Write a trained detector as a program of its own.")
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="as oneclass fit or an experiment leaves it")
+    parser.add_argument("--format", choices=get_args(Format), default="onnx")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="CKPT with the ending .onnx or .pt2 by default")
+    print(f"written: {export(**vars(parser.parse_args(argv)))}")
 
 
 def _check_checkpoint(arguments: Sequence[str]) -> None:

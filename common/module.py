@@ -69,20 +69,24 @@ class OneClassModule(LightningModule, ABC):
         monitor: The normal-only criterion of the paper's epoch choice, a logged key.
         mode: Whether ``monitor`` is to be lowest (``min``) or highest (``max``).
         fixed_thresholds: Of scores that have a threshold by their meaning, where there are any.
-        threshold: Scalar buffer, the ``threshold_quantile`` of the held-out samples' scores after the last validation;
-            NaN before, and where nothing is held out.
+        calibration: ``(n,)`` scores of the held-out samples after the last validation, in ascending order: float64, on the
+            CPU, in the checkpoint; empty before, and where nothing is held out.
+        threshold: Scalar buffer, the ``threshold_quantile`` of ``calibration``; NaN where that is empty.
+        unfetched: Arguments, in place of those by which a new module fetches weights, for one that a checkpoint will fill.
     """
 
     hparams: Any
     monitor: ClassVar[str] = "val/reconstruction"
     mode: ClassVar[Literal["min", "max"]] = "min"
     fixed_thresholds: ClassVar[Mapping[str, float]] = {}
+    unfetched: ClassVar[Mapping[str, Any]] = {}
     threshold: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.register_buffer("threshold", torch.tensor(math.nan, dtype=torch.float64))
+        self.calibration = torch.empty(0, dtype=torch.float64)
         self.scored: Scored | None = None
         self._collected: list[tuple[tuple[Tensor, ...], dict[str, Tensor]]] = []
 
@@ -188,8 +192,8 @@ class OneClassModule(LightningModule, ABC):
         self.log_dict({f"val/{name}": float(values.mean()) for name, values in scored.scores.items()})
         self.log("step", float(self.current_epoch))
         scores = self._wholes(scored).scores[self.hparams["score"]]
-        threshold = quantile_threshold(scores, self.hparams["threshold_quantile"])
-        self.threshold.fill_(threshold)
+        self.calibration = torch.from_numpy(np.sort(scores))
+        self.threshold.fill_(quantile_threshold(scores, self.hparams["threshold_quantile"]))
 
     def on_test_epoch_end(self) -> None:
         """Keeps the scored test set as ``self.scored`` and logs its metrics, those of the chosen score as ``test/<metric>``."""
@@ -233,11 +237,13 @@ class OneClassModule(LightningModule, ABC):
         return {"index": batch.index, **scores, "anomalous": scores[self.hparams["score"]] >= self.threshold}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes whose checkpoint this is."""
+        """Adds whose checkpoint this is, and the held-out scores."""
         checkpoint["method"] = type(self).__qualname__
+        checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        checkpoint["calibration"] = self.calibration
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another method.
+        """Takes the held-out scores, but from no checkpoint of another method.
 
         Raises:
             InputError: The checkpoint was written by another class.
@@ -245,6 +251,7 @@ class OneClassModule(LightningModule, ABC):
         method = checkpoint.get("method")
         if method != type(self).__qualname__:
             raise InputError(f"the checkpoint is one of {method or 'something else'}, not of {type(self).__qualname__}")
+        self.calibration = checkpoint["calibration"]
 
     def _split(self) -> Scored:
         samples, scores = zip(*self._collected, strict=True)

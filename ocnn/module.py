@@ -56,6 +56,7 @@ class OCCNN(OneClassModule):
 
     monitor = "val/logit_difference"
     fixed_thresholds: ClassVar[Mapping[str, float]] = {"logit_difference": 0.0, "ocsvm": 0.0}
+    unfetched: ClassVar[Mapping[str, Any]] = {"weights": None}
     coef: Tensor
     intercept: Tensor
 

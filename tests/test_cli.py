@@ -7,7 +7,8 @@ import pytest
 import torch
 import yaml
 
-from common.cli import assemble, load_checkpoint, main
+from common.checkpoint import load_checkpoint
+from common.cli import assemble, main
 from common.errors import InputError
 from common.experiment import Cell
 from common.experiment.cell import Settings

@@ -65,6 +65,18 @@ def test_validation_logs_the_normal_only_criterion(tmp_path, data):
     assert (data.data.targets[data.splits.val] == 3).all()
 
 
+def test_held_out_scores_travel_with_the_checkpoint(tmp_path, data):
+    own, run = module(), trainer(tmp_path)
+    run.fit(own, data)
+    run.save_checkpoint(tmp_path / "one.ckpt")
+    with torch.no_grad():
+        expected = own.eval()(next(iter(data.val_dataloader())).image).double().sort().values
+    torch.testing.assert_close(own.calibration, expected, rtol=1e-5, atol=1e-8)
+    loaded = Autoencoder.load_from_checkpoint(tmp_path / "one.ckpt", weights_only=True)
+    assert torch.equal(loaded.calibration, own.calibration)
+    assert not len(module().calibration)
+
+
 def test_metrics_before_a_test_are_refused():
     with pytest.raises(InputError, match="nothing has been tested"):
         module().test_metrics()

@@ -18,8 +18,9 @@ from torch.nn import functional
 
 from common import backbones
 from common.backbones import split
+from common.checkpoint import load_checkpoint
 from common.classical import SVDD, MinimaxProbabilityMachine, NoiseSVM
-from common.cli import assemble, load_checkpoint
+from common.cli import assemble
 from common.data import OneClassDataModule, datasets, load
 from common.data import features as kept
 from common.data.datamodule import ResidentLoader

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from common.evaluation import conformal_p_value, conformal_threshold, quantile_threshold
+from common.evaluation import conformal_p_value, conformal_threshold, quantile_threshold, threshold_by
 
 quick = settings(max_examples=50, deadline=None)
 shares = st.floats(0.01, 0.99)
@@ -110,3 +110,18 @@ def test_tensors_and_inputs_left_alone():
     conformal_threshold(array, 0.5)
     conformal_p_value(array, array)
     assert array.tolist() == [3, 1, 2]
+
+
+@quick
+@given(calibrations, st.lists(st.integers(-1100, 1100).map(float), min_size=1), st.integers(1, 99))
+def test_a_rule_flags_what_it_says(calibration, scores, percent):
+    flagged = np.array(scores) >= threshold_by(f"alpha={percent / 100}", calibration)
+    assert (flagged == (conformal_p_value(scores, calibration) <= percent / 100 + 1e-9)).all()
+    assert threshold_by(f"quantile={percent / 100}", calibration) == quantile_threshold(calibration, percent / 100)
+    assert threshold_by(str(scores[0]), calibration) == scores[0]
+
+
+@pytest.mark.parametrize("rule", ["", "much", "nan", "beta=0.1", "alpha=", "alpha=0", "quantile=1", "=0.5x"])
+def test_a_rule_that_is_none(rule):
+    with pytest.raises(InputError, match=r"give quantile=Q or alpha=A|must lie strictly between 0 and 1"):
+        threshold_by(rule, [1.0, 2.0])

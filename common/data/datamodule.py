@@ -284,6 +284,13 @@ class OneClassDataModule(LightningDataModule):
             "test": self._loader(self.splits.test, self.eval_batch_size, shuffle=False),
         }
 
+    def state_dict(self) -> dict[str, Any]:
+        """What an image goes through before a module sees it: travels with the checkpoint.
+
+        ``stored`` is ``(C, H, W)`` of the images as decoded, ``preprocessing`` the fields of :class:`Preprocessing`.
+        """
+        return {"stored": list(self.data.images.shape[1:]), "preprocessing": vars(self.preprocessing)}
+
     def train_dataloader(self) -> ResidentLoader | DataLoader[Sample]:
         """Shuffled training samples."""
         return self._loaders["train"]

@@ -90,7 +90,7 @@ class ImageFiles:
         out = np.empty((len(indices), *self.size, self.channels), np.uint8)
 
         def decode(position: int, index: int) -> None:
-            out[position] = self._decode(index)
+            out[position] = self.decode(index)
 
         with ThreadPoolExecutor() as pool:
             try:
@@ -99,7 +99,8 @@ class ImageFiles:
                 raise UnreadableError(_unreadable(self.paths, pool) or str(error)) from error
         return torch.from_numpy(out).permute(0, 3, 1, 2)
 
-    def _decode(self, index: int) -> NDArray[np.uint8]:
+    def decode(self, index: int) -> NDArray[np.uint8]:
+        """``(H, W, C)`` of one file."""
         path = self.paths[index]
         image = _open(path).convert("L" if self.channels == 1 else "RGB")
         if self.boxes and (box := self.boxes[index]):

@@ -2,10 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from common.data.transforms import Preprocessing
 from common.errors import InputError
 
 BATCH = 32
+Part = TypeVar("Part")
+Whole = TypeVar("Whole")
 
 
 class Extractor(Protocol):
@@ -93,14 +95,27 @@ def extract(
         return preprocessing(images[at]).contiguous(memory_format=torch.channels_last)
 
     batches = (torch.arange(images.shape[0]) if indices is None else indices).split(BATCH)
-    with ThreadPoolExecutor(1) as ahead:
-        waiting = ahead.submit(read, batches[0])
-        for following in (*batches[1:], None):
-            batch = waiting.result()
-            if following is not None:
-                waiting = ahead.submit(read, following)
-            with torch.inference_mode():
-                yield extractor(batch.to(device)).float().cpu()
+    for batch in ahead(read, batches):
+        with torch.inference_mode():
+            yield extractor(batch.to(device)).float().cpu()
+
+
+def ahead(read: Callable[[Part], Whole], parts: Sequence[Part]) -> Iterator[Whole]:
+    """``read`` of each part in order; while one result is used, a thread makes the next.
+
+    Example:
+        >>> list(ahead(str.upper, ["a", "b"]))
+        ['A', 'B']
+    """
+    with ThreadPoolExecutor(1) as thread:
+        waiting: Future[Whole] | None = None
+        for part in parts:
+            following = thread.submit(read, part)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
 
 
 def writable_folder(root: Path, dataset: str, cache: Path) -> Path:

@@ -1,6 +1,7 @@
 """From anomaly scores to numbers, thresholds and figures."""
 
 from common.evaluation.figures import (
+    contact_sheet,
     extremes_figure,
     image_grid,
     precision_recall_figure,
@@ -9,11 +10,12 @@ from common.evaluation.figures import (
     score_histogram,
 )
 from common.evaluation.metrics import evaluate, evaluate_at
-from common.evaluation.threshold import conformal_p_value, conformal_threshold, quantile_threshold
+from common.evaluation.threshold import conformal_p_value, conformal_threshold, quantile_threshold, threshold_by
 
 __all__ = [
     "conformal_p_value",
     "conformal_threshold",
+    "contact_sheet",
     "evaluate",
     "evaluate_at",
     "extremes_figure",
@@ -23,4 +25,5 @@ __all__ = [
     "reconstruction_grid",
     "roc_curve_figure",
     "score_histogram",
+    "threshold_by",
 ]

@@ -203,6 +203,34 @@ def extremes_figure(images_normal: Values, scores_normal: Values, images_anomalo
     return _draw_rows(rows, "most anomalous normals and least anomalous anomalies, with scores")
 
 
+def contact_sheet(most: Values, scores_most: Values, least: Values, scores_least: Values) -> Figure:
+    """The most anomalous images above the least anomalous ones, in rows of 8, each with its score.
+
+    Args:
+        most: ``(N, C, H, W)`` with C = 1 or 3, any range, in the order of the sheet.
+        scores_most: ``(N,)``.
+        least: ``(M, C, H, W)``, scaled jointly with the others.
+        scores_least: ``(M,)``.
+
+    Raises:
+        InputError: Not images, or another number of scores.
+
+    Example:
+        >>> image = np.eye(8).reshape(1, 1, 8, 8)
+        >>> [text.get_text() for text in contact_sheet(image, [9.0], image, [0.5]).axes[0].texts]
+        ['most', '9', 'least', '0.5']
+    """
+    rows: list[tuple[str, Floats, Sequence[str]]] = []
+    for name, images, scores in (("most", most, scores_most), ("least", least, scores_least)):
+        pixels, values = as_float64(images), as_float64(scores)
+        if values.shape != pixels.shape[:1]:
+            raise InputError(f"scores of shape {values.shape} do not match images of shape {pixels.shape}")
+        for i in range(0, len(pixels), MAX_IMAGES):
+            shown = slice(i, i + MAX_IMAGES)
+            rows.append(("" if i else name, pixels[shown], [f"{value:.4g}" for value in values[shown]]))
+    return _draw_rows(rows, "most and least anomalous images, with scores")
+
+
 def _both_classes(scores: Values, labels: Values) -> tuple[Floats, Flags]:
     values, anomalous = as_pair(scores, labels)
     if anomalous.all() or not anomalous.any():

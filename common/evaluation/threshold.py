@@ -80,6 +80,36 @@ def conformal_p_value(scores: Values, calibration: Values) -> Floats:
     return np.asarray((1 + reference.size - n_below) / (1 + reference.size), dtype=np.float64)
 
 
+def threshold_by(rule: str, calibration: Values) -> float:
+    """The score from which on a sample is flagged, by a rule in words.
+
+    Args:
+        rule: ``quantile=<q>``, see :func:`quantile_threshold`; ``alpha=<a>``, by :func:`conformal_p_value` <= a; or a score.
+        calibration: ``(n,)`` scores of normal samples that were not trained on; not looked at where the rule is a score.
+
+    Raises:
+        InputError: Not such a rule, a share outside (0, 1), or no calibration scores where they are needed.
+
+    Example:
+        >>> threshold_by("quantile=0.75", [0.0, 10.0, 20.0]), threshold_by("7.5", [])
+        (15.0, 7.5)
+    """
+    name, _, number = rule.rpartition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if name not in {"", "quantile", "alpha"} or math.isnan(value):
+        raise InputError(f"no threshold '{rule}': give quantile=Q or alpha=A, each in (0, 1), or a score")
+    if not name:
+        return value
+    if not np.size(calibration):
+        raise InputError(f"no threshold '{rule}' without held-out scores: train with val_fraction above 0, or give a score")
+    if name == "quantile":
+        return quantile_threshold(calibration, value)
+    return float(np.nextafter(conformal_threshold(calibration, value), np.inf))
+
+
 def _check_share(share: float, name: str) -> None:
     if not 0 < share < 1:
         raise InputError(f"{name} must lie strictly between 0 and 1, not {share}")

@@ -19,12 +19,14 @@ import torch
 import yaml
 from pytorch_lightning import seed_everything
 
+from common.checkpoint import load_checkpoint
 from common.classical import fit_and_score
-from common.cli import CHOSEN, assemble, load_checkpoint, settle
+from common.cli import CHOSEN, assemble, settle
 from common.data import OneClassDataModule, parse_protocol
 from common.data.datamodule import default_root
 from common.data.datasets import fingerprint
 from common.errors import InputError
+from common.files import write_whole
 from common.module import Scored
 
 Config = dict[str, Any]
@@ -271,13 +273,6 @@ def _prepare(directory: Path, sha: str, force: bool) -> Path:
     except OSError as error:
         raise InputError(f"cannot write in {directory}: {error.strerror}") from error
     return directory
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Writes a text file so that it is there whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(content)
-    temporary.replace(path)
 
 
 def _plain(value: Any) -> Any:

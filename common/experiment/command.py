@@ -7,12 +7,12 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
 
-from common.cli import one_line_errors
+from common.cli import Parser, one_line_errors
 from common.data import load
 from common.data.datamodule import default_root
 from common.errors import DataMissingError, InputError
@@ -115,13 +115,8 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
             raise SystemExit(1)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
-
-
 def _parser(experiment: Experiment) -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"python -m experiments.{experiment.name}", description=experiment.title)
+    parser = Parser(prog=f"python -m experiments.{experiment.name}", description=experiment.title)
     add = parser.add_argument
     add("--datasets", nargs="+", help="data sets by name; 'folder' takes --root as a tree of images")
     add("--protocols", nargs="+", help="NAME[,OPTION=VALUE]…, such as standard or standard,contamination=0.01")

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from common.experiment.cell import write_whole
+from common.files import write_whole
 
 
 def show(table: pd.DataFrame, console: Console, labels: Mapping[str, str] | None = None) -> None:

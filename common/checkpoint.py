@@ -1,0 +1,90 @@
+"""Trained detectors, from their checkpoints: tensors and plain values, never code."""
+
+import importlib
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.data import OneClassDataModule
+from common.data.transforms import Preprocessing
+from common.errors import InputError
+from common.module import OneClassModule
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's contents, tensors and plain values only.
+
+    Raises:
+        InputError: No such file, or not a checkpoint, or one with pickled objects, which are never run.
+    """
+    if not path.is_file():
+        raise InputError(f"no checkpoint {path}")
+    try:
+        contents: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(contents, dict) or "method" not in contents:
+        raise InputError(f"{path} is not a checkpoint of this package")
+    return contents
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A trained module, in eval mode, and how an image gets to it.
+
+    Attributes:
+        module: Scores ``(B, C, H, W)`` preprocessed images.
+        stored: ``(C, H, W)`` of decoded images, before the preprocessing.
+        preprocessing: From ``(B, *stored)`` uint8 images to what the module sees.
+    """
+
+    module: OneClassModule
+    stored: tuple[int, int, int]
+    preprocessing: Preprocessing
+
+    def scores(self, images: Tensor) -> Tensor:
+        """``(B,)`` float64 scores on the CPU, higher = more anomalous, of ``(B, *stored)`` uint8 images."""
+        with torch.inference_mode():
+            return self.module(self.preprocessing(images).to(self.module.device)).double().cpu()
+
+
+def load_detector(path: Path, device: torch.device | str = "cpu") -> Detector:
+    """The detector that ``oneclass fit`` or an experiment has left in a checkpoint.
+
+    Nothing else is needed: neither the data, nor a backbone's weights.
+
+    Raises:
+        InputError: What :func:`load_checkpoint` refuses, a method that is not installed, or contents that do not belong
+            together.
+
+    Example:
+        >>> load_detector(Path("runs/fit/version_0/checkpoints/last.ckpt"))  # doctest: +SKIP
+    """
+    contents = load_checkpoint(path)
+    cls = _method(path, contents.get("class_path", ""))
+    known = inspect.signature(cls).parameters
+    try:
+        arguments = {key: value for key, value in contents["hyper_parameters"].items() if key in known}
+        module = cls(**(arguments | dict(cls.unfetched)))
+        module.load_state_dict(contents["state_dict"])
+        module.on_load_checkpoint(contents)
+        about = contents[OneClassDataModule.__qualname__]
+        stored, preprocessing = tuple(about["stored"]), Preprocessing(**about["preprocessing"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path} does not hold a whole {cls.__qualname__}: {str(error).splitlines()[0]}") from error
+    return Detector(module.eval().to(device, memory_format=torch.channels_last), stored, preprocessing)
+
+
+def _method(path: Path, class_path: str) -> type[OneClassModule]:
+    module, _, name = class_path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"{path} wants the method {class_path or '?'}, which cannot be imported: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, OneClassModule)):
+        raise InputError(f"{path} names {class_path} as its method, which is none")
+    return cls

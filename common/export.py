@@ -1,0 +1,133 @@
+"""A trained detector as a program that needs neither this package nor its settings: ONNX or ``torch.export``."""
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from common.checkpoint import Detector, load_detector
+from common.errors import InputError
+from common.files import whole
+
+Format = Literal["onnx", "torch"]
+SUFFIX: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2"}
+TOLERANCE = 1e-4
+METADATA = "oneclass.json"
+
+
+class _Score(nn.Module):
+    """The chosen score alone, without what Lightning adds to a module."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.module = detector.module
+
+    def forward(self, image: Tensor) -> Tensor:
+        score: Tensor = self.module(image)
+        return score
+
+
+def metadata(detector: Detector) -> dict[str, Any]:
+    """What a user of the program has to know, as plain values.
+
+    ``input`` is ``(C, H, W)`` of the float32 images it takes, ``stored`` that of the decoded uint8 images, ``preprocessing``
+    what leads from these to those, as the fields of :class:`common.data.transforms.Preprocessing`; ``threshold`` is the score
+    from which on an image is anomalous, null where the checkpoint has none.
+    """
+    module, preprocessing = detector.module, asdict(detector.preprocessing)
+    threshold = float(module.threshold)
+    mean = preprocessing["mean"]
+    return {
+        "method": type(module).__qualname__,
+        "score": module.hparams["score"],
+        "threshold": threshold if np.isfinite(threshold) else None,
+        "input": list(module.hparams["shape"]),
+        "stored": list(detector.stored),
+        "preprocessing": {**preprocessing, "mean": None if mean is None else mean.tolist()},
+    }
+
+
+def export(checkpoint: Path, format: Format, out: Path | None = None) -> Path:
+    """Writes the program of a checkpoint's ``forward``: preprocessed images ``(B, C, H, W)`` to scores ``(B,)``, any B.
+
+    Before the file is kept it is read back and run, ONNX in onnxruntime, on random images in batches of 1, 3 and 8: it
+    has to agree with the module to 1e-4 of the largest score (or of 1, if all are smaller). :func:`metadata` travels in it,
+    as JSON: in ONNX as the model's property ``oneclass``, in a torch program as the extra file ``oneclass.json``.
+
+    Args:
+        checkpoint: As ``oneclass fit`` or an experiment leaves it.
+        format: ``onnx`` (wants the extra ``oneclass[export]``) or ``torch``.
+        out: By default the checkpoint's name, ending in ``.onnx`` or ``.pt2``.
+
+    Returns:
+        Where the program is.
+
+    Raises:
+        InputError: What :func:`common.checkpoint.load_detector` refuses, an unknown format, a package that is missing, a
+            program that differs from the module, or a place that cannot be written.
+
+    Example:
+        >>> export(Path("runs/fit/version_0/checkpoints/last.ckpt"), "onnx")  # doctest: +SKIP
+    """
+    if format not in get_args(Format):
+        raise InputError(f"no format '{format}': choose from {', '.join(get_args(Format))}")
+    detector = load_detector(checkpoint)
+    out = out or checkpoint.with_suffix(SUFFIX[format])
+    write, read = {"onnx": (_write_onnx, _read_onnx), "torch": (_write_torch, _read_torch)}[format]
+    net, shape, about = _Score(detector).eval(), detector.module.hparams["shape"], json.dumps(metadata(detector))
+    with whole(out) as temporary:
+        try:
+            write(net, torch.rand(2, *shape), about, temporary)
+            program = read(temporary)
+        except ImportError as error:
+            raise InputError(f"no format '{format}' without {error.name}: pip install 'oneclass[export]'") from error
+        for n in (1, 3, 8):
+            image = torch.rand(n, *shape, generator=torch.Generator().manual_seed(n))
+            with torch.inference_mode():
+                expected = net(image).double().numpy()
+            difference = np.abs(program(image.numpy()) - expected).max() / max(1.0, np.abs(expected).max())
+            if not difference <= TOLERANCE:
+                raise InputError(f"the program's scores differ from the module's by {difference:.1e}: it is not kept")
+    return out
+
+
+def _write_torch(net: nn.Module, example: Tensor, about: str, path: Path) -> None:
+    program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    with path.open("wb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # weights that share a storage, such as batch norm's counters
+        torch.export.save(program, file, extra_files={METADATA: about})
+
+
+def _read_torch(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
+    with path.open("rb") as file:
+        program = torch.export.load(file).module()
+    return lambda images: program(torch.from_numpy(images)).detach().double().numpy()
+
+
+def _write_onnx(net: nn.Module, example: Tensor, about: str, path: Path) -> None:
+    program = torch.onnx.export(
+        net,
+        (example,),
+        dynamo=True,
+        input_names=["image"],
+        output_names=["score"],
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props["oneclass"] = about
+    program.save(path)
+
+
+def _read_onnx(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(["score"], {"image": images})[0].astype(np.float64)
