@@ -41,24 +41,27 @@ def call(command, folder):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A working folder with a small tree of images in it."""
+    """A working folder with small trees of images in it."""
     where = tmp_path_factory.mktemp("readme")
     random = np.random.default_rng(0)
-    for part in ("train", "test"):
-        for name in ("good", "bad"):
-            (where / "DIR" / part / name).mkdir(parents=True)
-            for i in range(12):
-                pixels = random.integers(0, 256, (40, 50, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(where / "DIR" / part / name / f"{i}.png")
+    for name in ("photos/good", "photos/bad", "new"):
+        (where / name).mkdir(parents=True)
+        for i in range(24):
+            pixels = random.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(where / name / f"{i}.png")
     return where
 
 
 def test_the_readme_has_the_commands_that_are_tested_here():
     assert sorted({" ".join(command.split(" ")[:3]) for command in COMMANDS}) == [
+        "oneclass export runs/photos/version_0/checkpoints/last.ckpt",
         "oneclass fit ",
+        "oneclass fit --config",
+        "oneclass predict-folder runs/photos/version_0/checkpoints/last.ckpt",
         "oneclass test --config",
         "pip install -e",
         "python -m experiments.autoencoder",
+        "python -m experiments.ocnn",
         "tensorboard --logdir runs",
     ]
     assert any("python -m experiments.quickstart" in command for command in COMMANDS)
@@ -75,16 +78,31 @@ def test_quickstart(folder):
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python")])
 def test_experiments(command, folder):
     if "--datasets mnist" in command:
-        command = command.replace("~/data", "DIR") + " --normal 0 --dry-run"
+        command = command.replace("~/data", ".") + " --normal 0 --dry-run"
         assert call(command, folder).count("autoencoder-denoising") == 3
     else:
-        call(f"{command} --max-epochs 2", folder)
+        call(f"{small(command)} --max-epochs 2 --seeds 0", folder)
 
 
 def test_fit_then_test(folder):
-    for command in (c for c in COMMANDS if c.startswith("oneclass")):
+    for command in (c for c in COMMANDS if re.match(r"oneclass (fit|test) .*digits", c)):
         output = call(f"{command.replace('autoencoder/', f'{ROOT}/autoencoder/')} --trainer.max_epochs 3", folder)
     assert "test/auroc" in output
+
+
+def test_own_images(folder):
+    fit, predict, export = (c for c in COMMANDS if "photos" in c and c.startswith("oneclass"))
+    call(f"{small(fit)} --trainer.max_epochs 2", folder)
+    assert "of 24 images" in call(predict, folder)
+    assert "written: runs/photos" in call(export, folder)
+
+
+def small(command):
+    """Without a pretrained backbone."""
+    module, data = "--model.init_args.weights null --model.init_args.backbone none", "--data.image_size 16"
+    if "oneclass fit" in command:
+        return command.replace("ocnn/", f"{ROOT}/ocnn/") + f" {module} {data}"
+    return command.replace("tuned", "tuned,backbone=none").replace("--image-size 64", "") + " --image-size 16"
 
 
 @pytest.mark.parametrize("block", PYTHON)

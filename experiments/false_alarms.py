@@ -1,0 +1,111 @@
+"""False alarms among fresh normal images beside the rate that a conformal threshold promises, for every method."""
+
+import itertools
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import betabinom, binom
+
+from common.checkpoint import load_checkpoint
+from common.cli import CHOSEN, Parser, one_line_errors
+from common.evaluation import conformal_p_value
+from common.experiment import Cell
+from common.experiment.cell import Settings, read_record
+from common.experiment.command import split_name
+from common.experiment.grid import run_grid
+from common.files import write_whole
+
+PRESETS = ("autoencoder-small", "alocc-small", "ocgan-small", "ocnn-small")
+ALPHAS = (0.01, 0.05, 0.1)
+NOTE = """
+Normals are split at random (protocol `balanced`): some are held out from training for the threshold, others are fresh. The
+threshold for a rate of α flags a fresh normal with probability α at most, whatever the method and however well it is
+trained. `binomial` counts the classes whose alarms lie in the 95 % interval of that many draws at rate α, which takes the
+threshold as exact; held-out scores are a sample too, and `exact` counts by the beta-binomial law of both.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains every preset on every class, counts false alarms at three rates, and prints and writes the table."""
+    parser = Parser(prog="python -m experiments.false_alarms", description=__doc__)
+    parser.add_argument("--presets", nargs="+", default=list(PRESETS), help="METHOD-PRESET")
+    parser.add_argument("--dataset", default="mnist")
+    parser.add_argument("--normal", nargs="+", default=[str(k) for k in range(10)])
+    parser.add_argument("--max-epochs", type=int, default=3, help="the promise does not depend on them (default: 3)")
+    parser.add_argument("--root", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs", "false_alarms"))
+    parser.add_argument("--out", type=Path, help="where the table goes (default: the runs folder)")
+    parser.add_argument("--jobs", type=int)
+    with one_line_errors():
+        arguments = parser.parse_args(argv)
+        settings = Settings(arguments.root, arguments.runs, max_epochs=arguments.max_epochs)
+        cells = [
+            Cell(*split_name(name, "autoencoder"), arguments.dataset, "balanced", normal, 0)
+            for name, normal in itertools.product(arguments.presets, arguments.normal)
+        ]
+        console = Console()
+        if failures := run_grid(cells, settings, arguments.jobs, console):
+            raise SystemExit(f"{len(failures)} cells failed; each has an error.txt in its folder")
+        counts = pd.DataFrame([row for cell in cells for row in false_alarms(cell.directory(settings.runs))])
+        command = shlex.join(["python", "-m", "experiments.false_alarms", *(sys.argv[1:] if argv is None else argv)])
+        report(counts, arguments.out or arguments.runs, command, console)
+
+
+def false_alarms(directory: Path) -> list[dict[str, object]]:
+    """One row for each rate α of a finished cell: fresh normals, alarms among them, and the two 95 % intervals as counts."""
+    record = read_record(directory / "metrics.json")
+    chosen = CHOSEN[record["rule"]] if record["reached"] else CHOSEN["last"]
+    checkpoint = load_checkpoint(directory / "checkpoints" / chosen)
+    scores = pd.read_csv(directory / "scores.csv").query("label == 0")[record["score"]]
+    p_values = conformal_p_value(scores, checkpoint["calibration"])
+    n, fresh = len(checkpoint["calibration"]), len(scores)
+    rows: list[dict[str, object]] = []
+    for alpha in ALPHAS:
+        if not (flags := int(alpha * (n + 1) + 1e-9)):  # so many of the n + 1 p-values that can occur are alarms
+            continue
+        laws = binom(fresh, alpha), betabinom(fresh, flags, n + 1 - flags)
+        (low, high), (exact_low, exact_high) = (law.interval(0.95) for law in laws)
+        alarms = int((p_values <= alpha).sum())
+        rows.append({
+            "method": f"{record['cell']['method']}-{record['cell']['preset']}",
+            "normal": record["cell"]["normal"],
+            "alpha": alpha,
+            "held_out": n,
+            "fresh": fresh,
+            "alarms": alarms,
+            "in_binomial": low <= alarms <= high,
+            "in_exact": exact_low <= alarms <= exact_high,
+        })  # fmt: skip
+    return rows
+
+
+def report(counts: pd.DataFrame, folder: Path, command: str, console: Console) -> None:
+    """Prints the rate of each method over all its classes, and how many classes lie within the intervals; writes both."""
+    header = ("method", "α", "held out", "fresh", "rate", "lowest", "highest", "binomial", "exact")
+    body = []
+    for (method, alpha), rows in counts.groupby(["method", "alpha"], sort=False):
+        rates = rows["alarms"] / rows["fresh"]
+        body.append((
+            str(method), f"{alpha:g}", str(rows["held_out"].sum()), str(rows["fresh"].sum()),
+            f"{rows['alarms'].sum() / rows['fresh'].sum():.4f}", f"{rates.min():.4f}", f"{rates.max():.4f}",
+            f"{rows['in_binomial'].sum()} of {len(rows)}", f"{rows['in_exact'].sum()} of {len(rows)}",
+        ))  # fmt: skip
+    table = Table(*header, title="false alarms among fresh normals", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for line in body:
+        table.add_row(*line)
+    console.print(table)
+    lines = ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *body)]
+    page = [f"# False alarms among fresh normals\n\nWritten by `{command}`; not edited by hand.\n{NOTE}", *lines]
+    write_whole(folder / "false_alarms.csv", counts.to_csv(index=False))
+    write_whole(folder / "false_alarms.md", "\n".join(page) + "\n")
+    console.print(f"written: {folder / 'false_alarms.md'}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
