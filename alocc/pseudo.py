@@ -52,7 +52,7 @@ def crossed(latent: Tensor) -> Tensor:
     b, device = len(latent), latent.device
     share, strength = torch.rand(2, b, *[1] * (latent.ndim - 1), device=device)
     mixed = torch.where(torch.rand_like(latent) < share, latent, latent[torch.randperm(b, device=device)])
-    noise = 3 * strength * latent.std(0) * torch.randn_like(latent)
+    noise = 3 * strength * latent.std(0, correction=min(1, b - 1)) * torch.randn_like(latent)
     return torch.clamp(mixed + noise, latent.amin(0), latent.amax(0))
 
 

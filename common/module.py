@@ -177,6 +177,7 @@ class OneClassModule(LightningModule, ABC):
         """Logs each loss's mean over the epoch, by epoch on TensorBoard's x-axis; steps the schedulers that count epochs."""
         for name in self._losses[0]:
             self.log(f"train/{name}", torch.stack([losses[name] for losses in self._losses]).sum() / self._n_images)
+        self._losses.clear()
         self.log("step", float(self.current_epoch))
         self._step_schedulers("epoch")
 

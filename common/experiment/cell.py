@@ -28,9 +28,7 @@ from common.data.datasets import fingerprint
 from common.errors import InputError
 from common.files import write_whole
 from common.module import Scored
-
-Config = dict[str, Any]
-REPOSITORY = Path(__file__).parents[2]
+from common.presets import REPOSITORY, Config, read_preset
 
 
 @dataclass(frozen=True, order=True)
@@ -72,7 +70,7 @@ class Cell:
             InputError: Unknown method, preset or protocol, or an option that is not ``key=value``.
         """
         preset, *options = self.preset.split(",")
-        config: Config = {} if self.method == "classical" else yaml.safe_load(self._preset_file(preset).read_text())
+        config: Config = {} if self.method == "classical" else read_preset(self.method, preset, self.dataset)
         given: Config = {}
         for option in options:
             key, equals, value = option.partition("=")
@@ -92,14 +90,6 @@ class Cell:
         if settings.max_epochs is not None:
             trainer["max_epochs"] = settings.max_epochs
         return {**config, "data": data, "trainer": trainer, "seed_everything": self.seed}
-
-    def _preset_file(self, preset: str) -> Path:
-        folder = REPOSITORY / self.method / "configs"
-        for name in (f"{preset}.{self.dataset}.yaml", f"{preset}.yaml"):
-            if (folder / name).is_file():
-                return folder / name
-        known = ", ".join(sorted({path.name.split(".")[0] for path in folder.glob("*.yaml")}))
-        raise InputError(f"no preset '{preset}' of '{self.method}': choose from {known or 'nothing, no such method'}")
 
 
 @dataclass(frozen=True)

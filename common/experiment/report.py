@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from common.experiment.cell import REPOSITORY, Cell, Record
+from common.experiment.cell import Cell, Record
+from common.presets import REPOSITORY
 
 COLUMNS = (
     "method", "preset", "dataset", "protocol", "normal", "score", "metric", "paper", "mean", "std", "n_seeds", "delta",

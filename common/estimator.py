@@ -1,0 +1,257 @@
+"""Every method as a scikit-learn outlier detector."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from inspect import signature
+from numbers import Integral, Real
+from pkgutil import resolve_name
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.random import RandomState
+from numpy.typing import ArrayLike, NDArray
+from pytorch_lightning import Trainer
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.utils import Tags, check_random_state, check_scalar, gen_batches
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from common.callbacks import FiniteLoss
+from common.data import Preprocessing, Sample
+from common.data.datamodule import ResidentLoader
+from common.errors import InputError
+from common.evaluation import quantile_threshold
+from common.module import OneClassModule
+from common.presets import Config, read_preset
+from common.seeding import isolated
+
+
+class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
+    """A method of this package with scikit-learn's interface of an outlier detector.
+
+    ``X`` is a table ``(N, F)``, for which the nets are dense, or images ``(N, H, W)`` or ``(N, C, H, W)``. It is scaled by
+    the range of the training samples, to [0, 1] or to what the preset says: each column of a table by its own, images by
+    one for all pixels, ``uint8`` images by 255. What lies outside of that range later on stays outside.
+
+    The signs are scikit-learn's: higher scores are more normal, an outlier has a negative decision and the label -1. The
+    last epoch is taken, whatever the preset's rule, and nothing is written. Scores are computed in double precision, so that
+    they do not depend on the other samples of their batch.
+
+    Args:
+        method: A package with ``configs/<preset>.yaml``, such as ``autoencoder``.
+        preset: The YAML's name; ``<preset>.vectors.yaml`` for tables, then ``<preset>.digits.yaml`` for anything, is taken
+            where there is one. A preset's image size and channels hold for images.
+        contamination: ``auto``: samples are held out, and the threshold is the module's ``threshold_quantile`` of their
+            scores, so that about 5 % of fresh normal samples are called outliers. A share in (0, 0.5]: nothing is held out,
+            and as many of the training samples are called outliers.
+        val_fraction: The share that is held out for ``auto``, in (0, 1); the preset's by default, or 0.1.
+        max_epochs: Instead of the preset's.
+        batch_size: Instead of the preset's, at least 2.
+        device: ``cpu``, ``cuda`` or ``auto``; a pickle always comes back on the CPU.
+        random_state: Of initial weights, batches, noise and what is held out. None draws from NumPy's global state, as in
+            scikit-learn; PyTorch's is left as it was in any case.
+        verbose: Lightning's progress bar.
+        **overrides: Arguments of the module, such as ``latent=4``; they are parameters like the others, in a grid search too.
+
+    Attributes:
+        module_: The trained :class:`~common.module.OneClassModule`, in eval mode and double precision.
+        offset_: Minus the module's threshold; ``decision_function`` is ``score_samples`` minus this.
+        shape_: Of a sample of ``X``.
+        batch_size_: Of training and scoring.
+        n_features_in_: The length of the second axis of ``X``.
+
+    Raises:
+        InputError: Unknown method, preset or argument of the module, or a shape that does not fit; a ``ValueError``.
+        ValueError: What scikit-learn says of NaN, infinity, complex numbers, strings, fewer than 3 samples or parameters out
+            of their range; likewise ``TypeError`` of sparse matrices and of parameters of another type.
+        NonFiniteLossError: Training has diverged.
+
+    Example:
+        >>> from sklearn.datasets import load_digits
+        >>> X, y = load_digits(return_X_y=True)
+        >>> detector = OneClassEstimator("autoencoder", latent=6, max_epochs=20, random_state=0).fit(X[y == 0][:150])
+        >>> detector.predict(X[y == 4][:5])
+        array([-1, -1, -1, -1, -1])
+        >>> bool((detector.score_samples(X[y == 0]).mean() > detector.score_samples(X[y == 4])).all())
+        True
+    """
+
+    def __init__(
+        self,
+        method: str,
+        preset: str = "small",
+        *,
+        contamination: float | Literal["auto"] = "auto",
+        val_fraction: float | None = None,
+        max_epochs: int | None = None,
+        batch_size: int | None = None,
+        device: str = "cpu",
+        random_state: int | RandomState | None = None,
+        verbose: bool = False,
+        **overrides: Any,
+    ) -> None:
+        self.method = method
+        self.preset = preset
+        self.contamination = contamination
+        self.val_fraction = val_fraction
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+        self._overrides = overrides
+
+    def fit(self, X: ArrayLike, y: object = None) -> "OneClassEstimator":
+        """Trains on samples that are taken as normal, at least 3; ``y`` is ignored."""
+        samples = self._validated(X, reset=True)
+        variants = ("vectors", "digits") if samples.ndim == 2 else ("digits",)
+        config = read_preset(self.method, self.preset, *variants)
+        data, options = config.get("data", {}), config["trainer"]
+        if self.max_epochs is not None:
+            options["max_epochs"] = self.max_epochs
+        check_scalar(options["max_epochs"], "max_epochs", Integral, min_val=1)
+        batch_size = data.get("batch_size", 128) if self.batch_size is None else self.batch_size
+        check_scalar(batch_size, "batch_size", Integral, min_val=2)
+        random = check_random_state(self.random_state)
+        held_out = self._held_out(len(samples), data.get("val_fraction", 0.1), random)
+
+        self.shape_, self.batch_size_ = samples.shape[1:], batch_size
+        train = samples[~held_out]
+        self._fit_scale(train)
+        self._fit_preprocessing(train, data)
+        with isolated(random.randint(2**31 - 1)), _silence():
+            self.module_ = self._trained(train, config["model"], options)
+
+        if self.contamination == "auto":
+            calibration, quantile = samples[held_out], self.module_.hparams["threshold_quantile"]
+        else:
+            calibration, quantile = samples, 1 - self.contamination
+        self.module_.threshold.fill_(quantile_threshold(-self.score_samples(calibration), quantile))
+        self.offset_ = -self.module_.threshold.item()
+        return self
+
+    def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
+        """``(N,)``, minus the module's score: higher = more normal."""
+        check_is_fitted(self)
+        samples, module = self._validated(X, reset=False), self.module_
+        with torch.inference_mode():
+            scores = [module(x.to(module.device).double()) for x in self._inputs(samples)]
+        return -torch.cat(scores).cpu().numpy()
+
+    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
+        """``(N,)``, :meth:`score_samples` minus ``offset_``: negative = outlier."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: ArrayLike) -> NDArray[np.int64]:
+        """``(N,)``, -1 for outliers and 1 for the others."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """All parameters by name, with the given arguments of the module."""
+        return super().get_params(deep) | self._overrides
+
+    def set_params(self, **params: Any) -> "OneClassEstimator":
+        """Sets parameters; a name that is none of the estimator's own is an argument of the module."""
+        own = super().get_params()
+        self._overrides = self._overrides | {name: value for name, value in params.items() if name not in own}
+        super().set_params(**{name: value for name, value in params.items() if name in own})
+        return self
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        if "module_" in state:
+            state["module_"] = deepcopy(state["module_"]).cpu()
+        return state
+
+    def _validated(self, X: ArrayLike, reset: bool) -> NDArray[Any]:
+        samples: NDArray[Any] = validate_data(self, X, reset=reset, allow_nd=True, ensure_min_samples=3 if reset else 1)
+        if samples.ndim > 4:
+            raise InputError(f"X is (N, F), (N, H, W) or (N, C, H, W), not {samples.shape}: reshape it")
+        if not reset and samples.shape[1:] != self.shape_:
+            raise InputError(f"X has samples of the shape {samples.shape[1:]}: give {self.shape_}, as in fit")
+        return samples
+
+    def _held_out(self, n: int, val_fraction: float, random: RandomState) -> NDArray[np.bool_]:
+        share = val_fraction if self.val_fraction is None else self.val_fraction
+        check_scalar(share, "val_fraction", Real, min_val=0, max_val=1, include_boundaries="neither")
+        if self.contamination == "auto":
+            n_held_out = min(max(1, round(share * n)), n - 2)
+        else:
+            check_scalar(self.contamination, "contamination", Real, min_val=0, max_val=0.5, include_boundaries="right")
+            n_held_out = 0
+        return random.permutation(n) < n_held_out
+
+    def _fit_scale(self, X: NDArray[Any]) -> None:
+        axis = 0 if X.ndim == 2 else None
+        low, high = (0, 255) if axis is None and X.dtype == np.uint8 else (X.min(axis), X.max(axis))
+        span = np.subtract(high, low, dtype=np.float64)
+        self._low, self._span = np.float64(low), np.where(span > 0, span, 1)
+
+    def _fit_preprocessing(self, X: NDArray[Any], data: Config) -> None:
+        size, channels = data.get("image_size"), data.get("channels")
+        of_images: Config = {} if X.ndim == 2 else {"size": size and (size, size), "channels": channels}
+        preprocessing = Preprocessing(data.get("normalization", "unit"), data.get("class_mean", False), **of_images)
+        self._preprocessing = preprocessing.fit(self._pictures(X))
+
+    def _pictures(self, X: NDArray[Any]) -> Iterator[Tensor]:
+        """Batches ``(B, C, H, W)`` in [0, 255], like stored images; a row of a table has a channel for each column."""
+        for part in gen_batches(len(X), self.batch_size_):
+            unit = (np.float64(X[part]) - self._low) / self._span
+            images = torch.from_numpy(np.float32(255 * unit.clip(-1e9, 1e9)))
+            yield {2: images[..., None, None], 3: images[:, None], 4: images}[X.ndim]
+
+    def _inputs(self, X: NDArray[Any]) -> Iterator[Tensor]:
+        """Batches of what the module sees."""
+        for images in self._pictures(X):
+            yield self._preprocessing(images).flatten(1) if X.ndim == 2 else self._preprocessing(images)
+
+    def _trained(self, X: NDArray[Any], model: Config, options: Config) -> OneClassModule:
+        cls = resolve_name(model["class_path"])
+        known = signature(cls).parameters.keys() - {"shape"}
+        if unknown := self._overrides.keys() - known:
+            raise InputError(f"{cls.__name__} has no argument {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
+        shape = next(self._inputs(X[:1])).shape[1:]
+        module: OneClassModule = cls(shape=list(shape), **model["init_args"] | self._overrides)
+        trainer = Trainer(
+            **options,
+            accelerator=self.device,
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=self.verbose,
+            enable_model_summary=False,
+            callbacks=[FiniteLoss()],
+        )
+        device = trainer.strategy.root_device
+        frozen = (module.frozen() or nn.Identity()).to(device)
+        x = torch.cat([frozen(images.to(device)) for images in self._inputs(X)])
+        index = torch.arange(len(x), device=device)
+        normal = torch.zeros_like(index)
+        trainer.fit(module, ResidentLoader(Sample(x, normal, normal, index), self.batch_size_, shuffle=True))
+        module.trainer = None
+        return module.to(device).double().eval()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Lightning keeps its tips and warnings to itself."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
