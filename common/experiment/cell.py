@@ -19,7 +19,7 @@ import torch
 import yaml
 from pytorch_lightning import seed_everything
 
-from common.classical import fit_and_score
+from common.classical import detector, fit_and_score
 from common.cli import CHOSEN, assemble, load_checkpoint, settle
 from common.data import OneClassDataModule, parse_protocol
 from common.data.datamodule import default_root
@@ -68,9 +68,14 @@ class Cell:
 
         Raises:
             InputError: Unknown method, preset or protocol, or an option that is not ``key=value``.
+
+        Example:
+            >>> Cell("classical", "iforest_ruff", "mnist", "standard", "3", 0).config(Settings())["data"]["normalization"]
+            'gcn'
         """
         preset, *options = self.preset.split(",")
-        config: Config = {} if self.method == "classical" else yaml.safe_load(self._preset_file(preset).read_text())
+        classical = self.method == "classical"
+        config: Config = {"data": detector(preset).data} if classical else yaml.safe_load(self._preset_file(preset).read_text())
         given: Config = {}
         for option in options:
             key, equals, value = option.partition("=")
@@ -98,6 +103,16 @@ class Cell:
                 return folder / name
         known = ", ".join(sorted({path.name.split(".")[0] for path in folder.glob("*.yaml")}))
         raise InputError(f"no preset '{preset}' of '{self.method}': choose from {known or 'nothing, no such method'}")
+
+
+def is_seeded(method: str, preset: str) -> bool:
+    """Whether a seed makes a difference, as it does to all that is trained but not to every classical detector.
+
+    Example:
+        >>> is_seeded("classical", "lof"), is_seeded("classical", "iforest"), is_seeded("alocc", "paper")
+        (False, True, True)
+    """
+    return method != "classical" or detector(preset.partition(",")[0]).seeded
 
 
 @dataclass(frozen=True)

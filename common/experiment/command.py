@@ -16,7 +16,7 @@ from common.cli import one_line_errors
 from common.data import load
 from common.data.datamodule import default_root
 from common.errors import DataMissingError, InputError
-from common.experiment.cell import Cell, Settings, finished
+from common.experiment.cell import Cell, Settings, finished, is_seeded
 from common.experiment.grid import run_grid
 from common.experiment.presentation import show, write
 from common.experiment.report import COLUMNS, KEY, only_reported, reported, tabulate
@@ -130,7 +130,13 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
         nargs="+",
         help="normal classes, by number or name; A+B takes several as one; all in turn by default",
     )
-    add("--seeds", nargs="+", type=int, default=list(experiment.seeds), help="of the training")
+    add(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=list(experiment.seeds),
+        help="of the training; the first where nothing is random",
+    )
     add("--presets", nargs="+", help="PRESET of this method, or METHOD-PRESET; ,KEY=VALUE changes an argument")
     add("--root", type=Path, help="where data sets lie; $ONECLASS_DATA or the user's cache by default")
     add("--runs", type=Path, default=Path("runs"), help="where records go (default: runs)")
@@ -190,7 +196,8 @@ def _cells(experiment: str, grid: Grid, missing: Collection[str], arguments: arg
         normal = _classes(dataset, arguments.root) if grid.normal is None else grid.normal
         for preset, protocol in itertools.product(grid.presets, grid.protocols):
             method, name = split_name(preset, experiment)
-            cells += [Cell(method, name, dataset, protocol, k, seed) for k, seed in itertools.product(normal, arguments.seeds)]
+            seeds = arguments.seeds if is_seeded(method, name) else arguments.seeds[:1]
+            cells += [Cell(method, name, dataset, protocol, k, seed) for k, seed in itertools.product(normal, seeds)]
     return cells
 
 
