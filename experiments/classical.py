@@ -6,6 +6,8 @@ from common.experiment import Experiment, Grid, run_experiment
 BASELINES = ("classical-ocsvm", "classical-hog_ocsvm", "classical-lof", "classical-pca")
 """What stands in every paper's table."""
 
+LABELS = {f"classical-{preset}": preset for preset in DETECTORS}
+
 EXPERIMENT = Experiment(
     name="classical",
     title="Classical one-class detectors",
@@ -19,7 +21,7 @@ EXPERIMENT = Experiment(
         "classical-kde_ruff_gcn": ("KDE, Ruff2018 T1",),
         "classical-iforest_ruff": ("IF, Ruff2018 T1",),
     },
-    labels={f"classical-{preset}": preset for preset in DETECTORS} | {"auroc": "AUROC"},
+    labels=LABELS | {"auroc": "AUROC"},
 )
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ from rich.console import Console
 
 from common.errors import InputError
 from common.experiment import Cell
+from common.experiment.command import split_name
 from common.experiment.presentation import add, markdown, merged, show, write
 from common.experiment.report import COLUMNS, bootstrap_interval, only_reported, reported, status, tabulate
+from experiments import autoencoder, classical
 
 ROOT = Path(__file__).parents[1]
 NUMBERS = pd.DataFrame(
@@ -133,6 +135,24 @@ def test_tables_fit_a_terminal(records):
     assert max(map(len, text.splitlines())) <= 80
     for expected in ("autoencoder-small", "0.910 ± 0.010 (3)", "DAE, T1", ".950", "flagged"):
         assert expected in text
+
+
+@pytest.mark.parametrize("experiment", [classical.EXPERIMENT, autoencoder.EXPERIMENT], ids=lambda declared: declared.name)
+def test_tables_of_classical_detectors_fit_a_terminal(experiment):
+    names = [split_name(preset, experiment.name) for preset in experiment.main.presets]
+    records = [
+        record(str(k), seed, 0.9 + seed / 100, method, preset, score=preset)
+        for method, preset in names for k in range(10) for seed in range(3)
+    ]  # fmt: skip
+    numbers = reported(experiment.name)
+    table = tabulate(records, numbers, experiment.compare)
+    beside = only_reported(table, [("classical-ocsvm", "mnist", "standard")], numbers, experiment.compare, ("auroc",))
+    console = Console(width=80, record=True, force_terminal=False)
+    show(pd.concat([table, beside]), console, experiment.labels)
+    text = console.export_text()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(preset in text for _, preset in names)
 
 
 def test_written_files_hold_the_table_and_its_command(records, tmp_path):
