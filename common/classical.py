@@ -77,6 +77,45 @@ class HOG(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return np.stack([describe(image) for image in X.reshape(-1, *self.shape)])
 
 
+def exact_pca(X: Rows, components: float) -> PCA:
+    """Principal components of ``(N, F)`` samples by the faster of the exact solvers, so that no random number plays a part.
+
+    Args:
+        X: The samples.
+        components: Their number, or in (0, 1) the share of the variance that they explain.
+
+    Example:
+        >>> int(exact_pca(np.outer(np.arange(5.0), [1, 1]), 0.95).n_components_)
+        1
+    """
+    return PCA(components, svd_solver="covariance_eigh" if X.shape[1] <= len(X) else "full").fit(X)
+
+
+class PrincipalComponents(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Coordinates along the leading principal components, see :func:`exact_pca`.
+
+    Args:
+        components: Their number, or in (0, 1) the share of the variance that they explain.
+
+    Example:
+        >>> PrincipalComponents().fit_transform(np.outer(np.arange(5.0), [1, 1])).shape
+        (5, 1)
+    """
+
+    def __init__(self, components: float = 0.95) -> None:
+        self.components = components
+
+    def fit(self, X: Rows, y: None = None) -> "PrincipalComponents":
+        """``(N, F)`` normal samples."""
+        self.pca_ = exact_pca(X, self.components)
+        return self
+
+    def transform(self, X: Rows) -> Rows:
+        """``(N, F)`` to ``(N, components)``."""
+        coordinates: Rows = self.pca_.transform(X)
+        return coordinates
+
+
 class PCAReconstruction(BaseEstimator):  # type: ignore[misc]
     """Squared distance to the subspace of the leading principal components: the linear autoencoder.
 
@@ -94,7 +133,7 @@ class PCAReconstruction(BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Rows, y: None = None) -> "PCAReconstruction":
         """``(N, F)`` normal samples."""
-        self.pca_ = PCA(min(self.components, *(size - 1 for size in X.shape))).fit(X)
+        self.pca_ = exact_pca(X, min(self.components, *(size - 1 for size in X.shape)))
         return self
 
     def score_samples(self, X: Rows) -> Rows:
@@ -287,14 +326,14 @@ DETECTORS: dict[str, Detector] = {
     "lof": Detector(lambda: LocalOutlierFactor(novelty=True, algorithm="brute")),
     "pca": Detector(PCAReconstruction),
     "kde": Detector(DenseKernelDensity),
-    "mahalanobis": Detector(lambda: make_pipeline(PCA(0.95), Mahalanobis())),
-    "elliptic": Detector(lambda: make_pipeline(PCA(0.95), EllipticEnvelope(support_fraction=0.95)), seeded=True),
+    "mahalanobis": Detector(lambda: make_pipeline(PrincipalComponents(), Mahalanobis())),
+    "elliptic": Detector(lambda: make_pipeline(PrincipalComponents(), EllipticEnvelope(support_fraction=0.95)), seeded=True),
     "iforest": Detector(IsolationForest, seeded=True),
-    "pca_iforest": Detector(lambda: make_pipeline(PCA(0.95), IsolationForest()), seeded=True),
+    "pca_iforest": Detector(lambda: make_pipeline(PrincipalComponents(), IsolationForest()), seeded=True),
     "ocsvm_ruff": Detector(WideOneClassSVM, _WHOLE_CLASS),
     "kde_ruff": Detector(lambda: DenseKernelDensity("diameter", "exponential"), _WHOLE_CLASS),
-    "kde_ruff_gcn": Detector(lambda: make_pipeline(PCA(0.95), DenseKernelDensity("diameter")), _AS_DEEP_SVDD),
-    "iforest_ruff": Detector(lambda: make_pipeline(PCA(0.95), IsolationForest()), _AS_DEEP_SVDD, seeded=True),
+    "kde_ruff_gcn": Detector(lambda: make_pipeline(PrincipalComponents(), DenseKernelDensity("diameter")), _AS_DEEP_SVDD),
+    "iforest_ruff": Detector(lambda: make_pipeline(PrincipalComponents(), IsolationForest()), _AS_DEEP_SVDD, seeded=True),
     "ocsvm_linear": Detector(lambda: OneClassSVM(kernel="linear", nu=0.5)),
     "bsvm": Detector(NoiseSVM, seeded=True),
     "mpm": Detector(MinimaxProbabilityMachine),

@@ -5,6 +5,7 @@ import pytest
 from scipy.spatial.distance import pdist
 from skimage.feature import hog
 from sklearn.covariance import EmpiricalCovariance
+from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KernelDensity
 from sklearn.svm import OneClassSVM
@@ -15,6 +16,7 @@ from common.classical import (
     DenseKernelDensity,
     Mahalanobis,
     PCAReconstruction,
+    PrincipalComponents,
     WideOneClassSVM,
     diameter,
     fit_and_score,
@@ -77,6 +79,20 @@ def test_there_are_fewer_components_than_samples_and_features(shape):
     detector = PCAReconstruction(32).fit(X[: shape[0], : shape[1]])
     assert detector.pca_.n_components_ == min(shape) - 1
     assert (detector.score_samples(NEW[:, : shape[1]]) < 0).all()
+
+
+@pytest.mark.parametrize("shape", [(60, 7), (5, 7)])
+def test_principal_components_are_scikit_learns(shape):
+    samples = X[: shape[0], : shape[1]]
+    ours = PrincipalComponents(0.8).fit(samples).transform(NEW)
+    theirs = PCA(0.8, svd_solver="full").fit(samples).transform(NEW)
+    np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-9)
+
+
+def test_reconstruction_uses_no_random_solver():
+    many = np.random.default_rng(0).normal(size=(900, 600))
+    first, second = (PCAReconstruction(2).fit(many).score_samples(many[:5]) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
 
 
 def test_mahalanobis_is_scikit_learns():
