@@ -1,12 +1,15 @@
 """The autoencoder's tables: one class against the rest, and the contaminated MNIST recipe."""
 
 from common.experiment import Experiment, Grid, run_experiment
+from experiments.classical import BASELINES, LABELS
+
+PRESETS = ("paper", "dcae", "denoising", "small")
 
 EXPERIMENT = Experiment(
     name="autoencoder",
     title="Convolutional autoencoder: reconstruction error as anomaly score",
     main=Grid(
-        presets=("paper", "dcae", "denoising", "small", "classical-ocsvm"),
+        presets=(*PRESETS, *BASELINES, "classical-ocsvm_ruff"),
         datasets=("mnist", "fashion_mnist", "cifar10"),
     ),
     also=(
@@ -31,8 +34,9 @@ EXPERIMENT = Experiment(
         "autoencoder-paper": ("PyImageSearch",),
         "autoencoder-dcae": ("DCAE",),
         "autoencoder-denoising": ("AE only", "DAE"),
-        "classical-ocsvm": ("OCSVM", "OC-SVM"),
+        "classical-ocsvm_ruff": ("OCSVM, Ruff2018 T1",),
     },
+    labels=LABELS | {f"autoencoder-{preset}": preset for preset in PRESETS},
 )
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """OCGAN's tables: 1 (MNIST, COIL-100, Fashion-MNIST), 2 (MNIST), 3 (CIFAR-10) and 4 (ablation)."""
 
 from common.experiment import Experiment, Grid, run_experiment
+from experiments.classical import BASELINES
 
 PRESETS = ("paper", "official", "small", "tuned")
 AE_ONLY = "tuned,weight_latent=0,weight_visual=0"
@@ -13,17 +14,18 @@ EXPERIMENT = Experiment(
     name="ocgan",
     title="OCGAN: one-class novelty detection with a constrained latent space",
     # Tables 2 and 3, "protocol 2"
-    main=Grid((*PRESETS, "classical-lof"), ("mnist", "cifar10")),
+    main=Grid((*PRESETS, *BASELINES), ("mnist", "cifar10")),
     also=(
         # Table 4
         Grid((AE_ONLY, LATENT, VISUAL, UNMINED, "tuned"), ("mnist",)),
         # Table 1, "protocol 1"
-        Grid((*PRESETS, "classical-lof"), ("mnist", "coil100", "fashion_mnist"), ("balanced",)),
+        Grid((*PRESETS, *BASELINES), ("mnist", "coil100", "fashion_mnist"), ("balanced",)),
     ),
     compare={f"ocgan-{preset} {score}": ("OCGAN",) for preset in PRESETS for score in SCORES}
     | {f"ocgan-{AE_ONLY} {score}": ("AE only",) for score in SCORES}
     | {f"ocgan-{LATENT} {score}": ("+ latent",) for score in SCORES}
-    | {f"ocgan-{VISUAL} {score}": ("+ visual",) for score in SCORES},
+    | {f"ocgan-{VISUAL} {score}": ("+ visual",) for score in SCORES}
+    | {"classical-ocsvm": ("OCSVM",)},
     labels={
         f"ocgan-{AE_ONLY}": "tuned, AE only",
         f"ocgan-{LATENT}": "tuned, AE + Dl",

@@ -1,6 +1,7 @@
 """OC-CNN's tables: its three data sets, cats against dogs, CIFAR-10 on SqueezeNet's features, and an ablation."""
 
 from common.experiment import Experiment, Grid, run_experiment
+from experiments.classical import BASELINES
 
 PRESETS = ("small", "keras,backbone=squeezenet1_0,head_layers=0", "tuned")
 DETECTORS = ("ocsvm_linear", "bsvm", "mpm", "svdd")
@@ -41,7 +42,7 @@ EXPERIMENT = Experiment(
     also=(
         Grid(ABLATION, ("cats_dogs",), metrics=METRICS),
         Grid(("keras",), ("cats_dogs",), metrics=METRICS),
-        Grid((*PRESETS, *compared("squeezenet1_0", 96)), ("cifar10",), metrics=("auroc",)),
+        Grid((*PRESETS, *compared("squeezenet1_0", 96), *BASELINES), ("cifar10",), metrics=("auroc",)),
         # the paper's Tables I and II: each class is tested beside the abnormal images of its own
         *(Grid(PAPER, ("abnormality1001",), (f"standard,anomalous={k + 6}",), (str(k),), ("auroc",)) for k in range(6)),
         Grid(PAPER, ("umdaa02",), metrics=("auroc",)),

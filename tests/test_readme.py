@@ -71,7 +71,7 @@ def test_quickstart(folder):
     output = call("python -m experiments.quickstart", folder)
     assert "mean over the normal classes" in output
     assert "tensorboard --logdir runs" in output
-    assert len(list((folder / "runs").rglob("metrics.json"))) == 50
+    assert len(list((folder / "runs").rglob("metrics.json"))) == 80
     assert max(map(len, output.partition("mean over")[2].splitlines())) <= 80
 
 

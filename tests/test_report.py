@@ -1,12 +1,18 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
 
+from common.errors import InputError
 from common.experiment import Cell
-from common.experiment.presentation import markdown, show, write
+from common.experiment.command import split_name
+from common.experiment.presentation import add, markdown, merged, show, write
 from common.experiment.report import COLUMNS, bootstrap_interval, only_reported, reported, status, tabulate
+from experiments import autoencoder, classical
 
+ROOT = Path(__file__).parents[1]
 NUMBERS = pd.DataFrame(
     [("T1", "mnist", "standard", "DAE", "3", "auroc", 0.90), ("T1", "mnist", "standard", "DAE", "mean", "auroc", 0.95)],
     columns=["table", "dataset", "protocol", "method", "normal", "metric", "value"],
@@ -131,6 +137,24 @@ def test_tables_fit_a_terminal(records):
         assert expected in text
 
 
+@pytest.mark.parametrize("experiment", [classical.EXPERIMENT, autoencoder.EXPERIMENT], ids=lambda declared: declared.name)
+def test_tables_of_classical_detectors_fit_a_terminal(experiment):
+    names = [split_name(preset, experiment.name) for preset in experiment.main.presets]
+    records = [
+        record(str(k), seed, 0.9 + seed / 100, method, preset, score=preset)
+        for method, preset in names for k in range(10) for seed in range(3)
+    ]  # fmt: skip
+    numbers = reported(experiment.name)
+    table = tabulate(records, numbers, experiment.compare)
+    beside = only_reported(table, [("classical-ocsvm", "mnist", "standard")], numbers, experiment.compare, ("auroc",))
+    console = Console(width=80, record=True, force_terminal=False)
+    show(pd.concat([table, beside]), console, experiment.labels)
+    text = console.export_text()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(preset in text for _, preset in names)
+
+
 def test_written_files_hold_the_table_and_its_command(records, tmp_path):
     table = tabulate(records, NUMBERS, {"autoencoder-small": ["DAE"]})
     paths = write(table, tmp_path / "results", "trial", "A trial", "python -m experiments.trial")
@@ -139,10 +163,96 @@ def test_written_files_hold_the_table_and_its_command(records, tmp_path):
     assert list(read) == list(COLUMNS)
     assert len(read) == len(table)
     page = paths[1].read_text()
-    assert page == markdown(table, "A trial", "python -m experiments.trial")
+    assert page == markdown(table.assign(command="python -m experiments.trial"), "A trial")
     assert "`python -m experiments.trial`" in page
     assert page.count("autoencoder-small") == 3
     assert {path.name for path in (tmp_path / "results").iterdir()} == {"trial.csv", "trial.md"}
+
+
+def added(records, folder, command, wanted=()):
+    """What a command adds to a folder, read again; other normal classes than 3 and 4 are not reported."""
+    compare = {f"autoencoder-{name}": ["DAE"] for name in ("small", "large")}
+    table = tabulate(records, NUMBERS, compare)
+    beside = only_reported(table, [(name, "mnist", "standard") for name in wanted], NUMBERS, compare, ("auroc",))
+    table = pd.concat([part for part in (table, beside) if len(part)], ignore_index=True)
+    paths = add(table, folder, "trial", "A trial", command)
+    return pd.read_csv(paths[0], dtype={"normal": str}, keep_default_na=False), paths[1].read_text()
+
+
+def test_rows_of_earlier_commands_are_kept(records, tmp_path):
+    first, page = added(records, tmp_path, "one")
+    assert list(first) == [*COLUMNS, "command"]
+    assert "Written by `one`" in page
+    assert "| by |" not in page
+    of_lof = [record(normal, 0, 0.97, "classical", "lof", score="lof") for normal in "34"]
+    second, page = added(of_lof, tmp_path, "two --presets classical-lof")
+    assert second[second["command"] == "one"].to_csv() == first.to_csv(), "to the last digit, in their order"
+    assert list(second["preset"]) == ["small"] * 3 + ["lof"] * 3
+    assert "\n1. `one`\n2. `two --presets classical-lof`\n" in page
+    by = {line.split(" | ")[0].strip("| "): line.split(" | ")[-1].strip("| ") for line in page.splitlines() if "-" in line[:20]}
+    assert by["autoencoder-small"] == "1"
+    assert by["classical-lof"] == "2"
+    again, same = added(of_lof, tmp_path, "two --presets classical-lof")
+    assert (again.to_csv(), same) == (second.to_csv(), page)
+
+
+def test_a_method_is_replaced_with_all_its_classes_and_their_mean(records, tmp_path):
+    added(records, tmp_path, "one")
+    table, page = added([record("3", 7, 0.5)], tmp_path, "two")
+    assert list(table["normal"]) == ["3"], "a mean of two sittings is nobody's"
+    assert list(table["command"]) == ["two"]
+    assert "one" not in page.split("`")
+
+
+def test_another_score_metric_or_rule_is_another_block(records, tmp_path):
+    added(records, tmp_path, "one")
+    other = [{**one, "rule": "validation"} for one in records]
+    table, _ = added(other, tmp_path, "two")
+    assert table.groupby("rule")["command"].unique().map(list).to_dict() == {"last": ["one"], "validation": ["two"]}
+
+
+def test_what_an_earlier_command_measured_is_not_called_not_run(records, tmp_path):
+    table, _ = added(records, tmp_path, "one", wanted=["autoencoder-small", "autoencoder-large"])
+    assert list(table[table["status"] == "not run"]["preset"]) == ["large"]
+    larger = [record(normal, 0, 0.9, preset="large") for normal in "34"]
+    table, _ = added(larger, tmp_path, "two", wanted=["autoencoder-small", "autoencoder-large"])
+    assert "not run" not in set(table["status"])
+    assert list(table["n_seeds"]) == [3, 3, 3, 1, 1, 1]
+
+
+def test_reported_rows_are_not_doubled(records):
+    numbers = NUMBERS.assign(method="others")
+    beside = only_reported(
+        tabulate(records, numbers, {}), [("autoencoder-small", "mnist", "standard")], numbers, {}, ("auroc",)
+    )
+    table = beside.assign(command="one")
+    assert len(merged(table, table.assign(command="two"))) == len(table) == 1
+
+
+def test_a_file_that_is_no_table_is_named_and_left(records, tmp_path):
+    (tmp_path / "trial.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match=r"trial\.csv is no result table .*: move it away, or give another --out"):
+        added(records, tmp_path, "one")
+    assert (tmp_path / "trial.csv").read_text() == "a,b\n1,2\n"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "results").glob("*.csv")), ids=lambda path: path.stem)
+def test_committed_pages_are_those_of_their_tables(path, tmp_path):
+    page = path.with_suffix(".md").read_text()
+    (tmp_path / path.name).write_text(path.read_text())
+    nothing = pd.DataFrame(columns=list(COLUMNS))
+    written = add(nothing, tmp_path, path.stem, page.splitlines()[0].removeprefix("# "), "none")
+    assert sorted(written[0].read_text().splitlines()) == sorted(path.read_text().splitlines())
+    assert sorted(written[1].read_text().splitlines()) == sorted(page.splitlines())
+
+
+def test_a_number_of_one_of_several_tables(records):
+    numbers = pd.concat([NUMBERS, NUMBERS.assign(table="T2", value=0.5)])
+    table = tabulate(records, numbers, {"autoencoder-small": ["DAE, T2"]}).set_index("normal")
+    assert table.loc["3", ["paper", "reference"]].tolist() == [0.5, "DAE, T2"]
+    beside = only_reported(table.reset_index(), [("autoencoder-small", "mnist", "standard")], numbers,
+                           {"autoencoder-small": ["DAE, T2"]}, ("auroc",))  # fmt: skip
+    assert list(beside["reference"]) == ["DAE, T1"], "the other table's row stands by itself"
 
 
 SEVERAL = pd.DataFrame(
@@ -218,7 +328,7 @@ def test_many_metrics_stand_in_one_table(adversarial):
     theirs = ("ALOCC D(X) .930 .820", "DRAE .950 .730", "alocc-paper (not run) .970 .880")
     for expected in (*ours, *theirs):
         assert expected in lines
-    page = markdown(table, "A trial", "python -m experiments.trial")
+    page = markdown(table.assign(command="python -m experiments.trial"), "A trial")
     assert "| alocc-stable | fake | last | 2 | 0.900 ± 0.000 | 0.900 ± 0.000 | 0.800 ± 0.000 |" in page
     assert "| alocc-paper fake | not run: ALOCC D(R(X)), F8 |  |  |  | 0.970 | 0.880 |" in page
 

@@ -77,3 +77,16 @@ def test_printed_means(reported: pd.DataFrame) -> None:
     both = pd.concat({"printed": printed, "computed": computed}, axis=1).dropna()
     off = both[(both["printed"] - both["computed"]).abs() > ROUNDING]
     assert off.empty, f"printed means disagree with their classes:\n{off.to_string()}"
+
+
+def test_a_row_is_the_same_in_all_files() -> None:
+    everything = pd.concat(pd.read_csv(path, dtype=str, keep_default_na=False) for path in FILES)
+    differing = everything.drop_duplicates().loc[lambda rows: rows.duplicated(KEY, keep=False)]
+    assert differing.empty, f"reported differently:\n{differing.to_string()}"
+
+
+def test_every_source_is_explained() -> None:
+    text = (REPORTED / "README.md").read_text(encoding="utf-8")
+    for path in FILES:
+        for table in pd.read_csv(path, dtype=str)["table"].unique():
+            assert table.split(" ")[0] in text, table

@@ -20,7 +20,7 @@ import yaml
 from pytorch_lightning import seed_everything
 
 from common.checkpoint import load_checkpoint
-from common.classical import fit_and_score
+from common.classical import detector, fit_and_score
 from common.cli import CHOSEN, assemble, settle
 from common.data import OneClassDataModule, parse_protocol
 from common.data.datamodule import default_root
@@ -68,9 +68,14 @@ class Cell:
 
         Raises:
             InputError: Unknown method, preset or protocol, or an option that is not ``key=value``.
+
+        Example:
+            >>> Cell("classical", "iforest_ruff", "mnist", "standard", "3", 0).config(Settings())["data"]["normalization"]
+            'gcn'
         """
         preset, *options = self.preset.split(",")
-        config: Config = {} if self.method == "classical" else read_preset(self.method, preset, self.dataset)
+        classical = self.method == "classical"
+        config: Config = {"data": detector(preset).data} if classical else read_preset(self.method, preset, self.dataset)
         given: Config = {}
         for option in options:
             key, equals, value = option.partition("=")
@@ -90,6 +95,16 @@ class Cell:
         if settings.max_epochs is not None:
             trainer["max_epochs"] = settings.max_epochs
         return {**config, "data": data, "trainer": trainer, "seed_everything": self.seed}
+
+
+def is_seeded(method: str, preset: str) -> bool:
+    """Whether a seed makes a difference, as it does to all that is trained but not to every classical detector.
+
+    Example:
+        >>> is_seeded("classical", "lof"), is_seeded("classical", "iforest"), is_seeded("alocc", "paper")
+        (False, True, True)
+    """
+    return method != "classical" or detector(preset.partition(",")[0]).seeded
 
 
 @dataclass(frozen=True)

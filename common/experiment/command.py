@@ -16,9 +16,9 @@ from common.cli import Parser, one_line_errors
 from common.data import load
 from common.data.datamodule import default_root
 from common.errors import DataMissingError, InputError
-from common.experiment.cell import Cell, Settings, finished
+from common.experiment.cell import Cell, Settings, finished, is_seeded
 from common.experiment.grid import run_grid
-from common.experiment.presentation import show, write
+from common.experiment.presentation import add, show, write
 from common.experiment.report import COLUMNS, KEY, only_reported, reported, tabulate
 
 
@@ -57,7 +57,7 @@ class Experiment:
 
 
 def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) -> None:
-    """Runs an experiment's cells, prints its tables and writes them into the runs folder, or where ``--out`` says.
+    """Runs an experiment's cells, prints its tables and writes them into the runs folder, or adds them to what is in ``--out``.
 
     A preset is ``<preset>`` of the experiment's own method, or ``<method>-<preset>``; ``,key=value`` after it changes an
     argument of the module.
@@ -107,7 +107,8 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
         show(table, console, experiment.labels)
         flags = [flag for flag in (sys.argv[1:] if argv is None else argv) if flag != "--report-only"]
         command = shlex.join(["python", "-m", f"experiments.{experiment.name}", *flags])
-        for path in write(table, arguments.out or settings.runs, experiment.name, experiment.title, command):
+        put = add if arguments.out else write
+        for path in put(table, arguments.out or settings.runs, experiment.name, experiment.title, command):
             console.print(f"written: {path}", highlight=False, soft_wrap=True)
         console.print(f"look at the runs: tensorboard --logdir {settings.runs}", highlight=False, soft_wrap=True)
         if failures:
@@ -125,11 +126,17 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
         nargs="+",
         help="normal classes, by number or name; A+B takes several as one; all in turn by default",
     )
-    add("--seeds", nargs="+", type=int, default=list(experiment.seeds), help="of the training")
+    add(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=list(experiment.seeds),
+        help="of the training; the first where nothing is random",
+    )
     add("--presets", nargs="+", help="PRESET of this method, or METHOD-PRESET; ,KEY=VALUE changes an argument")
     add("--root", type=Path, help="where data sets lie; $ONECLASS_DATA or the user's cache by default")
     add("--runs", type=Path, default=Path("runs"), help="where records go (default: runs)")
-    add("--out", type=Path, help="where the tables go (default: the runs folder)")
+    add("--out", type=Path, help="where the tables go, beside earlier commands' rows (default: the runs folder)")
     add("--jobs", type=int, help="cells at a time (default: one per core)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--max-epochs", type=int, help="instead of the presets'")
@@ -185,7 +192,8 @@ def _cells(experiment: str, grid: Grid, missing: Collection[str], arguments: arg
         normal = _classes(dataset, arguments.root) if grid.normal is None else grid.normal
         for preset, protocol in itertools.product(grid.presets, grid.protocols):
             method, name = split_name(preset, experiment)
-            cells += [Cell(method, name, dataset, protocol, k, seed) for k, seed in itertools.product(normal, arguments.seeds)]
+            seeds = arguments.seeds if is_seeded(method, name) else arguments.seeds[:1]
+            cells += [Cell(method, name, dataset, protocol, k, seed) for k, seed in itertools.product(normal, seeds)]
     return cells
 
 

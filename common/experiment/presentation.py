@@ -10,6 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from common.errors import InputError
+from common.experiment.report import COLUMNS, KEY
 from common.files import write_whole
 
 
@@ -51,15 +53,25 @@ def show(table: pd.DataFrame, console: Console, labels: Mapping[str, str] | None
                 console.print(_by_class(heading, rows, labels))
 
 
-def markdown(table: pd.DataFrame, title: str, command: str) -> str:
-    """The table as a page that names the command that made it.
+def markdown(table: pd.DataFrame, title: str) -> str:
+    """The table as a page that names the commands that made it, and of several each row's.
 
     Where there are several metrics, their class means stand in one table, and each class only with the first metric; the
     CSV has them all.
+
+    Args:
+        table: As :func:`tabulate` and :func:`only_reported` give it, with a column ``command``.
+        title: Of the page.
     """
+    commands = list(dict.fromkeys(table["command"]))
+    by = ["by"] if len(commands) > 1 else []
+    table = table.assign(by=table["command"].map({command: str(i) for i, command in enumerate(commands, 1)}))
     out = io.StringIO()
-    out.write(f"# {title}\n\nWritten by `{command}`; not edited by hand. `paper` is the number reported by `reference`;\n")
+    makers = "the commands below, to which the column `by` points" if by else f"`{commands[0]}`" if commands else "no command"
+    out.write(f"# {title}\n\nWritten by {makers}; not edited by hand. `paper` is the number reported by `reference`;\n")
     out.write("measured is mean ± standard deviation over seeds, the interval a stratified bootstrap over them.\n")
+    if by:
+        out.write("\n" + "".join(f"{i}. `{command}`\n" for i, command in enumerate(commands, 1)))
     for (dataset, protocol), group in table.groupby(["dataset", "protocol"], sort=False):
         metrics = list(dict.fromkeys(group["metric"]))
         is_mean = group["normal"].str.startswith("mean")
@@ -67,20 +79,76 @@ def markdown(table: pd.DataFrame, title: str, command: str) -> str:
         if several:
             for mean, rows in group[is_mean].groupby("normal", sort=False):
                 out.write(f"\n## {dataset}, {protocol}, {mean} over the normal classes\n\n")
-                _write_table(out, ["method", "score", "rule", "seeds", *metrics], _pivoted(rows, metrics))
+                _write_table(out, ["method", "score", "rule", "seeds", *metrics, *by], _pivoted(rows, metrics, by))
         for metric in metrics[:1] if several else metrics:
             rows = group[group["metric"] == metric]
             out.write(f"\n## {dataset}, {protocol}, {metric}\n\n")
             means_first = rows.sort_values("normal", key=lambda normal: ~normal.str.startswith("mean"), kind="stable")
-            body = [_cells(row) for _, row in means_first.iterrows()]
-            _write_table(out, list(_HEADER), body)
+            body = [[*_cells(row), *row[by]] for _, row in means_first.iterrows()]
+            _write_table(out, [*_HEADER, *by], body)
     return out.getvalue()
 
 
 def write(table: pd.DataFrame, folder: Path, name: str, title: str, command: str) -> list[Path]:
-    """``<name>.csv`` and ``<name>.md`` in a folder, each whole or not at all."""
+    """``<name>.csv`` and ``<name>.md`` in a folder, each whole or not at all, of what one command made."""
+    return _write(_csv(table), markdown(table.assign(command=command), title), folder, name)
+
+
+def add(table: pd.DataFrame, folder: Path, name: str, title: str, command: str) -> list[Path]:
+    """As :func:`write`, beside what other commands have written there: the CSV has a column ``command``.
+
+    See :func:`merged` for what is kept. The page shows the numbers as the CSV has them.
+
+    Raises:
+        InputError: The CSV that is there is no such table.
+    """
+    table, path = table.assign(command=command), folder / f"{name}.csv"
+    csv = _csv(merged(_read(path), table) if path.is_file() else table)
+    return _write(csv, markdown(_read(io.StringIO(csv)), title), folder, name)
+
+
+def merged(earlier: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """An earlier table's rows where a new one has none, and the new ones.
+
+    All normal classes of a method, preset, data set, protocol, score, metric and rule are kept or replaced together with
+    their mean, which is therefore never of two sittings. What one of the two has measured is not "not run".
+
+    Args:
+        earlier: Columns :data:`COLUMNS` and ``command``.
+        table: Likewise.
+
+    Returns:
+        Measured rows first, in the earlier table's order.
+    """
+    both = pd.concat([part for part in (earlier.assign(new=False), table.assign(new=True)) if len(part)], ignore_index=True)
+    blocks = both.groupby(KEY, sort=False, dropna=False)
+    both = both.assign(block=blocks.ngroup(), measured=both["n_seeds"] > 0)[both["new"] == blocks["new"].transform("any")]
+    place = ["method", "preset", "dataset", "protocol", "normal"]
+    done = both.groupby(place)["measured"].transform("any")
+    both = both[(both["status"] != "not run") | ~done]
+    return both.sort_values(["measured", "block"], ascending=[False, True], kind="stable", ignore_index=True)[list(table)]
+
+
+def _csv(table: pd.DataFrame) -> str:
+    csv: str = table.to_csv(index=False, float_format="%.6g")
+    return csv
+
+
+def _read(path: Path | io.StringIO) -> pd.DataFrame:
+    """A CSV of :func:`add`."""
+    columns = [*COLUMNS, "command"]
+    text = [*KEY, "normal", "status", "reference", "command"]
+    numbers = [column for column in columns if column not in text]
+    try:
+        table = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=dict.fromkeys(numbers, ""))
+        return table[columns].astype(dict.fromkeys(set(numbers) - {"n_seeds"}, float) | {"n_seeds": int})
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is no result table ({error}): move it away, or give another --out") from error
+
+
+def _write(csv: str, page: str, folder: Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {".csv": table.to_csv(index=False, float_format="%.6g"), ".md": markdown(table, title, command)}
+    contents = {".csv": csv, ".md": page}
     for suffix, content in contents.items():
         write_whole(folder / f"{name}{suffix}", content)
     return [folder / f"{name}{suffix}" for suffix in contents]
@@ -125,21 +193,25 @@ def _none(_: object) -> str:
     return ""
 
 
-def _pivoted(rows: pd.DataFrame, metrics: Sequence[str]) -> list[list[str]]:
-    """A line for each method, score and rule with a column for each metric, and one with the numbers it stands beside."""
+def _pivoted(rows: pd.DataFrame, metrics: Sequence[str], by: Sequence[str]) -> list[list[str]]:
+    """A line for each method, score and rule with a column for each metric, and one with the numbers it stands beside.
+
+    Columns named in ``by`` come last, each with all that its metrics' rows hold.
+    """
     lines = []
     for _, of_one in rows.groupby([_method(rows), "score", "rule"], sort=False):
         method, score, rule = _method(of_one).iloc[0], of_one["score"].iloc[0], of_one["rule"].iloc[0]
         cells = of_one.set_index("metric").reindex(metrics)
         seeds = int(of_one["n_seeds"].max())
+        last = [", ".join(sorted(set(of_one[column]))) for column in by]
         if seeds:
             spread = (f"{m:.3f} ± {s:.3f}" if s == s else _missing(m) for m, s in zip(cells["mean"], cells["std"], strict=True))
-            lines.append([method, score, rule, str(seeds), *spread])
+            lines.append([method, score, rule, str(seeds), *spread, *last])
         for reference in dict.fromkeys(of_one["reference"][of_one["reference"] != ""]):
             reported = cells["paper"].where(cells["reference"] == reference)
             name = method if seeds or not score else f"{method} {score}"
             kind = f"reported: {reference}" if seeds else of_one["status"].iloc[0] + f": {reference}"
-            lines.append([name if not seeds else "", kind, "", "", *map(_missing, reported)])
+            lines.append([name if not seeds else "", kind, "", "", *map(_missing, reported), *last])
     return lines
 
 

@@ -90,7 +90,7 @@ def tabulate(
         records: Of the cells that are done.
         reported: As :func:`reported` gives it.
         compare: For ``<method>-<preset> <score>`` or ``<method>-<preset>``, whose reported numbers stand beside ours: the
-            first that has the cell.
+            first that has the cell. ``<method>``, or ``<method>, <table>`` where several tables have it.
         metrics: Which ones.
         wanted: All cells that the table should hold; while one of a method's normal classes is missing it has no mean.
 
@@ -143,7 +143,7 @@ def only_reported(table: pd.DataFrame, wanted: Iterable[tuple[str, str, str]], r
         be compared with. Status ``reported``: other methods, for class means and single classes.
     """
     rows = []
-    ours = {method for methods in compare.values() for method in methods}
+    ours = {source for sources in compare.values() for source in sources}
     places: dict[tuple[str, str], list[str]] = {}
     for name, dataset, protocol in wanted:
         places.setdefault((dataset, protocol), []).append(name)
@@ -157,13 +157,14 @@ def only_reported(table: pd.DataFrame, wanted: Iterable[tuple[str, str, str]], r
         done = set(whole["method"] + "-" + whole["preset"])
         for _, row in here.iterrows():
             about = {"dataset": dataset, "protocol": protocol, "metric": row["metric"], "normal": row["normal"], "score": ""}
-            about |= {"paper": row["value"], "n_seeds": 0, "reference": f"{row['method']}, {row['table']}", "rule": ""}
-            if row["method"] not in ours:
+            source = f"{row['method']}, {row['table']}"
+            about |= {"paper": row["value"], "n_seeds": 0, "reference": source, "rule": ""}
+            if not ours & {row["method"], source}:
                 rows.append({**about, "method": row["method"], "preset": "", "status": "reported"})
             for name in names:
                 method, _, preset = name.partition("-")
-                for key, methods in compare.items():
-                    if key.split(" ")[0] == name and row["method"] in methods and name not in done:
+                for key, sources in compare.items():
+                    if key.split(" ")[0] == name and {row["method"], source} & set(sources) and name not in done:
                         score = key.partition(" ")[2]
                         rows.append({**about, "method": method, "preset": preset, "score": score, "status": "not run"})
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -204,10 +205,14 @@ def _reference(
 ) -> tuple[float, str]:
     where = {**about, "protocol": about["protocol"].split(",")[0], "normal": normal}
     name = f"{about['method']}-{about['preset']}"
-    for method in compare.get(f"{name} {about['score']}", compare.get(name, ())):
-        rows = reported[reported["method"] == method]
+    for source in compare.get(f"{name} {about['score']}", compare.get(name, ())):
+        rows = reported[(reported["method"] == source) | (_sources(reported) == source)]
         for column in ("dataset", "protocol", "metric", "normal"):
             rows = rows[rows[column] == where[column]]
         if len(rows):
-            return float(rows["value"].iloc[0]), f"{method}, {rows['table'].iloc[0]}"
+            return float(rows["value"].iloc[0]), _sources(rows).iloc[0]
     return float("nan"), ""
+
+
+def _sources(reported: pd.DataFrame) -> pd.Series:
+    return reported["method"] + ", " + reported["table"]

@@ -1,0 +1,28 @@
+"""The classical detectors on every data set, beside the published shallow rows; see ``classical.md``."""
+
+from common.classical import DETECTORS
+from common.experiment import Experiment, Grid, run_experiment
+
+BASELINES = ("classical-ocsvm", "classical-hog_ocsvm", "classical-lof", "classical-pca")
+"""What stands in every paper's table."""
+
+LABELS = {f"classical-{preset}": preset for preset in DETECTORS}
+
+EXPERIMENT = Experiment(
+    name="classical",
+    title="Classical one-class detectors",
+    main=Grid(tuple(DETECTORS), ("mnist", "fashion_mnist", "cifar10")),
+    compare={
+        "classical-ocsvm": ("OCSVM, Perera2019 T2", "OCSVM, Perera2019 T3"),
+        "classical-kde": ("KDE, Perera2019 T2", "KDE, Perera2019 T3"),
+        "classical-iforest": ("IF, Chalapathy2018",),
+        "classical-ocsvm_ruff": ("OCSVM, Ruff2018 T1",),
+        "classical-kde_ruff": ("KDE, Ruff2018 T1",),
+        "classical-kde_ruff_gcn": ("KDE, Ruff2018 T1",),
+        "classical-iforest_ruff": ("IF, Ruff2018 T1",),
+    },
+    labels=LABELS | {"auroc": "AUROC"},
+)
+
+if __name__ == "__main__":
+    run_experiment(EXPERIMENT)

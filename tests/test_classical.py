@@ -1,0 +1,178 @@
+"""The classical detectors: their own estimators against numbers, and every preset on the embedded digits."""
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import pdist
+from skimage.feature import hog
+from sklearn.covariance import EmpiricalCovariance
+from sklearn.decomposition import PCA
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import KernelDensity
+from sklearn.svm import OneClassSVM
+
+from common.classical import (
+    DETECTORS,
+    HOG,
+    DenseKernelDensity,
+    Mahalanobis,
+    PCAReconstruction,
+    PrincipalComponents,
+    WideOneClassSVM,
+    diameter,
+    fit_and_score,
+)
+from common.data import OneClassDataModule
+from common.errors import InputError
+from common.experiment import Cell
+from common.experiment.cell import Settings, is_seeded, run
+
+X = np.random.default_rng(0).normal(size=(60, 7))
+NEW = np.random.default_rng(1).normal(size=(9, 7))
+SEEDED = {"elliptic", "iforest", "pca_iforest", "iforest_ruff", "bsvm"}
+
+
+def scored(preset, seed=0, **data):
+    return fit_and_score(preset, OneClassDataModule("digits", normal=3, **{**DETECTORS[preset].data, **data}), seed)
+
+
+def test_diameter():
+    assert diameter(X) == pytest.approx(pdist(X).max())
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "exponential"])
+@pytest.mark.parametrize("bandwidth", [0.3, 2.0])
+def test_kernel_density_is_scikit_learns_but_for_a_constant(kernel, bandwidth):
+    ours = DenseKernelDensity(bandwidth, kernel).fit(X).score_samples(NEW)
+    theirs = KernelDensity(bandwidth=bandwidth, kernel=kernel).fit(X).score_samples(NEW)
+    np.testing.assert_allclose(ours - ours[0], theirs - theirs[0], atol=1e-9)
+
+
+def test_scotts_bandwidth_is_scikit_learns():
+    assert DenseKernelDensity().fit(X).bandwidth_ == KernelDensity(bandwidth="scott").fit(X).bandwidth_
+
+
+@pytest.mark.parametrize(("kernel", "power"), [("exponential", 1), ("gaussian", 2)])
+def test_a_very_wide_kernel_orders_by_the_mean_distance(kernel, power):
+    density = DenseKernelDensity("diameter", kernel).fit(X)
+    assert density.bandwidth_ == pytest.approx(pdist(X).max() ** 2)
+    distances = np.linalg.norm(NEW[:, None] - X, axis=-1) ** power
+    assert density.score_samples(NEW).argsort().tolist() == (-distances.mean(1)).argsort().tolist()
+
+
+def test_wide_svm_is_scikit_learns_with_its_gamma():
+    reference = OneClassSVM(nu=0.2, gamma=1 / pdist(X).max() ** 2).fit(X)
+    np.testing.assert_allclose(WideOneClassSVM(0.2).fit(X).score_samples(NEW), reference.score_samples(NEW))
+
+
+def test_reconstruction_error_is_the_distance_to_the_plane():
+    plane = X[:, :2] @ np.random.default_rng(2).normal(size=(2, 7)) + 5
+    detector = PCAReconstruction(2).fit(plane)
+    basis = np.linalg.svd(plane - plane.mean(0), full_matrices=False)[2][:2]
+    centred = NEW - plane.mean(0)
+    expected = ((centred - centred @ basis.T @ basis) ** 2).sum(1)
+    np.testing.assert_allclose(-detector.score_samples(NEW), expected)
+    np.testing.assert_allclose(detector.score_samples(plane), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (60, 4)])
+def test_there_are_fewer_components_than_samples_and_features(shape):
+    detector = PCAReconstruction(32).fit(X[: shape[0], : shape[1]])
+    assert detector.pca_.n_components_ == min(shape) - 1
+    assert (detector.score_samples(NEW[:, : shape[1]]) < 0).all()
+
+
+@pytest.mark.parametrize("shape", [(60, 7), (5, 7)])
+def test_principal_components_are_scikit_learns(shape):
+    samples = X[: shape[0], : shape[1]]
+    ours = PrincipalComponents(0.8).fit(samples).transform(NEW)
+    theirs = PCA(0.8, svd_solver="full").fit(samples).transform(NEW)
+    np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-9)
+
+
+def test_reconstruction_uses_no_random_solver():
+    many = np.random.default_rng(0).normal(size=(900, 600))
+    first, second = (PCAReconstruction(2).fit(many).score_samples(many[:5]) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_mahalanobis_is_scikit_learns():
+    np.testing.assert_allclose(Mahalanobis().fit(X).score_samples(NEW), -EmpiricalCovariance().fit(X).mahalanobis(NEW))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_hog_is_scikit_images(channels):
+    images = np.random.default_rng(0).random((2, channels, 16, 12))
+    features = HOG(images.shape[1:]).fit_transform(images.reshape(2, -1))
+    assert features.shape == (2, 3 * 2 * 36)
+    expected = hog(images[1].transpose(1, 2, 0), pixels_per_cell=(4, 4), cells_per_block=(2, 2), channel_axis=-1)
+    np.testing.assert_allclose(features[1], expected)
+
+
+def test_hog_tells_directions_apart():
+    stripes = np.tile(np.sin(np.arange(8)), (8, 1))
+    across, along = HOG((1, 8, 8)).fit_transform(np.stack([stripes.ravel(), stripes.T.ravel()])).reshape(2, 4, 9).argmax(-1)
+    assert set(across) == {0}
+    assert set(along) == {4}
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"), [((1, 2, 4), "2 x 4|8 x 8 pixels or more"), ((3, 28, 28), "leave out the backbone")]
+)
+def test_hog_says_what_it_wants(shape, says):
+    with pytest.raises(InputError, match=says):
+        HOG(shape).fit(np.zeros((3, 8)))
+
+
+@pytest.mark.parametrize("preset", set(DETECTORS) - {"bsvm", "mpm"})
+def test_scores_are_higher_for_anomalies(preset):
+    result, about = scored(preset)
+    assert about["metrics"][preset]["auroc"] > 0.8
+    values = result.scores[preset]
+    assert values.dtype == np.float64
+    assert np.isfinite(values).all()
+    assert about["metrics"][preset]["auroc"] == pytest.approx(roc_auc_score(result.label, values))
+
+
+@pytest.mark.parametrize("preset", DETECTORS)
+def test_scores_do_not_depend_on_the_batch(preset):
+    whole, parts = (scored(preset, eval_batch_size=size, batch_size=size)[0] for size in (1000, 7))
+    np.testing.assert_allclose(whole.scores[preset], parts.scores[preset], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("preset", DETECTORS)
+def test_seeds_change_what_is_random_and_nothing_else(preset):
+    first, again, other = (scored(preset, seed)[0].scores[preset] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any() == (preset in SEEDED) == is_seeded("classical", preset)
+
+
+@pytest.mark.parametrize("preset", DETECTORS)
+def test_a_preset_brings_its_data_settings(preset, tmp_path):
+    cell = Cell("classical", preset, "digits", "standard", "3", 0)
+    config = cell.config(Settings())["data"]
+    assert {key: config[key] for key in DETECTORS[preset].data} == DETECTORS[preset].data
+    given = Cell("classical", preset, "digits", "standard,val_fraction=0.5", "3", 0).config(Settings())["data"]
+    assert given["val_fraction"] == 0.5, "the protocol's option counts"
+
+
+def test_data_settings_reach_the_record(tmp_path):
+    published, ours = (
+        run(Cell("classical", name, "digits", "standard", "3", 0), Settings(runs=tmp_path, threads=1))
+        for name in ("iforest_ruff", "pca_iforest")
+    )
+    assert np.isnan(published["threshold"]), "nothing is held out"
+    assert np.isfinite(ours["threshold"])
+    assert published["metrics"]["iforest_ruff"]["auroc"] != ours["metrics"]["pca_iforest"]["auroc"]
+
+
+def test_hog_on_features_is_refused(tmp_path):
+    cell = Cell("classical", "hog_ocsvm,backbone=squeezenet1_0,weights=null,image_size=40", "digits", "standard", "3", 0)
+    with pytest.raises(InputError, match="leave out the backbone"):
+        run(cell, Settings(runs=tmp_path, threads=1))
+
+
+@pytest.mark.parametrize(("preset", "says"), [("lof,neighbours=5", "options of a detector"), ("lof,x", "give key=value")])
+def test_an_unknown_option_gets_one_line(preset, says, tmp_path):
+    with pytest.raises(InputError, match=says) as error:
+        run(Cell("classical", preset, "digits", "standard", "3", 0), Settings(runs=tmp_path, threads=1))
+    assert "\n" not in str(error.value)
