@@ -83,8 +83,7 @@ def markdown(table: pd.DataFrame, title: str) -> str:
         for metric in metrics[:1] if several else metrics:
             rows = group[group["metric"] == metric]
             out.write(f"\n## {dataset}, {protocol}, {metric}\n\n")
-            means_first = rows.sort_values("normal", key=lambda normal: ~normal.str.startswith("mean"), kind="stable")
-            body = [[*_cells(row), *row[by]] for _, row in means_first.iterrows()]
+            body = [[*_cells(row), *row[by]] for _, row in means_first(rows).iterrows()]
             _write_table(out, [*_HEADER, *by], body)
     return out.getvalue()
 
@@ -94,17 +93,22 @@ def write(table: pd.DataFrame, folder: Path, name: str, title: str, command: str
     return _write(_csv(table), markdown(table.assign(command=command), title), folder, name)
 
 
+def save(table: pd.DataFrame, folder: Path, name: str, title: str) -> list[Path]:
+    """As :func:`write`, of a table that has a column ``command``; the page shows the numbers as the CSV has them."""
+    csv = _csv(table)
+    return _write(csv, markdown(read(io.StringIO(csv)), title), folder, name)
+
+
 def add(table: pd.DataFrame, folder: Path, name: str, title: str, command: str) -> list[Path]:
     """As :func:`write`, beside what other commands have written there: the CSV has a column ``command``.
 
-    See :func:`merged` for what is kept. The page shows the numbers as the CSV has them.
+    See :func:`merged` for what is kept.
 
     Raises:
         InputError: The CSV that is there is no such table.
     """
     table, path = table.assign(command=command), folder / f"{name}.csv"
-    csv = _csv(merged(_read(path), table) if path.is_file() else table)
-    return _write(csv, markdown(_read(io.StringIO(csv)), title), folder, name)
+    return save(merged(read(path), table) if path.is_file() else table, folder, name, title)
 
 
 def merged(earlier: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
@@ -129,13 +133,33 @@ def merged(earlier: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return both.sort_values(["measured", "block"], ascending=[False, True], kind="stable", ignore_index=True)[list(table)]
 
 
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """What people read of a table: a row's method, score, normal class, paper's number, measured one and so on as text.
+
+    Example:
+        >>> row = dict.fromkeys(COLUMNS, float("nan")) | {"method": "DAE", "preset": "", "paper": 0.877, "n_seeds": 0}
+        >>> readable(pd.DataFrame([row]))[["method", "paper", "Δ"]].values.tolist()
+        [['DAE', '0.877', '']]
+    """
+    return pd.DataFrame([_cells(row) for _, row in table.iterrows()], columns=list(_HEADER), index=table.index)
+
+
+def means_first(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of class means before those of single classes."""
+    return rows.sort_values("normal", key=lambda normal: ~normal.str.startswith("mean"), kind="stable")
+
+
 def _csv(table: pd.DataFrame) -> str:
     csv: str = table.to_csv(index=False, float_format="%.6g")
     return csv
 
 
-def _read(path: Path | io.StringIO) -> pd.DataFrame:
-    """A CSV of :func:`add`."""
+def read(path: Path | io.StringIO) -> pd.DataFrame:
+    """A CSV of :func:`add`.
+
+    Raises:
+        InputError: It is none.
+    """
     columns = [*COLUMNS, "command"]
     text = [*KEY, "normal", "status", "reference", "command"]
     numbers = [column for column in columns if column not in text]
@@ -160,10 +184,9 @@ _HEADER = ("method", "score", "normal", "paper", "measured (seeds)", "Δ", "95 %
 def _cells(row: pd.Series) -> list[str]:
     method = f"{row['method']}-{row['preset']}" if row["preset"] else row["method"]
     interval = "" if np.isnan(row["ci_low"]) else f"{_number(row['ci_low'])}–{_number(row['ci_high'])}"
-    paper = "" if np.isnan(row["paper"]) else _number(row["paper"])
     delta = "" if np.isnan(row["delta"]) else f"{row['delta']:+.3f}"
     about = [row["rule"], row["status"], row["reference"]]
-    return [method, row["score"], row["normal"], paper, _measured(row), delta, interval, *about]
+    return [method, row["score"], row["normal"], _number(row["paper"]), _measured(row), delta, interval, *about]
 
 
 def _measured(row: pd.Series) -> str:
@@ -173,7 +196,7 @@ def _measured(row: pd.Series) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.0f}"
+    return "" if np.isnan(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.0f}"
 
 
 def _method(rows: pd.DataFrame) -> pd.Series:
@@ -201,14 +224,14 @@ def _pivoted(rows: pd.DataFrame, metrics: Sequence[str], by: Sequence[str]) -> l
     lines = []
     for _, of_one in rows.groupby([_method(rows), "score", "rule"], sort=False):
         method, score, rule = _method(of_one).iloc[0], of_one["score"].iloc[0], of_one["rule"].iloc[0]
-        cells = of_one.set_index("metric").reindex(metrics)
+        cells = of_one.drop_duplicates("metric").set_index("metric").reindex(metrics)
         seeds = int(of_one["n_seeds"].max())
         last = [", ".join(sorted(set(of_one[column]))) for column in by]
         if seeds:
             spread = (f"{m:.3f} ± {s:.3f}" if s == s else _missing(m) for m, s in zip(cells["mean"], cells["std"], strict=True))
             lines.append([method, score, rule, str(seeds), *spread, *last])
         for reference in dict.fromkeys(of_one["reference"][of_one["reference"] != ""]):
-            reported = cells["paper"].where(cells["reference"] == reference)
+            reported = of_one[of_one["reference"] == reference].set_index("metric")["paper"].reindex(metrics)
             name = method if seeds or not score else f"{method} {score}"
             kind = f"reported: {reference}" if seeds else of_one["status"].iloc[0] + f": {reference}"
             lines.append([name if not seeds else "", kind, "", "", *map(_missing, reported), *last])
