@@ -62,6 +62,7 @@ def test_the_readme_has_the_commands_that_are_tested_here():
         "pip install -e",
         "python -m experiments.autoencoder",
         "python -m experiments.ocnn",
+        "python -m experiments.report",
         "tensorboard --logdir runs",
     ]
     assert any("python -m experiments.quickstart" in command for command in COMMANDS)
@@ -80,6 +81,8 @@ def test_experiments(command, folder):
     if "--datasets mnist" in command:
         command = command.replace("~/data", ".") + " --normal 0 --dry-run"
         assert call(command, folder).count("autoencoder-denoising") == 3
+    elif "report" in command:
+        assert "written: report/index.html" in call(command, folder)
     else:
         call(f"{small(command)} --max-epochs 2 --seeds 0", folder)
 
