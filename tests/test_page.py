@@ -1,0 +1,290 @@
+"""``python -m experiments.report``: the web page, the LaTeX fragments, and which rows are whose."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from common.experiment import Cell
+from common.experiment.cell import Settings, config_sha256
+from common.experiment.latex import PACKAGES, latex
+from common.experiment.page import Chapter, Other, page
+from common.experiment.presentation import markdown, read
+from common.experiment.report import COLUMNS
+from experiments import report
+
+RESULTS = Path(__file__).parents[1] / "experiments" / "results"
+VOID = {"meta", "link", "img", "br", "hr", "wbr"}
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def leave_record(runs, cell, auroc, epochs=None, sha=None):
+    """What a finished cell leaves, with scores of nobody."""
+    folder = cell.directory(runs)
+    (folder / "figures").mkdir(parents=True)
+    random = np.random.default_rng(cell.seed)
+    target = np.arange(40) % 10
+    label = (target != int(cell.normal)).astype(int)
+    scores = pd.DataFrame({"index": range(40), "target": target, "label": label, "reconstruction": random.random(40) + label})
+    scores.to_csv(folder / "scores.csv", index=False)
+    for name in ("reconstructions", "roc"):
+        Image.new("RGB", (900, 90), "gray").save(folder / "figures" / f"{name}.png")
+    metrics = {"reconstruction": {"auroc": auroc}}
+    record = {"cell": vars(cell), "rule": "last", "score": "reconstruction", "metrics": metrics, "also": {}, "epochs": epochs}
+    record["config_sha256"] = sha or config_sha256(cell, Settings(max_epochs=epochs))
+    (folder / "metrics.json").write_text(json.dumps(record))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A report of the committed results and a few records."""
+    where = tmp_path_factory.mktemp("report")
+    for normal in range(10):
+        for seed in (0, 1):
+            leave_record(
+                where / "runs", Cell("autoencoder", "small", "digits", "standard", str(normal), seed), 0.9 + normal / 100, 2
+            )
+    leave_record(where / "runs", Cell("autoencoder", "denoising", "mnist", "standard", "3", 0), 0.5)
+    leave_record(where / "runs", Cell("autoencoder", "small", "mnist", "standard", "3", 0), 0.25, sha="another")
+    before = {path: path.read_bytes() for path in RESULTS.iterdir()}
+    report.main(["--runs", str(where / "runs"), "--out", str(where / "out")])
+    assert before == {path: path.read_bytes() for path in RESULTS.iterdir()}
+    return where / "out"
+
+
+class Outline(HTMLParser):
+    """Checks that elements are nested, and notes them."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.tables, self.text = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append({"class": dict(attributes).get("class"), "caption": "", "rows": []})
+        elif tag == "tr":
+            self.tables[-1]["rows"].append([])
+        elif tag in {"td", "th"}:
+            self.tables[-1]["rows"][-1].append((tag, dict(attributes), []))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "caption" in self.open:
+            self.tables[-1]["caption"] += data
+        elif {"td", "th"} & set(self.open):
+            self.tables[-1]["rows"][-1][-1][2].append(data)
+
+
+@pytest.fixture(scope="module")
+def outline(built):
+    return Outline((built / "index.html").read_text())
+
+
+def body(table):
+    return [["".join(text) for *_, text in row] for row in table["rows"][1:]]
+
+
+def test_page_needs_nothing_else(built, outline):
+    for tag, attributes in outline.elements:
+        for name in ("src", "href"):
+            assert re.match(r"(data:|#)", attributes.get(name, "#")), tag
+        assert tag not in {"iframe", "object", "base"}
+        assert tag != "script" or "src" not in attributes
+    assert "url(" not in (built / "index.html").read_text()
+    assert (built / "index.html").stat().st_size < 5e6
+
+
+def test_anchors_of_the_page_are_there_and_unique(outline):
+    ids = [attributes["id"] for _, attributes in outline.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {a["href"][1:] for tag, a in outline.elements if tag == "a"} <= set(ids)
+
+
+def test_tables_are_accessible_and_have_sort_keys(outline):
+    for table in outline.tables:
+        assert table["caption"]
+        head, *rows = table["rows"]
+        assert all(tag == "th" and attributes["scope"] == "col" for tag, attributes, _ in head)
+        for row in rows:
+            assert len(row) == len(head)
+            assert row[0][0] == "th"
+            assert row[0][1]["scope"] == "row"
+            keys = [attributes["data-key"] for _, attributes, _ in row if "data-key" in attributes]
+            assert all(key == "" or np.isfinite(float(key)) for key in keys)
+            assert len(keys) == 6 or len(row) != 12 or table["class"] == "heat"
+    assert all(attributes["alt"] for tag, attributes in outline.elements if tag == "img")
+
+
+def test_every_row_of_every_table_is_on_the_page(built, outline):
+    shown = [row for table in outline.tables if table["class"] == "sortable" for row in body(table) if len(row) == 12]
+    tables = [read(path) for path in sorted(built.glob("*.csv"))]
+    assert {path.stem for path in built.glob("*.csv")} >= {path.stem for path in RESULTS.glob("*.csv")} - {"false_alarms"}
+    assert len(shown) == sum(map(len, tables))
+    counts = pd.concat(tables)["status"].value_counts()
+    assert {status: sum(row[9] == status for row in shown) for status in counts.index} == counts.to_dict()
+    assert all(row[11].isdigit() for row in shown), "each points to its command"
+
+
+def test_committed_rows_stand_against_fewer_records(built):
+    names = ["method", "preset", "dataset", "protocol", "normal", "score", "metric", "rule"]
+    for path in RESULTS.glob("*.csv"):
+        if path.stem != "false_alarms":
+            committed, now = (table[table["n_seeds"] > 0].set_index(names) for table in (read(path), read(built / path.name)))
+            pd.testing.assert_frame_equal(now.loc[committed.index], committed)
+
+
+def test_records_have_rows_with_the_command_that_makes_them(built):
+    table = read(built / "quickstart.csv").set_index("normal")
+    assert table.loc["mean", "mean"] == pytest.approx(0.945)
+    assert (table["n_seeds"] == 2).all()
+    assert table.loc["3", "command"] == (
+        "python -m experiments.quickstart --datasets digits --presets autoencoder-small --protocols standard"
+        " --normal 0 1 2 3 4 5 6 7 8 9 --seeds 0 1 --max-epochs 2"
+    )
+    table = read(built / "autoencoder.csv")
+    small = table[table["preset"] == "small"]
+    assert list(small["normal"]) == ["3"], "no mean of one class"
+    assert small["command"].item().endswith("--normal 3 --seeds 0  # and what config.yaml says besides")
+
+
+def test_what_was_not_run_is_listed(outline):
+    idle = [row for table in outline.tables if table["caption"] == "not run" for row in body(table)]
+    assert ["ocnn-paper", "umdaa02", "standard", "not run"] in idle
+    assert ["classical-lof", "digits", "standard", "not run"] in idle
+    assert ["autoencoder-small", "digits", "standard", "not run"] not in idle
+
+
+def test_heat_map_of_differences(outline, built):
+    heat = next(t for t in outline.tables if t["class"] == "heat" and "DCAE, Ruff2018 T1" in t["caption"])
+    line = next(row for row in body(heat) if row[0].startswith("autoencoder-dcae"))
+    table = read(built / "autoencoder.csv").query("preset == 'dcae' and dataset == 'mnist'").set_index("normal")
+    classes = [*map(str, range(10)), "mean"]
+    assert ["".join(text) for *_, text in heat["rows"][0]][1:] == classes
+    assert [float(cell) for cell in line[1:]] == pytest.approx(list(table.loc[classes, "delta"]), abs=6e-4)
+    ours = [row[0] for t in outline.tables if t["class"] == "heat" for row in body(t)]
+    assert not [name for name in ours if name.endswith("oracle")]
+
+
+def test_figures_of_one_seed_and_the_median_class(outline):
+    pictures = [a for tag, a in outline.elements if tag == "img"]
+    digits = [a["alt"].partition(": ")[2] for a in pictures if "digits, standard, seed 0" in a["alt"]]
+    assert digits == ["ROC, 10 normal classes", "score histogram, normal class 4", "reconstructions, normal class 4"]
+    assert not [a for a in pictures if "seed 1" in a["alt"]]
+    assert all(int(a["width"]) <= 640 for a in pictures)
+
+
+def test_names_are_text_and_not_markup():
+    row = dict.fromkeys(COLUMNS, np.nan) | {"method": "<b>a_b</b>", "preset": "x,y=[1]", "dataset": "d", "protocol": "p"}
+    row |= {
+        "normal": "0",
+        "score": "s",
+        "metric": "m",
+        "n_seeds": 1,
+        "mean": 0.5,
+        "rule": "last",
+        "status": "",
+        "reference": "",
+    }
+    table = pd.DataFrame([{**row, "command": "one --normal 'a<b'"}])
+    text = page([Chapter("trial", "A & B", table)], [Other("other", "Other", "two", pd.DataFrame({"a": ["x"], "b": [0.25]}))])
+    assert body(Outline(text).tables[-1]) == [["x", "0.25"]]
+    assert '<td class="n" data-key="0.25">0.25</td>' in text
+    assert "&lt;b&gt;a_b&lt;/b&gt;-x,<wbr>y=[1]" in text
+    assert '<h2 id="other">Other</h2>' in text
+    assert r"<b>a\_b</b>-x, y=[1] & s & 0 & last &  & 0.500 & 1" in latex(table, "A trial")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium to load the page")
+def test_a_click_sorts(built, tmp_path):
+    """The page as it is in a browser that reports what it says, with a script that clicks."""
+    text = (built / "index.html").read_text()
+    clicks = """<script>
+      const table = document.querySelector("table.sortable"), at = 4, orders = [];
+      const order = () => [...table.tBodies[0].rows].map(row => row.cells[at].dataset.key);
+      for (const _ of Array(3)) {
+        orders.push(order());
+        table.tHead.rows[0].cells[at].querySelector("button").click();
+      }
+      table.tHead.rows[0].cells[0].querySelector("button").click();
+      const names = [...table.tBodies[0].rows].map(row => row.cells[0].textContent);
+      const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+      document.body.textContent = JSON.stringify({orders, names, wide, sorted: table.querySelectorAll("[aria-sort]").length});
+    </script></body>"""
+    (tmp_path / "index.html").write_text(text.replace("</body>", clicks))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--dump-dom"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    flags += ["--enable-logging=stderr", "--window-size=500,900"]
+    command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "index.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "CONSOLE" not in done.stderr
+    seen = json.loads(re.search(r"<body[^>]*>(.*)</body>", done.stdout, re.DOTALL)[1])
+    first, up, down = seen["orders"]
+    ordered = sorted((key for key in first if key), key=float)
+    assert up == ordered + [key for key in first if not key]
+    assert down == ordered[::-1] + [key for key in first if not key]
+    assert up != first
+    assert seen["names"] == sorted(seen["names"])
+    assert seen["sorted"] == 1
+    assert seen["wide"] <= 0, "tables scroll, the page does not"
+
+
+def test_latex_is_balanced(built):
+    for path in built.glob("*.tex"):
+        text = path.read_text()
+        assert text.count(r"\begin{longtable}") == text.count(r"\end{longtable}") > 0
+        lines = [line for line in text.splitlines() if line.endswith(r" \\") and "&" in line]
+        assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {8}
+        assert not [line for line in lines if re.search(r"(?<!\\)[_%#]", line)]
+        labels = re.findall(r"\\label{(.*?)}", text)
+        assert len(labels) == len(set(labels))
+    text = (built / "autoencoder.tex").read_text()
+    assert (
+        r"autoencoder-denoising & reconstruction & mean & validation & 0.957 & 0.960 $\pm$ 0.001 & 3 & +0.003 & AE only" in text
+    )
+    assert "not run &  &  &" in text
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex to compile the fragments")
+def test_latex_compiles(built, tmp_path):
+    inputs = "".join(f"\\input{{{path}}}\n" for path in sorted(built.glob("*.tex")))
+    (tmp_path / "main.tex").write_text(f"\\documentclass{{article}}{PACKAGES}\\begin{{document}}\n{inputs}\\end{{document}}\n")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=60, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_a_method_that_two_sources_report_stands_twice(built):
+    rows = pd.DataFrame(
+        [("KDE", metric, value, f"KDE, T{i}") for i, value in ((1, 0.8), (2, 0.9)) for metric in "abc"],
+        columns=["method", "metric", "paper", "reference"],
+    ).assign(preset="", dataset="mnist", protocol="standard", normal="mean", score="", n_seeds=0, rule="", status="reported")
+    text = markdown(rows.reindex(columns=list(COLUMNS)).assign(command="one"), "A trial")
+    assert "| KDE | reported: KDE, T1 |  |  | 0.800 | 0.800 | 0.800 |" in text
+    assert "| KDE | reported: KDE, T2 |  |  | 0.900 | 0.900 | 0.900 |" in text
+
+
+def test_mistakes(tmp_path, capsys):
+    for runs, message in ((tmp_path / "none", "there is no runs folder"), (tmp_path, "is not a record")):
+        broken = tmp_path / "a-b" / "digits" / "standard" / "normal=0" / "seed=0" / "metrics.json"
+        broken.parent.mkdir(parents=True, exist_ok=True)
+        broken.write_text("{")
+        with pytest.raises(SystemExit) as stopped:
+            report.main(["--runs", str(runs), "--out", str(tmp_path / "out")])
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
