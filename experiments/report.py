@@ -27,7 +27,7 @@ from common.files import write_whole
 from common.presets import REPOSITORY
 
 RESULTS = REPOSITORY / "experiments" / "results"
-MORE = "  # and what config.yaml says besides"
+MORE = "# and what config.yaml says besides"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -133,19 +133,28 @@ def _in_grid(cell: Cell, experiment: Experiment, grid: Grid) -> bool:
 
 
 def _measured(experiment: Experiment, records: Sequence[Record], numbers: pd.DataFrame, runs: Path) -> pd.DataFrame:
-    """The records' table, each row with the command that makes it."""
+    """The records' table, each row with the command that makes it, in which all presets stand that differ in nothing else."""
     groups: dict[tuple[str, str, str, str], list[Record]] = {}
     for record in records:
         cell = record["cell"]
         groups.setdefault((cell["method"], cell["preset"], cell["dataset"], cell["protocol"]), []).append(record)
     tables = []
-    for group in groups.values():
-        cell = Cell(**group[0]["cell"])
+    presets: dict[str, list[str]] = {}
+    for (method, preset, *_), group in groups.items():
+        cell, flags = Cell(**group[0]["cell"]), _flags(group)
+        presets.setdefault(flags, []).append(f"{method}-{preset}")
         grids = [grid for grid in _grids(experiment) if _in_grid(cell, experiment, grid)] or [experiment.main]
         for grid in grids:
             rows = tabulate(group, numbers, experiment.compare, grid.metrics, _wanted(group, grid, runs))
-            tables.append(rows.assign(command=_command(experiment, group)))
-    return pd.concat(tables).drop_duplicates([*KEY, "normal"], ignore_index=True)
+            tables.append(rows.assign(command=flags))
+    commands = {
+        flags: shlex.join(["python", "-m", f"experiments.{experiment.name}", "--presets", *names])
+        + " "
+        + " ".join(flags).strip()
+        for flags, names in presets.items()
+    }
+    table = pd.concat(tables).drop_duplicates([*KEY, "normal"], ignore_index=True)
+    return table.assign(command=table["command"].map(commands))
 
 
 def _wanted(records: Sequence[Record], grid: Grid, runs: Path) -> list[Cell]:
@@ -158,27 +167,26 @@ def _wanted(records: Sequence[Record], grid: Grid, runs: Path) -> list[Cell]:
     return [Cell(cell.method, cell.preset, cell.dataset, cell.protocol, "another", 0)] if len(normal) < classes else []
 
 
-def _command(experiment: Experiment, records: Sequence[Record]) -> str:
+def _flags(records: Sequence[Record]) -> str:
+    """What comes after the presets in the command that makes records of one data set and protocol."""
     cells = [Cell(**record["cell"]) for record in records]
     flags = {
         "datasets": [cells[0].dataset],
-        "presets": [f"{cells[0].method}-{cells[0].preset}"],
         "protocols": [cells[0].protocol],
         "normal": dict.fromkeys(cell.normal for cell in cells),
         "seeds": sorted({str(cell.seed) for cell in cells}, key=int),
     }
     parts = [part for flag, values in flags.items() for part in (f"--{flag}", *values)]
-    command = shlex.join(["python", "-m", f"experiments.{experiment.name}", *parts])
-    command += " --oracle" * any("oracle" in record["also"] for record in records)
+    oracle = ["--oracle"] if any("oracle" in record["also"] for record in records) else []
     more = {_other_flags(record) for record in records}
-    return command + (more.pop() if len(more) == 1 else MORE)
+    return f"{shlex.join([*parts, *oracle])} {more.pop() if len(more) == 1 else MORE}".strip()
 
 
 def _other_flags(record: Record) -> str:
     """What a record's hash says of the flags that change numbers."""
     cell, epochs = Cell(**record["cell"]), record.get("epochs")
     if cell.dataset != "folder":  # whose files are part of the hash
-        for flags, settings in (("", Settings()), (f" --max-epochs {epochs}", Settings(max_epochs=epochs))):
+        for flags, settings in (("", Settings()), (f"--max-epochs {epochs}", Settings(max_epochs=epochs))):
             with contextlib.suppress(InputError):
                 if config_sha256(cell, settings) == record["config_sha256"]:
                     return flags

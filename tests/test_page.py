@@ -153,13 +153,13 @@ def test_records_have_rows_with_the_command_that_makes_them(built):
     assert table.loc["mean", "mean"] == pytest.approx(0.945)
     assert (table["n_seeds"] == 2).all()
     assert table.loc["3", "command"] == (
-        "python -m experiments.quickstart --datasets digits --presets autoencoder-small --protocols standard"
+        "python -m experiments.quickstart --presets autoencoder-small --datasets digits --protocols standard"
         " --normal 0 1 2 3 4 5 6 7 8 9 --seeds 0 1 --max-epochs 2"
     )
     table = read(built / "autoencoder.csv")
     small = table[table["preset"] == "small"]
     assert list(small["normal"]) == ["3"], "no mean of one class"
-    assert small["command"].item().endswith("--normal 3 --seeds 0  # and what config.yaml says besides")
+    assert small["command"].item().endswith("--normal 3 --seeds 0 # and what config.yaml says besides")
 
 
 def test_what_was_not_run_is_listed(outline):
