@@ -18,7 +18,7 @@ from common.errors import InputError
 from common.experiment import Cell, Experiment, Grid
 from common.experiment.cell import Record, Settings, config_sha256, read_record
 from common.experiment.command import split_name
-from common.experiment.gallery import galleries
+from common.experiment.gallery import galleries, scores_of
 from common.experiment.latex import latex
 from common.experiment.page import Chapter, Other, page
 from common.experiment.presentation import merged, read, save, show
@@ -48,15 +48,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
         chapters = []
         for experiment in known:
-            own = [record for record, of_record in records if experiment in of_record]
-            table, idle = table_of(experiment, own, runs)
+            table, idle = table_of(experiment, [record for record, of_record in records if experiment in of_record], runs)
             drawn = galleries((record for record, of_record in records if of_record[:1] == [experiment]), runs)
             chapters.append(Chapter(experiment.name, experiment.title, table, idle, list(drawn)))
-            if len(table):
+        for experiment, chapter in zip(known, chapters, strict=True):
+            if len(chapter.table):
                 console.rule(experiment.title)
-                show(table, console, experiment.labels)
-                save(table, arguments.out, experiment.name, experiment.title)
-                write_whole(arguments.out / f"{experiment.name}.tex", latex(table, experiment.title))
+                show(chapter.table, console, experiment.labels)
+                save(chapter.table, arguments.out, experiment.name, experiment.title)
+                write_whole(arguments.out / f"{experiment.name}.tex", latex(chapter.table, experiment.title))
         write_whole(arguments.out / "index.html", page(chapters, others(known)))
         console.print(f"{len(records)} records of {runs}, {sum(not of_record for _, of_record in records)} of no experiment")
         console.print(f"written: {arguments.out / 'index.html'}", highlight=False, soft_wrap=True)
@@ -76,7 +76,7 @@ def declared() -> list[Experiment]:
 def homes(record: Record, known: Sequence[Experiment]) -> list[Experiment]:
     """The experiments that declare a record's cell, its own method's first; that alone for what nobody declares."""
     cell = Cell(**record["cell"])
-    found = [experiment for experiment in known if any(_in_grid(cell, experiment, grid) for grid in _grids(experiment))]
+    found = [experiment for experiment in known if _declares(experiment, cell)]
     found = found or [experiment for experiment in known if experiment.name == cell.method]
     return sorted(found, key=lambda experiment: experiment.name != cell.method)
 
@@ -117,13 +117,17 @@ def others(known: Sequence[Experiment]) -> Iterator[Other]:
     names = {experiment.name for experiment in known}
     for path in sorted(RESULTS.glob("*.csv")):
         if path.stem not in names:
-            text = path.with_suffix(".md").read_text()
+            text = about.read_text() if (about := path.with_suffix(".md")).is_file() else ""
             title, command = re.search(r"# (.*)", text), re.search(r"Written by `(.*?)`", text)
             yield Other(path.stem, title[1] if title else path.stem, command[1] if command else "", pd.read_csv(path))
 
 
 def _grids(experiment: Experiment) -> tuple[Grid, ...]:
     return experiment.main, *experiment.also
+
+
+def _declares(experiment: Experiment, cell: Cell) -> bool:
+    return any(_in_grid(cell, experiment, grid) for grid in _grids(experiment))
 
 
 def _in_grid(cell: Cell, experiment: Experiment, grid: Grid) -> bool:
@@ -141,20 +145,23 @@ def _measured(experiment: Experiment, records: Sequence[Record], numbers: pd.Dat
     tables = []
     presets: dict[str, list[str]] = {}
     for (method, preset, *_), group in groups.items():
-        cell, flags = Cell(**group[0]["cell"]), _flags(group)
+        flags = _flags(group)
         presets.setdefault(flags, []).append(f"{method}-{preset}")
-        grids = [grid for grid in _grids(experiment) if _in_grid(cell, experiment, grid)] or [experiment.main]
-        for grid in grids:
-            rows = tabulate(group, numbers, experiment.compare, grid.metrics, _wanted(group, grid, runs))
-            tables.append(rows.assign(command=flags))
-    commands = {
-        flags: shlex.join(["python", "-m", f"experiments.{experiment.name}", "--presets", *names])
-        + " "
-        + " ".join(flags).strip()
-        for flags, names in presets.items()
-    }
+        for grid in _grids(experiment):
+            if of_grid := [record for record in group if _in_grid(Cell(**record["cell"]), experiment, grid)]:
+                tables.append(_tabulated(experiment, grid, of_grid, numbers, runs).assign(command=flags))
+        if not any(_declares(experiment, Cell(**record["cell"])) for record in group):
+            tables.append(_tabulated(experiment, experiment.main, group, numbers, runs).assign(command=flags))
+    python = f"python -m experiments.{experiment.name} --presets"
+    commands = {flags: f"{python} {shlex.join(names)} {flags}" for flags, names in presets.items()}
     table = pd.concat(tables).drop_duplicates([*KEY, "normal"], ignore_index=True)
     return table.assign(command=table["command"].map(commands))
+
+
+def _tabulated(
+    experiment: Experiment, grid: Grid, records: Sequence[Record], numbers: pd.DataFrame, runs: Path
+) -> pd.DataFrame:
+    return tabulate(records, numbers, experiment.compare, grid.metrics, _wanted(records, grid, runs))
 
 
 def _wanted(records: Sequence[Record], grid: Grid, runs: Path) -> list[Cell]:
@@ -162,7 +169,7 @@ def _wanted(records: Sequence[Record], grid: Grid, runs: Path) -> list[Cell]:
     cell = Cell(**records[0]["cell"])
     if grid.normal:
         return [Cell(cell.method, cell.preset, cell.dataset, cell.protocol, normal, 0) for normal in grid.normal]
-    classes = pd.read_csv(cell.directory(runs) / "scores.csv", usecols=["target"])["target"].nunique()
+    classes = scores_of(records[0], runs)["target"].nunique()
     normal = {record["cell"]["normal"] for record in records}
     return [Cell(cell.method, cell.preset, cell.dataset, cell.protocol, "another", 0)] if len(normal) < classes else []
 

@@ -18,7 +18,7 @@ from common.experiment.latex import PACKAGES, latex
 from common.experiment.page import Chapter, Other, page
 from common.experiment.presentation import markdown, read
 from common.experiment.report import COLUMNS
-from experiments import report
+from experiments import alocc, report
 
 RESULTS = Path(__file__).parents[1] / "experiments" / "results"
 VOID = {"meta", "link", "img", "br", "hr", "wbr"}
@@ -162,6 +162,21 @@ def test_records_have_rows_with_the_command_that_makes_them(built):
     assert small["command"].item().endswith("--normal 3 --seeds 0 # and what config.yaml says besides")
 
 
+def test_cells_of_several_grids_have_their_own_means(tmp_path):
+    grids = [grid for grid in alocc.EXPERIMENT.also if grid.datasets == ("caltech256",)]
+    records = [
+        {
+            "cell": vars(Cell("alocc", "stable", "caltech256", grid.protocols[0], normal, 0)), "rule": "last", "also": {},
+            "metrics": {"discriminator": {"auroc": value}}, "config_sha256": "",
+        }
+        for grid, value in zip(grids, (0.5, 0.6, 0.7), strict=True) for normal in grid.normal or ()
+    ]  # fmt: skip
+    table, _ = report.table_of(alocc.EXPERIMENT, records[:-1], tmp_path)
+    now = table[(table["n_seeds"] > 0) & (table["dataset"] == "caltech256")].set_index("normal")["mean"]
+    assert now[now.index.str.startswith("mean")].to_dict() == {"mean": 0.5, "mean of 3": pytest.approx(0.6)}
+    assert len(now) == 8 + 2, "and no mean of two of three choices"
+
+
 def test_what_was_not_run_is_listed(outline):
     idle = [row for table in outline.tables if table["caption"] == "not run" for row in body(table)]
     assert ["ocnn-paper", "umdaa02", "standard", "not run"] in idle
@@ -287,4 +302,9 @@ def test_mistakes(tmp_path, capsys):
             report.main(["--runs", str(runs), "--out", str(tmp_path / "out")])
         assert stopped.value.code == 2
         assert message in capsys.readouterr().err
+    leave_record(tmp_path / "runs", Cell("autoencoder", "small", "digits", "standard", "0", 0), 0.5)
+    next((tmp_path / "runs").rglob("scores.csv")).unlink()
+    with pytest.raises(SystemExit):
+        report.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    assert "scores.csv cannot be read" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import roc_curve
 
+from common.errors import InputError
 from common.evaluation.figures import ANOMALOUS, score_histogram
 from common.experiment.cell import Cell, Record
 
@@ -62,14 +63,22 @@ def galleries(records: Iterable[Record], runs: Path) -> Iterator[Gallery]:
         yield Gallery(f"{method} on {dataset}, {protocol}, seed {seed}", pictures)
 
 
+def scores_of(record: Record, runs: Path) -> pd.DataFrame:
+    """A finished cell's scored test set: columns ``index``, ``target``, ``label`` and ``score``, the record's own.
+
+    Raises:
+        InputError: It is not there, or no such table.
+    """
+    path = Cell(**record["cell"]).directory(runs) / "scores.csv"
+    try:
+        return pd.read_csv(path).rename(columns={record["score"]: "score"})[["index", "target", "label", "score"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} cannot be read ({error}): run its cell again with --force") from error
+
+
 def _auroc(record: Record) -> float | None:
     value: float | None = record["metrics"].get(record["score"], {}).get("auroc")
     return value
-
-
-def _scores(record: Record, runs: Path) -> pd.DataFrame:
-    scores = pd.read_csv(Cell(**record["cell"]).directory(runs) / "scores.csv")
-    return scores.rename(columns={record["score"]: "score"})
 
 
 def _roc_curves(records: Iterable[Record], runs: Path) -> Figure:
@@ -77,7 +86,7 @@ def _roc_curves(records: Iterable[Record], runs: Path) -> Figure:
     grid = np.linspace(0, 1, 201)
     curves = []
     for record in records:
-        scores = _scores(record, runs)
+        scores = scores_of(record, runs)
         fpr, tpr, _ = roc_curve(scores["label"], scores["score"])
         curves.append(np.interp(grid, fpr, tpr))
     figure = Figure(figsize=(3.6, 3.8), layout="constrained")
@@ -94,7 +103,7 @@ def _of_one(record: Record, runs: Path) -> Iterator[Picture]:
     where = f"normal class {record['cell']['normal']}"
     files = sorted((Cell(**record["cell"]).directory(runs) / "figures").glob("*.png"))
     if "score_histogram" not in {path.stem for path in files}:
-        scores = _scores(record, runs)
+        scores = scores_of(record, runs)
         figure = score_histogram(scores["score"], scores["label"], record.get("threshold"), targets=scores["target"])
         yield _drawn(figure, f"score histogram, {where}")
     for path in files:
