@@ -7,7 +7,7 @@ import pandas as pd
 from common.experiment.presentation import means_first, readable
 
 PACKAGES = r"\usepackage{booktabs,longtable,array}"
-_FORMAT = r">{\raggedright\arraybackslash}p{0.19\linewidth}llllrrr>{\raggedright\arraybackslash}p{0.15\linewidth}"
+_FORMAT = r">{\raggedright\arraybackslash}p{0.19\linewidth}llllrrr>{\raggedright\arraybackslash}p{0.2\linewidth}"
 
 
 def latex(table: pd.DataFrame, title: str) -> str:
