@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ class Frozen(nn.Module):
         net: From normalised images to features of any shape.
         mean: Of each channel, subtracted from images in [0, 1].
         std: Of each channel, by which they are then divided.
+        sizes: Of the parts that the features consist of, where these are several layers'.
 
     Example:
         >>> frozen = Frozen(nn.AvgPool2d(4), mean=[0.5], std=[0.25]).train()
@@ -28,9 +30,10 @@ class Frozen(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float], sizes: Sequence[int] = ()) -> None:
         super().__init__()
         self.net = net
+        self.sizes = tuple(sizes)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
         self.requires_grad_(False).eval()
@@ -53,8 +56,32 @@ class Frozen(nn.Module):
         return digest.hexdigest()
 
 
+class Beside(nn.Module):
+    """A chain of stages, each fed with the one before, whose outputs stand side by side.
+
+    Args:
+        stages: The first takes images; each gives ``(B, F)`` with an F of its own.
+
+    Example:
+        >>> Beside([nn.Flatten(), nn.Linear(12, 5)])(torch.rand(2, 3, 2, 2)).shape
+        torch.Size([2, 17])
+    """
+
+    def __init__(self, stages: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images to ``(B, D)``, D being the sum of the stages' F."""
+        outputs = []
+        for stage in self.stages:
+            x = stage(x)
+            outputs.append(x.clone())  # the next stage may begin in place
+        return torch.cat(outputs, 1)
+
+
 def split(
-    name: str, weights: str | None = "DEFAULT", head_layers: int = 0, fine_tuned: bool = False
+    name: str, weights: str | None = "DEFAULT", head_layers: int | Sequence[int] = 0, fine_tuned: bool = False
 ) -> tuple[Frozen, nn.Sequential]:
     """A classifier of torchvision as its frozen part and the layers that are trained.
 
@@ -64,7 +91,8 @@ def split(
     Args:
         name: As :func:`torchvision.models.get_model` knows it.
         weights: A member of the net's weights in torchvision; None for random ones.
-        head_layers: How many of the classifier's linear layers are kept; the last of them without what follows it.
+        head_layers: How many of the classifier's linear layers are kept; the last of them without what follows it. Several
+            numbers, ascending: what is left after so many each, side by side, frozen.
         fine_tuned: Whether these are trained, or frozen too.
 
     Returns:
@@ -87,12 +115,24 @@ def split(
     classifier = getattr(net, place)
     layers = [_as_linear(layer) for layer in (classifier if isinstance(classifier, nn.Sequential) else [classifier])]
     ends = [0, *(position + 1 for position, layer in enumerate(layers) if isinstance(layer, nn.Linear))]
-    if not 0 <= head_layers < len(ends):
-        raise InputError(f"head_layers of '{name}' lies between 0 and {len(ends) - 1}, not at {head_layers}")
+    kept = [head_layers] if isinstance(head_layers, int) else list(head_layers)
+    for count in kept:
+        if not 0 <= count < len(ends):
+            raise InputError(f"head_layers of '{name}' lies between 0 and {len(ends) - 1}, not at {count}")
+    if kept != sorted(set(kept)) or not kept:
+        raise InputError(f"head_layers {kept}: give one number, or several that ascend")
     if fine_tuned and not head_layers:
         raise InputError("without head_layers there is nothing to fine-tune: give head_layers or fine_tuned: false")
+    if fine_tuned and not isinstance(head_layers, int):
+        raise InputError(f"layers side by side are frozen: give one number of head_layers, not {kept}, or fine_tuned: false")
     pooled = any(isinstance(layer, nn.Conv2d) for layer in classifier) if isinstance(classifier, nn.Sequential) else False
     setattr(net, place, nn.AdaptiveAvgPool2d(1) if pooled else nn.Identity())
+    if not isinstance(head_layers, int):
+        chain = [net, nn.Flatten(), *layers]
+        stages = [nn.Sequential(*chain[start:end]) for start, end in pairwise([0, *(2 + ends[count] for count in kept)])]
+        linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        sizes = [linear[0].in_features, *(layer.out_features for layer in linear)]
+        return Frozen(Beside(stages), mean, std, [sizes[count] for count in kept]), nn.Sequential()
     head = nn.Sequential(*layers[: ends[head_layers]])
     if fine_tuned:
         return Frozen(net, mean, std), head

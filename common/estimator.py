@@ -58,7 +58,8 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         **overrides: Arguments of the module, such as ``latent=4``; they are parameters like the others, in a grid search too.
 
     Attributes:
-        module_: The trained :class:`~common.module.OneClassModule`, in eval mode and double precision.
+        module_: The trained :class:`~common.module.OneClassModule`, in eval mode and double precision; with ``auto`` its
+            ``calibration`` holds the held-out samples' scores.
         offset_: Minus the module's threshold; ``decision_function`` is ``score_samples`` minus this.
         shape_: Of a sample of ``X``.
         batch_size_: Of training and scoring.
@@ -127,10 +128,11 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             self.module_ = self._trained(train, config["model"], options)
 
         if self.contamination == "auto":
-            calibration, quantile = samples[held_out], self.module_.hparams["threshold_quantile"]
+            scores, quantile = -self.score_samples(samples[held_out]), self.module_.hparams["threshold_quantile"]
+            self.module_.calibration = torch.from_numpy(np.sort(scores))
         else:
-            calibration, quantile = samples, 1 - self.contamination
-        self.module_.threshold.fill_(quantile_threshold(-self.score_samples(calibration), quantile))
+            scores, quantile = -self.score_samples(samples), 1 - self.contamination
+        self.module_.threshold.fill_(quantile_threshold(scores, quantile))
         self.offset_ = -self.module_.threshold.item()
         return self
 

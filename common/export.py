@@ -15,21 +15,30 @@ from torch import Tensor, nn
 from common.checkpoint import Detector, load_detector
 from common.errors import InputError
 from common.files import whole
+from common.module import OneClassModule
 
 Format = Literal["onnx", "torch"]
 SUFFIX: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2"}
 TOLERANCE = 1e-4
 METADATA = "oneclass.json"
+ANY_BATCH = ({0: torch.export.Dim("batch", min=1)},)
 
 
-class _Score(nn.Module):
-    """The chosen score alone, without what Lightning adds to a module."""
+class ChosenScore(nn.Module):
+    """A module's ``forward`` without what Lightning adds to it: ``(B, *shape)`` to ``(B,)``.
 
-    def __init__(self, detector: Detector) -> None:
+    Example:
+        >>> from autoencoder import Autoencoder
+        >>> ChosenScore(Autoencoder(shape=(1, 8, 8)))(torch.rand(4, 1, 8, 8)).shape
+        torch.Size([4])
+    """
+
+    def __init__(self, module: OneClassModule) -> None:
         super().__init__()
-        self.module = detector.module
+        self.module = module
 
     def forward(self, image: Tensor) -> Tensor:
+        """The module's chosen score."""
         score: Tensor = self.module(image)
         return score
 
@@ -81,49 +90,53 @@ def export(checkpoint: Path, format: Format, out: Path | None = None) -> Path:
     detector = load_detector(checkpoint)
     out = out or checkpoint.with_suffix(SUFFIX[format])
     write, read = {"onnx": (_write_onnx, _read_onnx), "torch": (_write_torch, _read_torch)}[format]
-    net, shape, about = _Score(detector).eval(), detector.module.hparams["shape"], json.dumps(metadata(detector))
+    net, shape, about = ChosenScore(detector.module).eval(), detector.module.hparams["shape"], json.dumps(metadata(detector))
     with whole(out) as temporary:
         try:
             write(net, torch.rand(2, *shape), about, temporary)
-            program = read(temporary)
+            run = read(temporary)
         except ImportError as error:
             raise InputError(f"no format '{format}' without {error.name}: pip install 'oneclass[export]'") from error
         for n in (1, 3, 8):
             image = torch.rand(n, *shape, generator=torch.Generator().manual_seed(n))
             with torch.inference_mode():
                 expected = net(image).double().numpy()
-            difference = np.abs(program(image.numpy()) - expected).max() / max(1.0, np.abs(expected).max())
+            difference = np.abs(run(image.numpy()) - expected).max() / max(1.0, np.abs(expected).max())
             if not difference <= TOLERANCE:
                 raise InputError(f"the program's scores differ from the module's by {difference:.1e}: it is not kept")
     return out
 
 
-def _write_torch(net: nn.Module, example: Tensor, about: str, path: Path) -> None:
-    program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+def program(net: ChosenScore, example: Tensor) -> torch.export.ExportedProgram:
+    """A program for any number of samples, from an example of two of them or more, ``(B, *shape)``."""
+    return torch.export.export(net, (example,), dynamic_shapes=ANY_BATCH)
+
+
+def _write_torch(net: ChosenScore, example: Tensor, about: str, path: Path) -> None:
     with path.open("wb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # weights that share a storage, such as batch norm's counters
-        torch.export.save(program, file, extra_files={METADATA: about})
+        torch.export.save(program(net, example), file, extra_files={METADATA: about})
 
 
 def _read_torch(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
     with path.open("rb") as file:
-        program = torch.export.load(file).module()
-    return lambda images: program(torch.from_numpy(images)).detach().double().numpy()
+        loaded = torch.export.load(file).module()
+    return lambda images: loaded(torch.from_numpy(images)).detach().double().numpy()
 
 
-def _write_onnx(net: nn.Module, example: Tensor, about: str, path: Path) -> None:
-    program = torch.onnx.export(
+def _write_onnx(net: ChosenScore, example: Tensor, about: str, path: Path) -> None:
+    exported = torch.onnx.export(
         net,
         (example,),
         dynamo=True,
         input_names=["image"],
         output_names=["score"],
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        dynamic_shapes=ANY_BATCH,
         verbose=False,
     )
-    assert program is not None
-    program.model.metadata_props["oneclass"] = about
-    program.save(path)
+    assert exported is not None
+    exported.model.metadata_props["oneclass"] = about
+    exported.save(path)
 
 
 def _read_onnx(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from common.data import Sample
 from common.data.datamodule import ResidentLoader
+from common.export import ChosenScore, program
 from common.module import OneClassModule
 
 Factory = Callable[[Sequence[int]], OneClassModule]
@@ -183,6 +184,21 @@ def check_checkpoint(factory: Factory) -> None:
         assert same, f"score '{score}' changed on the way through a checkpoint"
 
 
+def check_export(factory: Factory) -> None:
+    """``forward`` is traced by ``torch.export`` to a program that scores alike, whatever the batch size."""
+    net = ChosenScore(trained(factory)).eval()
+    x = toy_samples(9, seed=7).image
+    try:
+        exported = program(net, x[:2]).module()
+    except Exception as error:
+        raise AssertionError(f"forward cannot be exported: {error}") from error
+    with torch.no_grad():
+        for n in (1, 9):
+            first, second = net(x[:n]), exported(x[:n])
+            same = torch.allclose(first, second, rtol=1e-4, atol=1e-4 * float(first.abs().max()))
+            assert same, f"an exported program scores a batch of {n} differently"
+
+
 def check_resume(factory: Factory) -> None:
     """Two epochs and, from the checkpoint, two more are four epochs, bit for bit."""
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
@@ -225,6 +241,7 @@ CHECKS: tuple[Callable[[Factory], None], ...] = (
     check_batch_independence,
     check_same_seed_same_scores,
     check_checkpoint,
+    check_export,
     check_resume,
     check_shapes,
     check_docstrings,

@@ -20,11 +20,11 @@ ON_FC7 = compared("alexnet", 224, head_layers=2)
 PAPER = ("paper", "paper,backbone=vgg16", "official", "official,backbone=vgg16", *ON_FC7)
 
 ABLATION = (
-    "tuned",
-    *(f"tuned,sigma={sigma}" for sigma in (0.01, 0.1)),
-    "tuned,instance_norm=false",
-    "tuned,classifier_widths=[]",
-    "tuned,iterations=1000",
+    *(
+        features + change
+        for features in ("tuned", "tuned,head_layers=0")
+        for change in ("", ",sigma=0.01", ",sigma=0.1", ",instance_norm=false", ",classifier_widths=[]", ",iterations=1000")
+    ),
     "tuned,head_layers=1",
     "tuned,head_layers=1,fine_tuned=true",
     "small",
@@ -32,6 +32,8 @@ ABLATION = (
     "small,instance_norm=false",
     "small,classifier_widths=[]",
     "small,iterations=200",
+    "small,classifier_widths=[],iterations=200",
+    "small,fine_tuned=false,iterations=200",
     "small,fine_tuned=false",
 )
 

@@ -1,5 +1,7 @@
 """The equations of OC-CNN, as pure functions."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -8,20 +10,22 @@ TARGET, NOISE = 0, 1
 """The two classes, as the authors' code numbers them."""
 
 
-def instance_norm(features: Tensor) -> Tensor:
+def instance_norm(features: Tensor, sizes: Sequence[int] = ()) -> Tensor:
     """Each feature vector minus its own mean, divided by its own standard deviation (Sec. II-B).
 
     Args:
         features: ``(B, D)``.
+        sizes: Of parts that are normalised each by itself, D in all; one part by default.
 
     Returns:
-        ``(B, D)``, of zero mean and unit variance over the D entries.
+        ``(B, D)``, of zero mean and unit variance over the entries of each part.
 
     Example:
         >>> instance_norm(torch.tensor([[1.0, 3.0], [10.0, 50.0]])).round(decimals=3).tolist()
         [[-1.0, 1.0], [-1.0, 1.0]]
     """
-    return functional.layer_norm(features, features.shape[1:])
+    parts = features.split(list(sizes) or features.shape[1], 1)
+    return torch.cat([functional.layer_norm(part, part.shape[1:]) for part in parts], 1)
 
 
 def pseudo_negatives(features: Tensor, sigma: float) -> Tensor:

@@ -28,9 +28,10 @@ class OCCNN(OneClassModule):
         shape: ``(C, H, W)`` of an image in [0, 1], or ``(F,)`` of a flat vector, which is its own feature.
         backbone: A net of torchvision; ``none`` trains a small convolutional net from scratch.
         weights: A member of the backbone's weights in torchvision; None for random ones.
-        head_layers: Linear layers of the backbone's classifier that are kept; the last without what follows it.
+        head_layers: Linear layers of the backbone's classifier that are kept; the last without what follows it. Several
+            numbers: the features after so many each, side by side.
         fine_tuned: Whether these are trained; else they are frozen, as the convolutions always are.
-        instance_norm: Of real features, never of noise.
+        instance_norm: Of real features, each layer's by itself; never of noise.
         classifier_widths: Hidden layers of the classifier; the paper has one as wide as the features, its code none.
         sigma: Standard deviation of the noise, σ.
         lr: Adam's rate for the backbone's layers and for the classifier, each with an optimiser of its own.
@@ -65,7 +66,7 @@ class OCCNN(OneClassModule):
         shape: Sequence[int],
         backbone: str = "squeezenet1_0",
         weights: str | None = "DEFAULT",
-        head_layers: int = 0,
+        head_layers: int | Sequence[int] = 0,
         fine_tuned: bool = False,
         instance_norm: bool = True,
         classifier_widths: Sequence[int] = (),
@@ -108,7 +109,8 @@ class OCCNN(OneClassModule):
     def features(self, x: Tensor) -> Tensor:
         """What the classifier sees of real inputs, ``(B, D)``."""
         features: Tensor = self.head(self.fixed(x))
-        return instance_norm(features) if self.hparams.instance_norm else features
+        sizes = () if self.extractor is None else self.extractor.sizes
+        return instance_norm(features, sizes) if self.hparams.instance_norm else features
 
     def scores(self, x: Tensor) -> dict[str, Tensor]:
         """Logit of noise minus logit of the target class, and minus the one-class SVM's decision function; each ``(B,)``."""

@@ -11,7 +11,7 @@ from common.networks import halvings, is_flat
 
 
 def extractor(
-    shape: Sequence[int], backbone: str, weights: str | None, head_layers: int, fine_tuned: bool
+    shape: Sequence[int], backbone: str, weights: str | None, head_layers: int | Sequence[int], fine_tuned: bool
 ) -> tuple[Frozen | None, nn.Sequential]:
     """What makes features of inputs: a frozen part, if any, and the layers that are trained, if any.
 
@@ -19,7 +19,7 @@ def extractor(
         shape: ``(C, H, W)`` or ``(F,)``.
         backbone: A net of torchvision; or ``none``, for flat vectors as they are, and for images a small net of its own.
         weights: As :func:`common.backbones.split`, with the next two; without meaning for ``none``.
-        head_layers: How many linear layers of the classifier are kept.
+        head_layers: How many linear layers of the classifier are kept; several numbers for features side by side.
         fine_tuned: Whether they are trained.
 
     Raises:

@@ -423,3 +423,8 @@ def test_presets_of_the_papers_say_what_they_are():
     assert (arguments["optimizer"], arguments["lr_d"], arguments["r_steps"], arguments["lambda_r"]) == ("rmsprop", 2e-3, 2, 0.2)
     optimizers = preset("official")().configure_optimizers()
     assert all(o["optimizer"].defaults["alpha"] == 0.9 for o in optimizers)
+
+
+def test_a_code_without_another_to_cross_with_stays_as_it_is():
+    latent = torch.randn(1, 5)
+    assert torch.equal(crossed(latent), latent)

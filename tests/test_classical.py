@@ -1,6 +1,9 @@
 """The classical detectors: their own estimators against numbers, and every preset on the embedded digits."""
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.spatial.distance import pdist
 from skimage.feature import hog
@@ -26,6 +29,7 @@ from common.errors import InputError
 from common.experiment import Cell
 from common.experiment.cell import Settings, is_seeded, run
 
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 X = np.random.default_rng(0).normal(size=(60, 7))
 NEW = np.random.default_rng(1).normal(size=(9, 7))
 SEEDED = {"elliptic", "iforest", "pca_iforest", "iforest_ruff", "bsvm"}
@@ -176,3 +180,17 @@ def test_an_unknown_option_gets_one_line(preset, says, tmp_path):
     with pytest.raises(InputError, match=says) as error:
         run(Cell("classical", preset, "digits", "standard", "3", 0), Settings(runs=tmp_path, threads=1))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("preset", ["ocsvm_ruff", "kde_ruff"])
+def test_the_committed_rows_are_the_published_ones(preset):
+    table = pd.read_csv(EXPERIMENTS / "results" / "classical.csv", dtype={"normal": str})
+    rows = table[(table["preset"] == preset) & (table["dataset"] == "mnist")]
+    assert set(rows["normal"]) == {*map(str, range(10)), "mean"}
+    assert rows["reference"].str.endswith("Ruff2018 T1").all()
+    assert rows["delta"].abs().max() < 0.001
+
+
+def test_the_card_names_every_preset():
+    card = (EXPERIMENTS / "classical.md").read_text()
+    assert [preset for preset in DETECTORS if f"`{preset}`" not in card] == []

@@ -45,8 +45,11 @@ def refused(capsys, *arguments):
 def test_every_preset_trains_through_the_parser(file, tmp_path):
     """On the digits, and for one small batch, whatever the preset's own data set; a pretrained net is one without weights."""
     config = yaml.safe_load(file.read_text())
-    if config["model"]["init_args"].get("backbone", "none") != "none":
-        config["model"]["init_args"] |= {"backbone": "squeezenet1_0", "weights": None, "head_layers": 1}
+    backbone = config["model"]["init_args"].get("backbone", "none")
+    if backbone != "none":
+        config["model"]["init_args"] |= {"backbone": "squeezenet1_0", "weights": None}
+        if backbone != "squeezenet1_0":
+            config["model"]["init_args"]["head_layers"] = 1
         config["data"]["image_size"] = 32
     config["trainer"] |= {"fast_dev_run": True, "accelerator": "cpu", "enable_progress_bar": False, "logger": False}
     cli = assemble({**config, "data": {**config["data"], "dataset": "digits", "normal": 3, "batch_size": 8}})

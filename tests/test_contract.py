@@ -12,6 +12,7 @@ from autoencoder import Autoencoder
 from common.module import OneClassModule
 from common.testing import CHECKS, optimizer_steps, toy_samples, trained
 from common.testing import check_batch_independence as batch_independence
+from common.testing import check_export as export
 from common.testing import check_optimizers_in_declared_order as declared_order
 from common.testing import check_optimizers_move_their_own as move_their_own
 from common.testing import check_orientation as orientation
@@ -174,6 +175,12 @@ class Unnamed(Tiny):
         return {"error": self.error(x)}
 
 
+class LooksAtValues(Tiny):
+    def scores(self, x):
+        error = self.error(x)
+        return {"reconstruction": error if error.max() > 0 else -error}
+
+
 class Forgetful(Tiny):
     """Noise from a generator of its own, whose state no checkpoint keeps."""
 
@@ -206,6 +213,7 @@ def test_a_sound_module_passes():
         (scores, AlmostCollapsed, "collapsed"),
         (scores, Unnamed, "reconstruction"),
         (orientation, Inverted, "higher must mean more anomalous"),
+        (export, LooksAtValues, "cannot be exported"),
         (resume, Forgetful, "resumed"),
     ],
 )

@@ -112,7 +112,9 @@ def test_auto_is_the_modules_quantile_of_what_is_held_out_and_nothing_else_is_se
     x = np.arange(20.0)[:, None] % 7
     detector = quick(val_fraction=0.25, batch_size=15).fit(x)
     held_out = np.random.RandomState(0).permutation(20) < 5
-    assert detector.offset_ == -quantile_threshold(-detector.score_samples(x[held_out]), 0.95)
+    scores = -detector.score_samples(x[held_out])
+    assert detector.offset_ == -quantile_threshold(scores, 0.95)
+    assert detector.module_.calibration.tolist() == sorted(scores)
     x[held_out] += 1e6
     np.testing.assert_array_equal(detector.score_samples([[3.0]]), clone(detector).fit(x).score_samples([[3.0]]))
 

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from common.classical import DETECTORS
 from common.errors import InputError
 from common.experiment import Cell, Experiment, Grid, run_experiment
 from common.experiment.cell import Settings, config_sha256, finished, run
@@ -270,8 +272,22 @@ def test_flags_narrow_the_further_grids(tmp_path, capsys):
     run_experiment(EXPERIMENT, ["--normal", "3", "--runs", str(tmp_path), "--dry-run"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
-    run_experiment(EXPERIMENT, ["--smoke", "--runs", str(tmp_path), "--dry-run"])
-    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "presets"),
+    [
+        ("ocgan", ["ocgan-smoke", "classical-ocsvm", "classical-hog_ocsvm", "classical-lof", "classical-pca"]),
+        ("alocc_ablation", ["alocc-smoke"]),
+        ("classical", [f"classical-{preset}" for preset in DETECTORS]),
+    ],
+)
+def test_smoke_is_every_method_on_two_digits(name, presets, tmp_path, capsys):
+    experiment = import_module(f"experiments.{name}").EXPERIMENT
+    run_experiment(experiment, ["--smoke", "--runs", str(tmp_path), "--dry-run"])
+    cells = [Path(line.split()[-1]).relative_to(tmp_path) for line in capsys.readouterr().out.splitlines()]
+    assert list(dict.fromkeys(cell.parts[0] for cell in cells)) == presets
+    assert {cell.as_posix().partition("/")[2] for cell in cells} == {f"digits/standard/normal={k}/seed=0" for k in (0, 1)}
 
 
 def test_a_failed_cell_does_not_stop_the_others(tmp_path, capsys, monkeypatch):

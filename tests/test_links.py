@@ -8,8 +8,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("experiments/*.md")})
 LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
-PENDING = {"classical.md", "false_alarms.md"}
-"""Result pages that are announced and not committed yet."""
 
 
 def anchor(heading):
@@ -48,9 +46,7 @@ def test_anchors_are_githubs():
 
 
 @pytest.mark.parametrize(("page", "path", "fragment"), sorted({(page, path, fragment) for page, _, path, fragment, _ in ALL}))
-def test_links_resolve(page, path, fragment, request):
-    if "results/" in path and Path(path).name in PENDING:
-        request.applymarker(pytest.mark.xfail(reason="the table is not committed yet"))
+def test_links_resolve(page, path, fragment):
     target = page.parent / path if path else page
     assert target.exists(), f"{page.name} links to {path}"
     if fragment:

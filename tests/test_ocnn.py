@@ -125,6 +125,12 @@ def test_instance_norm_is_the_layer_of_the_published_code():
     torch.testing.assert_close(losses.instance_norm(features), layer(features.unsqueeze(1)).squeeze(1))
 
 
+def test_instance_norm_of_parts_is_that_of_each():
+    one, other = torch.randn(5, 30) * 3 + 1, torch.randn(5, 20) * 50
+    expected = torch.cat([losses.instance_norm(one), losses.instance_norm(other)], 1)
+    torch.testing.assert_close(losses.instance_norm(torch.cat([one, other], 1), [30, 20]), expected)
+
+
 def test_cross_entropy_by_hand():
     logits = torch.tensor([[2.0, 0.0], [1.0, 1.0], [0.0, 3.0], [0.5, 0.0]])
     p = [1 / (1 + np.exp(-2)), 0.5, 1 / (1 + np.exp(-3)), 1 / (1 + np.exp(0.5))]
@@ -257,6 +263,28 @@ def test_features_of_torchvisions_nets(name, layers, frozen, size):
         assert whole(torch.rand(2, 3, 64, 64)).shape == (2, size)
 
 
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("layers", [[1], [0, 2], [0, 1, 2]], ids=str)
+def test_layers_side_by_side_are_each_as_alone(layers):
+    x = torch.rand(3, *RGB)
+    alone = [split("alexnet", None, count)[0](x) for count in layers]
+    frozen, nothing = split("alexnet", None, layers)
+    torch.testing.assert_close(frozen(x), torch.cat(alone, 1))
+    assert list(frozen.sizes) == [features.shape[1] for features in alone]
+    assert len(nothing) == 0
+    assert not any(p.requires_grad for p in frozen.parameters())
+    module = tiny_module(head_layers=layers, fine_tuned=False).eval()
+    torch.testing.assert_close(module.features(x), torch.cat([losses.instance_norm(part) for part in alone], 1))
+    bare = tiny_module(head_layers=layers, fine_tuned=False, instance_norm=False).eval()
+    torch.testing.assert_close(bare.features(x), torch.cat(alone, 1))
+
+
+def test_tuned_sees_the_last_feature_map_and_the_class_logits():
+    module = OCCNN(shape=RGB, **preset("tuned", weights=None))
+    assert module.extractor.sizes == (512, 1000)
+    assert module.embed(torch.rand(2, *RGB)).shape == (2, 512 + 1000)
+
+
 def test_squeezenets_class_layer_commutes_with_the_mean():
     torch.manual_seed(0)
     net = torchvision.models.squeezenet1_0(weights=None).eval()
@@ -276,6 +304,10 @@ def test_squeezenets_class_layer_commutes_with_the_mean():
         ({"backbone": "squeezenet9"}, "unknown backbone 'squeezenet9'"),
         ({"weights": "IMAGENET21K"}, "unknown weights 'IMAGENET21K'.*IMAGENET1K_V1"),
         ({"weights": None, "head_layers": 7}, "head_layers of 'squeezenet1_0' lies between 0 and 1"),
+        ({"weights": None, "head_layers": [0, 2]}, "head_layers of 'squeezenet1_0' lies between 0 and 1, not at 2"),
+        ({"weights": None, "head_layers": [1, 0]}, "one number, or several that ascend"),
+        ({"weights": None, "head_layers": []}, "one number, or several that ascend"),
+        ({"weights": None, "head_layers": [0, 1], "fine_tuned": True}, "layers side by side are frozen"),
         ({"weights": None, "fine_tuned": True}, "nothing to fine-tune"),
         ({"weights": None, "shape": (1, 28, 28)}, "takes RGB images"),
         ({"weights": None, "shape": (30,)}, "takes RGB images"),

@@ -113,4 +113,4 @@ def test_python(block, folder):
     done = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     auroc = float(done.stdout.splitlines()[-1].split()[0])
-    assert (0.9 if "OneClassEstimator" in block else 0.5) < auroc <= 1
+    assert 0.9 < auroc <= 1

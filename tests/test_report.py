@@ -236,7 +236,10 @@ def test_a_file_that_is_no_table_is_named_and_left(records, tmp_path):
     assert (tmp_path / "trial.csv").read_text() == "a,b\n1,2\n"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "results").glob("*.csv")), ids=lambda path: path.stem)
+TABLES = sorted({*(ROOT / "experiments" / "results").glob("*.csv")} - {ROOT / "experiments" / "results" / "false_alarms.csv"})
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_committed_pages_are_those_of_their_tables(path, tmp_path):
     page = path.with_suffix(".md").read_text()
     (tmp_path / path.name).write_text(path.read_text())

@@ -80,6 +80,7 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
         _check_writable(settings.runs)
         console = Console()
         grids = [_narrowed(grid, arguments, grid is experiment.main) for grid in (experiment.main, *experiment.also)]
+        grids = [_smoke(experiment)] if arguments.smoke else grids
         missing = {} if arguments.datasets else _missing_data(grids, settings)
         cells = [_cells(experiment.name, grid, missing, arguments) for grid in grids]
         wanted = list(dict.fromkeys(itertools.chain(*cells)))
@@ -141,7 +142,7 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--max-epochs", type=int, help="instead of the presets'")
     add("--image-size", type=int, help="height and width, instead of the presets' or the data's own")
-    add("--smoke", action="store_true", help="the smoke preset on the embedded digits, two classes, one seed")
+    add("--smoke", action="store_true", help="the smoke presets on the embedded digits, two classes, one seed")
     add("--oracle", action="store_true", help="score the test set after every epoch too; nothing is chosen by it")
     add("--dry-run", action="store_true", help="list the cells and whether they are done")
     add("--force", action="store_true", help="run again what is done")
@@ -151,14 +152,19 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
 
 def _narrowed(grid: Grid, arguments: argparse.Namespace, main: bool) -> Grid:
     """The grid with the flags' values: in place of the main grid's, and of the other grids' those that the flags name."""
-    if arguments.smoke:
-        return Grid(("smoke",) if main else (), ("digits",), normal=("0", "1"))
     given = {name: values for name in ("presets", "datasets", "protocols", "normal") if (values := getattr(arguments, name))}
     chosen: dict[str, Any] = {}
     for name, values in given.items():
         declared = getattr(grid, name)
         chosen[name] = tuple(values if main or declared is None else (value for value in declared if value in values))
     return replace(grid, **chosen)
+
+
+def _smoke(experiment: Experiment) -> Grid:
+    """Each method's smoke preset, and the classical detectors of pixels, on two of the embedded digits."""
+    names = [split_name(preset, experiment.name) for preset in experiment.main.presets if "," not in preset]
+    presets = dict.fromkeys(f"{method}-{preset if method == 'classical' else 'smoke'}" for method, preset in names)
+    return Grid(tuple(presets), ("digits",), normal=("0", "1"))
 
 
 def _missing_data(grids: Sequence[Grid], settings: Settings) -> dict[str, str]:
