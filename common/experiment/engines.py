@@ -32,7 +32,7 @@ class Engine:
     lost: tuple[type[Exception], ...]
 
 
-class Futures(ParallelBackendBase):
+class Futures(ParallelBackendBase):  # type: ignore[misc]
     """joblib over anything that takes a function and gives a :class:`concurrent.futures.Future`.
 
     Ray's own joblib backend is a multiprocessing pool, which gives no results one by one, hands tasks to busy workers and
