@@ -262,15 +262,15 @@ class OneClassModule(LightningModule, ABC):
         """
         if self.trainer.world_size == 1:
             return columns
-        columns = {name: self.all_gather(values).flatten() for name, values in columns.items()}
+        columns = {name: torch.as_tensor(self.all_gather(values)).flatten() for name, values in columns.items()}
         first = np.unique(columns["index"].cpu().numpy(), return_index=True)[1]
         return {name: values[torch.from_numpy(first).to(values.device)] for name, values in columns.items()}
 
     def _split(self) -> Scored:
         columns = self.whole({name: torch.cat([part[name] for part in self._collected]) for name in self._collected[0]})
         self._collected.clear()
-        sample = [columns.pop(name).cpu().numpy() for name in ("index", "target", "label")]
-        return Scored(*sample, {name: values.double().cpu().numpy() for name, values in columns.items()})
+        index, target, label = (columns.pop(name).cpu().numpy() for name in ("index", "target", "label"))
+        return Scored(index, target, label, {name: values.double().cpu().numpy() for name, values in columns.items()})
 
     def _wholes(self, scored: Scored) -> Scored:
         data = self.trainer.datamodule  # type: ignore[attr-defined]

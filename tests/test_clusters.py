@@ -1,5 +1,6 @@
 """Grids whose workers are killed, that meet one another, and that run on Ray and Dask clusters of this machine."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -47,23 +48,15 @@ def results(cells, runs):
 
 
 def at(cell, runs):
-    """The processes that are at a cell."""
+    """The process that is at a cell, where it lives."""
     directory = cell.directory(runs)
-    if not directory.with_name(f".{directory.name}.begun").exists():
-        return []
-    lock = str(directory.with_name(f".{directory.name}.lock"))
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if any(file.path == lock for file in process.open_files()):
-                found.append(process.pid)
-        except psutil.Error:
-            continue
-    return [pid for pid in found if pid != os.getpid()]
+    with contextlib.suppress(FileNotFoundError, IndexError):
+        pid = int(directory.with_name(f".{directory.name}.begun").read_text().split()[3])
+        return pid if psutil.pid_exists(pid) else None
 
 
 class Killer(threading.Thread):
-    """Kills the processes that are at a cell, so many times."""
+    """Kills the process that is at a cell, so many times."""
 
     def __init__(self, cell, runs, times):
         super().__init__(daemon=True)
@@ -71,12 +64,11 @@ class Killer(threading.Thread):
 
     def run(self):
         while self.times and not self.over.wait(0.02):
-            pids = at(self.cell, self.runs)
-            for pid in pids:
+            if pid := at(self.cell, self.runs):
                 os.kill(pid, signal.SIGKILL)
-            self.times -= bool(pids)
-            while pids and any(map(psutil.pid_exists, pids)) and not self.over.wait(0.02):
-                pass
+                self.times -= 1
+                while psutil.pid_exists(pid) and not self.over.wait(0.02):
+                    pass
 
     def __enter__(self):
         self.start()
@@ -139,33 +131,28 @@ def started(*commands):
 
 def ended(processes):
     for process in processes:
-        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        for child in children:
-            if child.is_running():
-                child.kill()
+        for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+            with contextlib.suppress(psutil.Error):
+                each.kill()
+        process.wait()
 
 
 @pytest.fixture
 def ray_cluster(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # is read when Ray is imported
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     pytest.importorskip("ray", reason="pip install 'oneclass[cluster]'")
     ray = str(Path(sys.executable).with_name("ray"))
     port = free_port()
     small = ["--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats", "--block"]
     head = [ray, "start", "--head", f"--port={port}", "--include-dashboard=false", *small]
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
         processes = started([*head, f"--temp-dir={folder}"])
         wait_for(port)
         processes += started([ray, "start", f"--address=127.0.0.1:{port}", *small])
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
         yield
-        ended(reversed(processes))
+        ended(processes)
 
 
 @pytest.fixture
@@ -179,7 +166,7 @@ def dask_cluster(monkeypatch):
     processes += started([*command, *worker])
     with dask.config.set({"scheduler-address": f"tcp://127.0.0.1:{port}"}):  # as DASK_SCHEDULER_ADDRESS does
         yield
-    ended(reversed(processes))
+    ended(processes)
 
 
 def wait_for(port):

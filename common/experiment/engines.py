@@ -114,7 +114,9 @@ def _ray(jobs: int, share: float) -> Iterator[Engine]:
         ray.init(address="auto", **quiet)
     except ConnectionError as error:
         if address := os.environ.get("RAY_ADDRESS"):
-            raise InputError(f"no Ray cluster answers at RAY_ADDRESS={address}: start it, or unset the variable") from error
+            raise InputError(
+                f"no Ray cluster lets one in at RAY_ADDRESS={address}: start it, give its RAY_AUTH_TOKEN or unset the address"
+            ) from error
         ray.init(address="local", num_cpus=jobs, include_dashboard=False, object_store_memory=100 * 2**20, **quiet)
     try:
         task = ray.remote(_call).options(num_cpus=1, num_gpus=share, scheduling_strategy="SPREAD")

@@ -151,7 +151,7 @@ def _run(cell: Cell, grid: _Grid) -> Record | str:
     try:
         if begun == ATTEMPTS:
             raise ChildProcessError(f"its process was killed {begun} times, as where memory runs out: try fewer --jobs")
-        note.write_text(f"{grid.name} {begun + 1}")
+        note.write_text(f"{grid.name} {begun + 1} {platform.node()} {os.getpid()}")
         if settings.device == "cuda":
             settings = replace(settings, gpu=_gpu(grid.cells_per_gpu))
         return run(cell, replace(settings, force=settings.force and not begun))
@@ -182,7 +182,7 @@ def _beside(cell: Cell, grid: _Grid, ending: str) -> Path:
 def _begun(cell: Cell, grid: _Grid) -> int:
     """How often this grid has begun a cell that has not ended since."""
     note = _beside(cell, grid, "begun")
-    name, _, times = (note.read_text() if note.is_file() else "").partition(" ")
+    name, times, *_ = (note.read_text() if note.is_file() else "").split() or ("", "0")
     return int(times) if name == grid.name else 0
 
 
