@@ -140,7 +140,7 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     add("--root", type=Path, help="where data sets lie; $ONECLASS_DATA or the user's cache by default")
     add("--runs", type=Path, default=Path("runs"), help="where records go (default: runs)")
     add("--out", type=Path, help="where the tables go, beside earlier commands' rows (default: the runs folder)")
-    add("--jobs", type=_positive, help="cells at a time (default: one per core, or --cells-per-gpu for each GPU)")
+    add("--jobs", type=_positive, help="cells at a time (default: one per core, --cells-per-gpu for each GPU, or a cluster)")
     add("--backend", choices=get_args(Backend), default="loky", help="processes of this machine, or a cluster's")
     add("--cells-per-gpu", type=_positive, default=1, help="with --device cuda, how many share a GPU (default: 1)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")

@@ -23,12 +23,10 @@ class Engine:
 
     Attributes:
         backend: For :class:`joblib.Parallel`.
-        slots: Cells that it runs at a time.
         lost: What a task raises whose process was killed, more often than the engine itself runs it again.
     """
 
     backend: str | ParallelBackendBase
-    slots: int
     lost: tuple[type[Exception], ...]
 
 
@@ -54,8 +52,8 @@ class Futures(ParallelBackendBase):  # type: ignore[misc]
         self._submit = submit
 
     def effective_n_jobs(self, n_jobs: int) -> int:
-        """As asked for."""
-        return n_jobs
+        """At least 2, since joblib runs a single job itself; ``pre_dispatch`` says how many tasks there are at a time."""
+        return max(2, n_jobs)
 
     def submit(self, func: Callable[[], Any], callback: Callable[["Future[Any]"], None] | None = None) -> "Future[Any]":
         """Begins a task."""
@@ -80,25 +78,26 @@ class Futures(ParallelBackendBase):  # type: ignore[misc]
 
 
 @contextmanager
-def engine(backend: Backend, jobs: int, given: bool, share: float) -> Iterator[Engine]:
+def engine(backend: Backend, jobs: int, share: float) -> Iterator[Engine]:
     """The engine by its name, from the cluster that is there, else from one that is started here and ended with the block.
 
     Args:
         backend: ``loky`` are processes of this machine. ``ray`` connects to ``RAY_ADDRESS`` or the cluster that this machine
             belongs to, ``dask`` to ``DASK_SCHEDULER_ADDRESS``.
         jobs: Processes, where they are started here.
-        given: Whether ``jobs`` is also the limit in a cluster, which is used as a whole otherwise.
         share: Of a GPU, for each cell; 0 where they run on CPUs.
 
     Raises:
         InputError: The package is not installed, or the cluster cannot be reached or used.
     """
     if backend == "loky":
-        yield Engine("loky", jobs, (BrokenExecutor,))
-        return
-    start = {"ray": _ray, "dask": _dask}[backend]
-    with start(jobs, share) as running:
-        yield Engine(running.backend, min(jobs, running.slots) if given else running.slots, running.lost)
+        yield Engine("loky", (BrokenExecutor,))
+    elif backend == "ray":
+        with _ray(jobs, share) as running:
+            yield running
+    else:
+        with _dask(jobs) as running:
+            yield running
 
 
 def local_slots(device: str, cells_per_gpu: int) -> int:
@@ -120,18 +119,16 @@ def _ray(jobs: int, share: float) -> Iterator[Engine]:
         ray.init(address="local", num_cpus=jobs, include_dashboard=False, object_store_memory=100 * 2**20, **quiet)
     try:
         task = ray.remote(_call).options(num_cpus=1, num_gpus=share, scheduling_strategy="SPREAD")
-        resources = ray.cluster_resources()
-        slots = int(resources.get("GPU", 0) / share + 1e-6) if share else int(resources.get("CPU", 0))
-        if slots < 1:
-            raise InputError(f"the Ray cluster has no {'GPU' if share else 'CPU'}: start a node that has one")
+        if share and not ray.cluster_resources().get("GPU"):
+            raise InputError("the Ray cluster has no GPU: start a node that has one, or leave out --device cuda")
         lost = (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError)
-        yield Engine(Futures(lambda function: task.remote(function).future()), slots, lost)
+        yield Engine(Futures(lambda function: task.remote(function).future()), lost)
     finally:
         ray.shutdown()
 
 
 @contextmanager
-def _dask(jobs: int, share: float) -> Iterator[Engine]:
+def _dask(jobs: int) -> Iterator[Engine]:
     distributed = _import("distributed")
     address = _import("dask").config.get("scheduler-address", None)
     where = address or distributed.LocalCluster(
@@ -143,11 +140,10 @@ def _dask(jobs: int, share: float) -> Iterator[Engine]:
     except (OSError, TimeoutError) as error:
         raise InputError(f"no Dask scheduler with a worker answers at {address}: start both") from error
     try:
-        threads = client.nthreads()
-        if max(threads.values()) > 1:
+        if max(client.nthreads().values()) > 1:
             raise InputError("a Dask worker takes one cell at a time: start it with --nthreads 1, and --nworkers for more")
         submit = client.get_executor(pure=False).submit
-        yield Engine(Futures(lambda function: submit(_call, function)), len(threads), (distributed.scheduler.KilledWorker,))
+        yield Engine(Futures(lambda function: submit(_call, function)), (distributed.scheduler.KilledWorker,))
     finally:
         client.close()
         if address is None:

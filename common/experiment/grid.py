@@ -67,7 +67,8 @@ def run_grid(
     Args:
         cells: What to run.
         settings: Common to all.
-        jobs: Cells at a time; one per core by default, or ``cells_per_gpu`` for each GPU, of this machine or the cluster.
+        jobs: Cells at a time; by default one per core of this machine, or ``cells_per_gpu`` for each GPU, or as many as a
+            cluster takes.
         console: For one line per finished cell, and the bar.
         backend: As :func:`common.experiment.engines.engine` reads it.
         cells_per_gpu: With the device ``cuda``, how many cells share a GPU.
@@ -107,10 +108,12 @@ def run_grid(
         TextColumn("cells"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
     )  # fmt: skip
     share = 1 / cells_per_gpu if settings.device == "cuda" else 0
-    with engine(backend, limit, jobs is not None, share) as running, Progress(*columns, console=console) as bar:
+    with engine(backend, limit, share) as running, Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=len(cells), completed=len(cells) - len(left))
-        slots = min(running.slots, len(cells))
-        parallel = Parallel(slots, backend=running.backend, return_as="generator_unordered", batch_size=1, pre_dispatch=slots)
+        at_a_time = limit if jobs or backend == "loky" else "all"
+        parallel = Parallel(
+            limit, backend=running.backend, return_as="generator_unordered", batch_size=1, pre_dispatch=at_a_time
+        )
         wait, in_vain = False, 0
         while left:
             begun = {cell: _begun(cell, grid) for cell in left}
