@@ -79,7 +79,7 @@ class Throughput(Callback):
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Sample, batch_idx: int
     ) -> None:
         """Stops it after the last batch."""
-        self.images += len(batch.image)
+        self.images += len(batch.image) * trainer.world_size
         if trainer.is_last_batch:
             if module.device.type == "cuda":
                 torch.cuda.synchronize()
@@ -222,11 +222,11 @@ class Figures(Callback):
         self._hparams(trainer, data, module)
 
     def _show(self, trainer: Trainer, drawn: Mapping[str, Figure], epoch: int) -> None:
-        writer = _writer(trainer)
-        for name, figure in drawn.items():
+        writer, log_dir = _writer(trainer), trainer.log_dir
+        for name, figure in drawn.items() if trainer.is_global_zero else ():
             pixels = _render(figure)
-            if trainer.log_dir is not None:
-                folder = Path(trainer.log_dir, "figures")
+            if log_dir is not None:
+                folder = Path(log_dir, "figures")
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(folder / f"{name}.png")
             if writer is not None:
@@ -269,7 +269,7 @@ class Predictions(Callback):
     """Writes ``predictions.csv`` into the log directory: data-set index, every score, and whether the threshold is reached."""
 
     def __init__(self) -> None:
-        self._batches: list[pd.DataFrame] = []
+        self._batches: list[dict[str, Tensor]] = []
 
     def on_predict_batch_end(
         self,
@@ -281,14 +281,17 @@ class Predictions(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Collects."""
-        self._batches.append(pd.DataFrame({name: values.cpu().numpy() for name, values in outputs.items()}))
+        self._batches.append(outputs)
 
     def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Writes."""
+        assert isinstance(module, OneClassModule)
+        columns = module.whole({name: torch.cat([part[name] for part in self._batches]) for name in self._batches[0]})
         path = Path(trainer.log_dir or ".", "predictions.csv")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pd.concat(self._batches).to_csv(path, index=False)
-        print(f"written: {path}")
+        if trainer.is_global_zero:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()}).to_csv(path, index=False)
+            print(f"written: {path}")
 
 
 def result_figures(data: OneClassDataModule, scored: Scored, name: str, threshold: float) -> dict[str, Figure]:

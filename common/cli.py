@@ -64,7 +64,13 @@ class OneClassCLI(LightningCLI):
             parser_kwargs={"exit_on_error": False, "description": DESCRIPTION},
             save_config_callback=SaveConfigCallback if run else None,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"num_sanity_val_steps": 0, "log_every_n_steps": 1, "max_epochs": 20, "logger": LOGGER},
+            trainer_defaults={
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 1,
+                "max_epochs": 20,
+                "use_distributed_sampler": False,  # the data module's own deals its order out
+                "logger": LOGGER,
+            },
             auto_configure_optimizers=False,
         )
 
@@ -172,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     settle()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.argv = sys.argv[:1]
+    sys.argv[1:] = arguments  # Lightning starts the other processes of a distributed run with the same command
     with one_line_errors():
         if arguments[:1] == ["predict-folder"]:
             _predict_folder(arguments[1:])
@@ -180,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             _export(arguments[1:])
         else:
             _check_checkpoint(arguments)
-            OneClassCLI(arguments)
+            OneClassCLI()
 
 
 def _predict_folder(argv: Sequence[str]) -> None:

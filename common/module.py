@@ -88,7 +88,7 @@ class OneClassModule(LightningModule, ABC):
         self.register_buffer("threshold", torch.tensor(math.nan, dtype=torch.float64))
         self.calibration = torch.empty(0, dtype=torch.float64)
         self.scored: Scored | None = None
-        self._collected: list[tuple[tuple[Tensor, ...], dict[str, Tensor]]] = []
+        self._collected: list[dict[str, Tensor]] = []
 
     @abstractmethod
     def scores(self, x: Tensor) -> dict[str, Tensor]:
@@ -155,17 +155,15 @@ class OneClassModule(LightningModule, ABC):
         schedulers = [{"scheduler": CosineAnnealingLR(optimizer, steps), "interval": "step"} for optimizer in optimizers]
         return [{"optimizer": o, "lr_scheduler": s} for o, s in zip(optimizers, schedulers, strict=True)]
 
-    def on_fit_start(self) -> None:
-        """Convolutions run channels-last."""
+    def setup(self, stage: str) -> None:
+        """Convolutions run channels-last, before DDP wraps them: it mixes up gradients whose strides change afterwards."""
         self.to(memory_format=torch.channels_last)
 
-    on_validation_start = on_test_start = on_predict_start = on_fit_start
-
     def on_train_epoch_start(self) -> None:
-        """Noise, dropout and random latents repeat in a resumed run."""
+        """Noise, dropout and random latents repeat in a resumed run, and differ between the processes of a distributed one."""
         self._losses: list[dict[str, Tensor]] = []
         self._n_images = 0
-        torch.manual_seed(epoch_seed(self.current_epoch))
+        torch.manual_seed(epoch_seed(self.current_epoch) + self.global_rank)
 
     def on_train_batch_end(self, outputs: Mapping[str, Tensor], batch: Sample, batch_idx: int) -> None:  # type: ignore[override]
         """Keeps the losses, on their device, and steps the schedulers that count batches."""
@@ -176,14 +174,16 @@ class OneClassModule(LightningModule, ABC):
     def on_train_epoch_end(self) -> None:
         """Logs each loss's mean over the epoch, by epoch on TensorBoard's x-axis; steps the schedulers that count epochs."""
         for name in self._losses[0]:
-            self.log(f"train/{name}", torch.stack([losses[name] for losses in self._losses]).sum() / self._n_images)
+            mean = torch.stack([losses[name] for losses in self._losses]).sum() / self._n_images
+            self.log(f"train/{name}", mean, sync_dist=True)
         self._losses.clear()
         self.log("step", float(self.current_epoch))
         self._step_schedulers("epoch")
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Scores a batch of held-out samples."""
-        self._collected.append(((batch.index, batch.target, batch.label), self.scores(batch.image)))
+        sample = {"index": batch.index, "target": batch.target, "label": batch.label}
+        self._collected.append(sample | self.scores(batch.image))
 
     test_step = validation_step
 
@@ -254,12 +254,23 @@ class OneClassModule(LightningModule, ABC):
             raise InputError(f"the checkpoint is one of {method or 'something else'}, not of {type(self).__qualname__}")
         self.calibration = checkpoint["calibration"]
 
+    def whole(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the processes of a distributed run have of a split, put together: in the order of ``index``, each sample once.
+
+        Args:
+            columns: ``(n,)`` each, with ``index``; in a run of one process they are the whole.
+        """
+        if self.trainer.world_size == 1:
+            return columns
+        columns = {name: torch.as_tensor(self.all_gather(values)).flatten() for name, values in columns.items()}
+        first = np.unique(columns["index"].cpu().numpy(), return_index=True)[1]
+        return {name: values[torch.from_numpy(first).to(values.device)] for name, values in columns.items()}
+
     def _split(self) -> Scored:
-        samples, scores = zip(*self._collected, strict=True)
+        columns = self.whole({name: torch.cat([part[name] for part in self._collected]) for name in self._collected[0]})
         self._collected.clear()
-        index, target, label = (torch.cat(values).cpu().numpy() for values in zip(*samples, strict=True))
-        by_name = {name: torch.cat([s[name] for s in scores]).double().cpu().numpy() for name in scores[0]}
-        return Scored(index, target, label, by_name)
+        index, target, label = (columns.pop(name).cpu().numpy() for name in ("index", "target", "label"))
+        return Scored(index, target, label, {name: values.double().cpu().numpy() for name, values in columns.items()})
 
     def _wholes(self, scored: Scored) -> Scored:
         data = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ COMMANDS = [
     for language, block in FENCES
     if not language
     for line in block.replace("\\\n", "").splitlines()
-    if line.split(" ")[0] in {"python", "oneclass", "tensorboard", "pip"}
+    if line.split(" ")[0] in {"python", "oneclass", "tensorboard", "pip", "ray", "dask"}
 ]
 PYTHON = [block for language, block in FENCES if language == "python"]
 
@@ -54,6 +54,8 @@ def folder(tmp_path_factory):
 
 def test_the_readme_has_the_commands_that_are_tested_here():
     assert sorted({" ".join(command.split(" ")[:3]) for command in COMMANDS}) == [
+        "dask scheduler --port",
+        "dask worker tcp://head:8786",
         "oneclass export runs/photos/version_0/checkpoints/last.ckpt",
         "oneclass fit ",
         "oneclass fit --config",
@@ -63,6 +65,8 @@ def test_the_readme_has_the_commands_that_are_tested_here():
         "python -m experiments.autoencoder",
         "python -m experiments.ocnn",
         "python -m experiments.report",
+        "ray start --address=head:6379",
+        "ray start --head",
         "tensorboard --logdir runs",
     ]
     assert any("python -m experiments.quickstart" in command for command in COMMANDS)
@@ -88,9 +92,17 @@ def test_experiments(command, folder):
 
 
 def test_fit_then_test(folder):
-    for command in (c for c in COMMANDS if re.match(r"oneclass (fit|test) .*digits", c)):
+    alone = [c for c in COMMANDS if re.match(r"oneclass (fit|test) .*digits", c) and "ddp" not in c]
+    for command in alone:
         output = call(f"{command.replace('autoencoder/', f'{ROOT}/autoencoder/')} --trainer.max_epochs 3", folder)
     assert "test/auroc" in output
+
+
+def test_fit_by_two_processes(folder):
+    (command,) = (c for c in COMMANDS if "ddp" in c)
+    logger = "--trainer.logger.name two --trainer.max_epochs 3"
+    call(f"{command.replace('autoencoder/', f'{ROOT}/autoencoder/')} {logger}", folder)
+    assert (folder / "runs" / "two" / "version_0" / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_own_images(folder):

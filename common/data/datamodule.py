@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.data.datasets import ImageData, load
@@ -38,27 +38,37 @@ class EpochSampler(Sampler[int]):
 
     Where the last batch of a shuffled epoch would hold a single sample, of which batch norm makes nothing, that sample is
     left out; in the next epoch it is another.
+
+    The processes of a distributed run deal the order out among themselves, so that their k-th batches together are the k-th
+    of one process whose batches are as many times larger. All get as many: what does not divide is left out of a shuffled
+    epoch and repeated in one that is not, see :meth:`common.module.OneClassModule.whole`.
     """
 
     def __init__(self, n: int, batch_size: int, shuffle: bool) -> None:
-        self.n, self.shuffle, self.epoch = n, shuffle, 0
-        self.used = n - 1 if shuffle and n > batch_size > 1 and n % batch_size == 1 else n
+        self.n, self.batch_size, self.shuffle, self.epoch = n, batch_size, shuffle, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
         self.epoch = epoch
 
     def order(self) -> Tensor:
-        """The positions of an epoch."""
-        if not self.shuffle:
-            return torch.arange(self.n)
-        return torch.randperm(self.n, generator=epoch_generator(self.epoch))[: self.used]
+        """The positions of an epoch, or this process's share of them."""
+        rank, processes = _rank_and_processes()
+        if self.shuffle:
+            order = torch.randperm(self.n, generator=epoch_generator(self.epoch))
+        else:
+            order = torch.arange(len(self) * processes) % max(1, self.n)
+        return order[rank::processes][: len(self)]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.order().tolist())
 
     def __len__(self) -> int:
-        return self.used
+        _, processes = _rank_and_processes()
+        if not self.shuffle:
+            return -(-self.n // processes)
+        share = self.n // processes
+        return share - 1 if share > self.batch_size > 1 and share % self.batch_size == 1 else share
 
 
 class ResidentLoader:
@@ -153,7 +163,7 @@ class OneClassDataModule(LightningDataModule):
         share: The anomalies' share of the test set; protocols ``proportion`` and ``no_split`` only.
         limit: The number of samples of each normal class; protocol ``no_split`` only.
         split_seed: Of the protocol's random choices; not the training's seed, so that seeds vary the training alone.
-        batch_size: Of training.
+        batch_size: Of training, for each process of a distributed run.
         eval_batch_size: Of validation, test and prediction; scores do not depend on it.
         image_size: Height and width, or one number for both; the data's own by default.
         channels: 1 or 3; the data's own by default.
@@ -343,6 +353,11 @@ class OneClassDataModule(LightningDataModule):
     @property
     def _device(self) -> torch.device | str:
         return self.trainer.strategy.root_device if self.trainer else "cpu"
+
+
+def _rank_and_processes() -> tuple[int, int]:
+    running = distributed.is_available() and distributed.is_initialized()
+    return (distributed.get_rank(), distributed.get_world_size()) if running else (0, 1)
 
 
 def default_root() -> Path:

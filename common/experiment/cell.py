@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 import yaml
 from pytorch_lightning import seed_everything
+from threadpoolctl import threadpool_limits
 
 from common.checkpoint import load_checkpoint
 from common.classical import detector, fit_and_score
@@ -117,7 +118,8 @@ class Settings:
         device: ``auto``, ``cpu`` or ``cuda``.
         max_epochs: Instead of the preset's.
         image_size: Instead of the preset's, or of the data's own.
-        threads: Of PyTorch, for each cell; all by default.
+        threads: Of PyTorch and of the linear algebra libraries, for each cell; all by default.
+        gpu: With the device ``cuda``, which one; the first by default.
         progress: Lightning's progress bar.
         force: Run again what is done.
         oracle: Score the test set after every epoch, for the record's ``oracle`` entry; it changes no other number.
@@ -129,6 +131,7 @@ class Settings:
     max_epochs: int | None = None
     image_size: int | None = None
     threads: int | None = None
+    gpu: int | None = None
     progress: bool = False
     force: bool = False
     oracle: bool = False
@@ -186,14 +189,16 @@ def run(cell: Cell, settings: Settings) -> Record:
         return record
     started = time.perf_counter()
     settle()
-    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    threads = settings.threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
     sha = config_sha256(cell, settings)
     directory = _prepare(cell.directory(settings.runs), sha + " oracle" * settings.oracle, settings.force)
     config = cell.config(settings)
     config["data"]["root"] = None if settings.root is None else str(settings.root)
     seed_everything(cell.seed, workers=True, verbose=False)
     work = _run_classical if cell.method == "classical" else _run_module
-    scored, about = work(cell, config, directory, settings)
+    with threadpool_limits(threads):
+        scored, about = work(cell, config, directory, settings)
     write_whole(directory / "scores.csv", pd.DataFrame(scored._asdict()["scores"]).assign(
         index=scored.index, target=scored.target, label=scored.label
     )[["index", "target", "label", *scored.scores]].to_csv(index=False))  # fmt: skip
@@ -214,7 +219,7 @@ def _run_module(cell: Cell, config: Config, directory: Path, settings: Settings)
     logger = {"save_dir": str(directory), "name": "", "version": "", "default_hp_metric": False}
     config["trainer"] |= {
         "accelerator": {"cuda": "gpu"}.get(settings.device, settings.device),
-        "devices": 1,
+        "devices": 1 if settings.gpu is None else [settings.gpu],
         "default_root_dir": str(directory),
         "logger": {"class_path": "pytorch_lightning.loggers.TensorBoardLogger", "init_args": logger},
         "enable_progress_bar": settings.progress,

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 from rich.console import Console
@@ -17,7 +17,8 @@ from common.data import load
 from common.data.datamodule import default_root
 from common.errors import DataMissingError, InputError
 from common.experiment.cell import Cell, Settings, finished, is_seeded
-from common.experiment.grid import run_grid
+from common.experiment.engines import Backend
+from common.experiment.grid import Failure, run_grid
 from common.experiment.presentation import add, show, write
 from common.experiment.report import COLUMNS, KEY, only_reported, reported, tabulate
 
@@ -91,7 +92,9 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
             return
         for reason in missing.values():
             console.print(f"not run: {reason}", highlight=False, soft_wrap=True)
-        failures = [] if arguments.report_only else run_grid(wanted, settings, arguments.jobs, console)
+        failures: list[Failure] = []
+        if not arguments.report_only:
+            failures = run_grid(wanted, settings, arguments.jobs, console, arguments.backend, arguments.cells_per_gpu)
         numbers = reported(experiment.name)
         tables = []
         for grid, of_grid in zip(grids, cells, strict=True):
@@ -138,7 +141,9 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     add("--root", type=Path, help="where data sets lie; $ONECLASS_DATA or the user's cache by default")
     add("--runs", type=Path, default=Path("runs"), help="where records go (default: runs)")
     add("--out", type=Path, help="where the tables go, beside earlier commands' rows (default: the runs folder)")
-    add("--jobs", type=int, help="cells at a time (default: one per core)")
+    add("--jobs", type=_positive, help="cells at a time (default: one per core, --cells-per-gpu for each GPU, or a cluster)")
+    add("--backend", choices=get_args(Backend), default="loky", help="processes of this machine, or a cluster's")
+    add("--cells-per-gpu", type=_positive, default=1, help="with --device cuda, how many share a GPU (default: 1)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--max-epochs", type=int, help="instead of the presets'")
     add("--image-size", type=int, help="height and width, instead of the presets' or the data's own")
@@ -148,6 +153,12 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     add("--force", action="store_true", help="run again what is done")
     add("--report-only", action="store_true", help="the tables of what is done")
     return parser
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
 
 
 def _narrowed(grid: Grid, arguments: argparse.Namespace, main: bool) -> Grid:

@@ -1,0 +1,63 @@
+"""One training by one process or several, for :mod:`tests.test_ddp`: ``python ddp.py DEVICES FOLDER``."""
+
+import sys
+from pathlib import Path
+
+import torch
+from pytorch_lightning import Trainer, seed_everything
+from torch import nn
+
+from autoencoder import Autoencoder
+from common.callbacks import Predictions
+from common.data import OneClassDataModule
+
+GLOBAL_BATCH = 32
+
+
+class Plain(Autoencoder):
+    """Without batch norm, which sees a process's own share of a batch only."""
+
+    def __init__(self, shape):
+        super().__init__(shape, widths=(8, 16), latent=8, lr=5e-3)
+        for net in (self.encoder, self.decoder):
+            for name, layer in net.named_children():
+                if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+                    setattr(net, name, nn.Identity())
+
+
+def train(devices, folder):
+    """Saves, for each process, the state and what a test says."""
+    seed_everything(0, workers=True, verbose=False)
+    data = OneClassDataModule("digits", normal=2, batch_size=GLOBAL_BATCH // devices, eval_batch_size=50)
+    module = Plain(data.shape)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp_find_unused_parameters_true" if devices > 1 else "auto",
+        max_epochs=8,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[Predictions()],
+        default_root_dir=folder,
+    )
+    trainer.fit(module, data)
+    trainer.test(module, data, verbose=False)
+    trainer.predict(module, data, return_predictions=False)
+    torch.save(
+        {
+            "state": module.state_dict(),
+            "calibration": module.calibration,
+            "index": torch.from_numpy(module.scored.index),
+            "scores": torch.from_numpy(module.scored.scores["reconstruction"]),
+            "metrics": module.test_metrics()["reconstruction"],
+        },
+        Path(folder, f"{devices}-{trainer.global_rank}.pt"),
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train(int(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,226 @@
+"""Grids whose workers are killed, that meet one another, and that run on Ray and Dask clusters of this machine."""
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+
+from common.errors import InputError
+from common.experiment import Cell, Experiment, Grid, grid, run_experiment
+from common.experiment.cell import Settings, run
+from common.experiment.engines import local_slots
+from common.experiment.grid import run_grid
+
+psutil = pytest.importorskip("psutil")
+
+ROOT = Path(__file__).parents[1]
+LONG = [Cell("autoencoder", "smoke", "digits", "standard", normal, 0) for normal in "345"]
+CELLS = [*LONG[:2], Cell("classical", "iforest", "digits", "standard", "3", 0)]
+EPOCHS = 10
+
+
+def settings(runs, **options):
+    runs.mkdir(exist_ok=True)
+    return Settings(runs=runs, device="cpu", max_epochs=EPOCHS, **options)
+
+
+def results(cells, runs):
+    """Of each cell the scores and what the record says, but for times."""
+    found = []
+    for cell in cells:
+        record = json.loads((cell.directory(runs) / "metrics.json").read_text())
+        scores = (cell.directory(runs) / "scores.csv").read_text()
+        found.append((scores, record["metrics"], record["selected_epoch"], record["config_sha256"]))
+    return found
+
+
+def at(cell, runs):
+    """The process that is at a cell, where it lives."""
+    directory = cell.directory(runs)
+    with contextlib.suppress(FileNotFoundError, IndexError):
+        pid = int(directory.with_name(f".{directory.name}.begun").read_text().split()[3])
+        return pid if psutil.pid_exists(pid) else None
+
+
+class Killer(threading.Thread):
+    """Kills the process that is at a cell, so many times."""
+
+    def __init__(self, cell, runs, times):
+        super().__init__(daemon=True)
+        self.cell, self.runs, self.times, self.over = cell, runs, times, threading.Event()
+
+    def run(self):
+        while self.times and not self.over.wait(0.02):
+            if pid := at(self.cell, self.runs):
+                os.kill(pid, signal.SIGKILL)
+                self.times -= 1
+                while psutil.pid_exists(pid) and not self.over.wait(0.02):
+                    pass
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.join()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The cells' results, one after the other in this process."""
+    runs = tmp_path_factory.mktemp("alone")
+    for cell in {*LONG, *CELLS}:
+        run(cell, settings(runs, threads=1))
+    return runs
+
+
+def test_a_cell_that_kills_its_workers_fails_and_takes_no_other_along(alone, tmp_path, capsys):
+    with Killer(LONG[0], tmp_path, times=100):
+        failures = run_grid(LONG[:2], settings(tmp_path), 2, Console())
+    assert [failure.cell for failure in failures] == LONG[:1]
+    assert "its process was killed 3 times" in failures[0].message
+    assert "killed 3 times" in (LONG[0].directory(tmp_path) / "error.txt").read_text()
+    assert results(LONG[1:2], tmp_path) == results(LONG[1:2], alone)
+    assert capsys.readouterr().out.count("AUROC") == 1
+    assert run_grid(LONG, settings(tmp_path), 1, Console()) == []
+    assert results(LONG, tmp_path) == results(LONG, alone)
+
+
+def test_two_grids_at_once_share_the_cells(alone, tmp_path):
+    flags = ["--datasets", "digits", "--presets", "smoke", "--normal", "3", "4", "5", "--seeds", "0", "--jobs", "1"]
+    command = [sys.executable, "-m", "experiments.autoencoder", *flags, "--max-epochs", str(EPOCHS), "--runs", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    grids = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    outputs = [each.communicate(timeout=300)[0] for each in grids]
+    assert [each.returncode for each in grids] == [0, 0], outputs
+    assert results(LONG, tmp_path) == results(LONG, alone)
+    for cell in LONG:
+        runs_of_the_cell = list(cell.directory(tmp_path).glob("events.out.tfevents*"))
+        assert len({path.name.split(".")[-2] for path in runs_of_the_cell}) == 1, "one process ran it"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def started(*commands):
+    """Processes in the background, each with a group of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return [subprocess.Popen(each, env=environment, start_new_session=True, **quiet) for each in commands]
+
+
+def ended(processes):
+    for process in processes:
+        for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+            with contextlib.suppress(psutil.Error):
+                each.kill()
+        process.wait()
+
+
+@pytest.fixture
+def ray_cluster(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # is read when Ray is imported
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    pytest.importorskip("ray", reason="pip install 'oneclass[cluster]'")
+    ray = str(Path(sys.executable).with_name("ray"))
+    port = free_port()
+    small = ["--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats", "--block"]
+    head = [ray, "start", "--head", f"--port={port}", "--include-dashboard=false", *small]
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        processes = started([*head, f"--temp-dir={folder}"])
+        wait_for(port)
+        processes += started([ray, "start", f"--address=127.0.0.1:{port}", *small])
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        yield
+        ended(processes)
+
+
+@pytest.fixture
+def dask_cluster(monkeypatch):
+    dask = pytest.importorskip("dask", reason="pip install 'oneclass[cluster]'")
+    pytest.importorskip("distributed", reason="pip install 'oneclass[cluster]'")
+    port = free_port()
+    command = [str(Path(sys.executable).with_name("dask"))]
+    processes = started([*command, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"])
+    worker = ["worker", f"tcp://127.0.0.1:{port}", "--nworkers", "2", "--nthreads", "1", "--no-dashboard"]
+    processes += started([*command, *worker])
+    with dask.config.set({"scheduler-address": f"tcp://127.0.0.1:{port}"}):  # as DASK_SCHEDULER_ADDRESS does
+        yield
+    ended(processes)
+
+
+def wait_for(port):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    pytest.fail("the cluster does not start")
+
+
+@pytest.mark.parametrize("backend", ["ray", "dask"])
+def test_a_cluster_gives_the_records_of_one_machine_though_a_worker_is_killed(backend, alone, tmp_path, capsys, request):
+    request.getfixturevalue(f"{backend}_cluster")
+    with Killer(CELLS[0], tmp_path, times=1) as killer:
+        failures = run_grid(CELLS, settings(tmp_path), 2, Console(), backend)
+    assert failures == []
+    assert killer.times == 0, "no worker was killed"
+    assert results(CELLS, tmp_path) == results(CELLS, alone)
+    assert capsys.readouterr().out.count("AUROC") == len(CELLS)
+
+
+@pytest.mark.parametrize("package", ["ray", "distributed"])
+def test_a_missing_package_is_named(package, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    experiment = Experiment("autoencoder", "A trial", Grid(("smoke",), ("digits",)), seeds=(0,))
+    backend = {"distributed": "dask"}.get(package, package)
+    with pytest.raises(SystemExit) as exited:
+        run_experiment(experiment, ["--normal", "3", "--runs", str(tmp_path), "--backend", backend])
+    assert exited.value.code == 2
+    assert f"there is no package '{package}': pip install 'oneclass[cluster]'" in capsys.readouterr().err
+
+
+def test_a_machine_without_the_runs_folder_is_told_of(tmp_path):
+    work = grid._Grid("a", 0, Settings(runs=tmp_path / "elsewhere"), 1)
+    with pytest.raises(InputError, match=r"has no folder .*elsewhere: share runs and data"):
+        grid._attempt(LONG[0], work, wait=False)
+
+
+def test_cells_spread_over_gpus_and_share_them(tmp_path, monkeypatch):
+    """Two GPUs as a machine that has none imagines them."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: SimpleNamespace(uuid=f"gpu-{gpu}"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(grid, "_HELD", [])
+    assert local_slots("cuda", 3) == 6
+    places = [grid._gpu.__wrapped__(2) for _ in range(4)]
+    assert places == [0, 1, 0, 1]
+    fifth = []
+    waiting = threading.Thread(target=lambda: fifth.append(grid._gpu.__wrapped__(2)))
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    grid._HELD[1].release()
+    waiting.join(10)
+    assert fifth == [1]
