@@ -80,12 +80,9 @@ def run_grid(
         InputError: What the user can mend ends the grid at once; but for a net's weights that cannot be had, whose cells fail.
     """
     limit = min(jobs or local_slots(settings.device, cells_per_gpu), len(cells))
-    settings = replace(
-        settings,
-        threads=max(1, torch.get_num_threads() // limit),
-        runs=settings.runs.absolute(),
-        root=(settings.root or default_root()).absolute(),
-    )
+    settings = replace(settings, threads=max(1, torch.get_num_threads() // limit))
+    if backend != "loky":
+        settings = replace(settings, runs=settings.runs.absolute(), root=(settings.root or default_root()).absolute())
     left = [cell for cell in cells if finished(cell, settings) is None]
     grid = _Grid(uuid4().hex, os.getpid(), settings, cells_per_gpu)
     failures: list[Failure] = []
