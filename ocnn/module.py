@@ -149,11 +149,11 @@ class OCCNN(OneClassModule):
 
     @torch.no_grad()
     def _training_features(self) -> NDArray[np.float64]:
-        """What the SVM sees of the training set, made as at test, ``(N, D)``."""
+        """What the SVM sees of the training set, made as at test, ``(N, D)``, of all processes."""
         modes = [(net, net.training) for net in self.modules()]
         self.eval()
         batches: Any = self.trainer.train_dataloader
         features = torch.cat([self.features(batch.image.to(self.device)).relu() for batch in batches])
         for net, mode in modes:
             net.training = mode
-        return features.double().cpu().numpy()
+        return torch.as_tensor(self.all_gather(features)).flatten(0, -2).double().cpu().numpy()
