@@ -142,6 +142,11 @@ CHOSEN: dict[Rule, str] = {"last": "last.ckpt", "validation": "best.ckpt", "rho"
 """The checkpoint of the epoch that a rule has chosen, if it has."""
 
 
+def chosen_device(name: str) -> str:
+    """For ``auto``, ``cuda`` where there is one, else ``cpu``: Apple's GPUs have no float64, which thresholds are kept in."""
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def settle() -> None:
     """Settles a process for training: Lightning keeps its tips to itself, and the C library keeps its memory.
 
@@ -199,9 +204,7 @@ def _predict_folder(argv: Sequence[str]) -> None:
     add("--figures", type=Path, metavar="DIR", help="where a contact sheet and a histogram go")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     arguments = vars(parser.parse_args(argv))
-    if arguments["device"] == "auto":
-        arguments["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-    predict_folder(**arguments)
+    predict_folder(**arguments | {"device": chosen_device(arguments["device"])})
 
 
 def _export(argv: Sequence[str]) -> None:

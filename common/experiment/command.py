@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pandas as pd
 from rich.console import Console
 
-from common.cli import Parser, one_line_errors
+from common.cli import Parser, chosen_device, one_line_errors
 from common.data import load
 from common.data.datamodule import default_root
 from common.errors import DataMissingError, InputError
@@ -72,7 +72,7 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
         settings = Settings(
             root=arguments.root,
             runs=arguments.runs,
-            device=arguments.device,
+            device=chosen_device(arguments.device),
             max_epochs=arguments.max_epochs,
             image_size=arguments.image_size,
             force=arguments.force,
