@@ -252,7 +252,7 @@ class OneClassModule(LightningModule, ABC):
         method = checkpoint.get("method")
         if method != type(self).__qualname__:
             raise InputError(f"the checkpoint is one of {method or 'something else'}, not of {type(self).__qualname__}")
-        self.calibration = checkpoint["calibration"]
+        self.calibration = checkpoint.get("calibration", self.calibration)
 
     def whole(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the processes of a distributed run have of a split, put together: in the order of ``index``, each sample once.
