@@ -1,11 +1,13 @@
 """False alarms among fresh normal images beside the rate that a conformal threshold promises, for every method."""
 
 import itertools
+import math
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -15,6 +17,7 @@ from scipy.stats import betabinom, binom
 from common.checkpoint import load_checkpoint
 from common.cli import CHOSEN, Parser, one_line_errors
 from common.evaluation import conformal_p_value
+from common.evaluation.metrics import Values
 from common.experiment import Cell
 from common.experiment.cell import Settings, read_record
 from common.experiment.command import split_name
@@ -58,31 +61,38 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def false_alarms(directory: Path) -> list[dict[str, object]]:
-    """One row for each rate α of a finished cell: fresh normals, alarms among them, and the two 95 % intervals as counts."""
+    """One row for each rate α of a finished cell that its held-out samples are enough for; see :func:`count`."""
     record = read_record(directory / "metrics.json")
     chosen = CHOSEN[record["rule"]] if record["reached"] else CHOSEN["last"]
-    checkpoint = load_checkpoint(directory / "checkpoints" / chosen)
+    calibration = load_checkpoint(directory / "checkpoints" / chosen)["calibration"].numpy()
     scores = pd.read_csv(directory / "scores.csv").query("label == 0")[record["score"]]
-    p_values = conformal_p_value(scores, checkpoint["calibration"])
-    n, fresh = len(checkpoint["calibration"]), len(scores)
-    rows: list[dict[str, object]] = []
-    for alpha in ALPHAS:
-        if not (flags := int(alpha * (n + 1) + 1e-9)):  # so many of the n + 1 p-values that can occur are alarms
-            continue
-        laws = binom(fresh, alpha), betabinom(fresh, flags, n + 1 - flags)
-        (low, high), (exact_low, exact_high) = (law.interval(0.95) for law in laws)
-        alarms = int((p_values <= alpha).sum())
-        rows.append({
-            "method": f"{record['cell']['method']}-{record['cell']['preset']}",
-            "normal": record["cell"]["normal"],
-            "alpha": alpha,
-            "held_out": n,
-            "fresh": fresh,
-            "alarms": alarms,
-            "in_binomial": low <= alarms <= high,
-            "in_exact": exact_low <= alarms <= exact_high,
-        })  # fmt: skip
-    return rows
+    about = {"method": f"{record['cell']['method']}-{record['cell']['preset']}", "normal": record["cell"]["normal"]}
+    return [about | count(scores, calibration, alpha) for alpha in ALPHAS if alpha * (len(calibration) + 1) >= 1]
+
+
+def count(scores: Values, calibration: Values, alpha: float) -> dict[str, object]:
+    """False alarms among N fresh normals at a conformal threshold from n held-out ones, and whether two laws hold them.
+
+    Each fresh normal is flagged with probability k / (n + 1), k = ⌊α(n + 1)⌋, but given the held-out scores that probability is
+    itself drawn, from Beta(k, n + 1 - k): the alarms are beta-binomial. The binomial law leaves that out.
+
+    Args:
+        scores: ``(N,)`` of the fresh normals, higher = more anomalous.
+        calibration: ``(n,)`` of the held-out ones, n at least 1/α - 1.
+        alpha: The rate, in (0, 1).
+
+    Example:
+        >>> count([0.5, 2.5, 3.5], calibration=[1.0, 2.0, 3.0], alpha=0.5)["alarms"]
+        2
+    """
+    n, fresh = np.size(calibration), np.size(scores)
+    k = math.floor(round(alpha * (n + 1), 9))
+    alarms = int((conformal_p_value(scores, calibration) <= alpha).sum())
+    inside = {}
+    for name, law in (("in_binomial", binom(fresh, alpha)), ("in_exact", betabinom(fresh, k, n + 1 - k))):
+        low, high = law.interval(0.95)
+        inside[name] = bool(low <= alarms <= high)
+    return {"alpha": alpha, "held_out": n, "fresh": fresh, "alarms": alarms, **inside}
 
 
 def report(counts: pd.DataFrame, folder: Path, command: str, console: Console) -> None:

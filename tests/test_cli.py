@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from common.checkpoint import load_checkpoint
-from common.cli import assemble, main
+from common.cli import assemble, chosen_device, main
 from common.errors import InputError
 from common.experiment import Cell
 from common.experiment.cell import Settings
@@ -141,3 +141,9 @@ def test_pickled_code_is_not_run(checkpoint, tmp_path):
     with pytest.raises(InputError, match="is not a readable checkpoint"):
         load_checkpoint(tmp_path / "harmful.ckpt")
     assert not Path("harm").exists()
+
+
+@pytest.mark.parametrize(("there", "auto"), [(True, "cuda"), (False, "cpu")])
+def test_auto_is_cuda_where_there_is_one(there, auto, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert [chosen_device(name) for name in ("auto", "cpu", "cuda")] == [auto, "cpu", "cuda"]

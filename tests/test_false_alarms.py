@@ -1,0 +1,40 @@
+"""False alarms are counted as the thresholds promise them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from common.checkpoint import load_checkpoint
+from common.evaluation import threshold_by
+from experiments.false_alarms import count, main
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.1])
+def test_the_exact_law_holds_where_the_binomial_is_too_narrow(alpha):
+    random = np.random.default_rng(0)
+    drawn = pd.DataFrame([count(random.gamma(2, size=400), random.gamma(2, size=99), alpha) for _ in range(600)])
+    assert drawn["alarms"].mean() / 400 == pytest.approx(alpha, rel=0.1)
+    assert 0.93 < drawn["in_exact"].mean() < 0.98
+    assert drawn["in_binomial"].mean() < 0.8
+
+
+def test_normals_that_have_changed_fall_outside():
+    random = np.random.default_rng(0)
+    shifted = count(random.normal(1, size=400), random.normal(size=999), 0.05)
+    assert not shifted["in_exact"]
+    assert shifted["alarms"] > 60
+
+
+def test_the_table(tmp_path, capsys):
+    flags = ["--dataset", "digits", "--normal", "1", "2", "--presets", "autoencoder-smoke", "--max-epochs", "2"]
+    main([*flags, "--jobs", "1", "--runs", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert "false alarms among fresh normals" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "out" / "false_alarms.csv")
+    assert set(table["alpha"]) == {0.1}  # 14 or 15 held-out digits are too few for a smaller rate
+    for row in table.itertuples():
+        cell = next(tmp_path.glob(f"autoencoder-smoke/digits/balanced/normal={row.normal}/seed=0"))
+        held_out = load_checkpoint(cell / "checkpoints" / "last.ckpt")["calibration"]
+        fresh = pd.read_csv(cell / "scores.csv").query("label == 0")["reconstruction"]
+        assert (row.held_out, row.fresh) == (len(held_out), len(fresh))
+        assert row.alarms == (fresh >= threshold_by("alpha=0.1", held_out)).sum()
+    assert "--max-epochs 2" in (tmp_path / "out" / "false_alarms.md").read_text()
