@@ -104,9 +104,12 @@ def report(counts: pd.DataFrame, folder: Path, command: str, console: Console) -
         body.append((
             str(method), f"{alpha:g}", str(rows["held_out"].sum()), str(rows["fresh"].sum()),
             f"{rows['alarms'].sum() / rows['fresh'].sum():.4f}", f"{rates.min():.4f}", f"{rates.max():.4f}",
-            f"{rows['in_binomial'].sum()} of {len(rows)}", f"{rows['in_exact'].sum()} of {len(rows)}",
+            f"{rows['in_binomial'].sum()}/{len(rows)}", f"{rows['in_exact'].sum()}/{len(rows)}",
         ))  # fmt: skip
-    table = Table(*header, title="false alarms among fresh normals", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        *header, title="false alarms among fresh normals", title_justify="left", box=SIMPLE_HEAD, pad_edge=False,
+        padding=0,
+    )  # fmt: skip
     for line in body:
         table.add_row(*line)
     console.print(table)
