@@ -72,7 +72,7 @@ def export(checkpoint: Path, format: Format, out: Path | None = None) -> Path:
 
     Args:
         checkpoint: As ``oneclass fit`` or an experiment leaves it.
-        format: ``onnx`` (wants the extra ``oneclass[export]``) or ``torch``.
+        format: ``onnx`` (wants the extra ``export``) or ``torch``.
         out: By default the checkpoint's name, ending in ``.onnx`` or ``.pt2``.
 
     Returns:
@@ -96,7 +96,7 @@ def export(checkpoint: Path, format: Format, out: Path | None = None) -> Path:
             write(net, torch.rand(2, *shape), about, temporary)
             run = read(temporary)
         except ImportError as error:
-            raise InputError(f"no format '{format}' without {error.name}: pip install 'oneclass[export]'") from error
+            raise InputError(f"no format '{format}' without {error.name}: pip install -e '.[export]'") from error
         for n in (1, 3, 8):
             image = torch.rand(n, *shape, generator=torch.Generator().manual_seed(n))
             with torch.inference_mode():

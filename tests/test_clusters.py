@@ -141,7 +141,7 @@ def ended(processes):
 def ray_cluster(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")  # is read when Ray is imported
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    pytest.importorskip("ray", reason="pip install 'oneclass[cluster]'")
+    pytest.importorskip("ray", reason="pip install -e '.[cluster]'")
     ray = str(Path(sys.executable).with_name("ray"))
     port = free_port()
     small = ["--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats", "--block"]
@@ -157,8 +157,8 @@ def ray_cluster(monkeypatch):
 
 @pytest.fixture
 def dask_cluster(monkeypatch):
-    dask = pytest.importorskip("dask", reason="pip install 'oneclass[cluster]'")
-    pytest.importorskip("distributed", reason="pip install 'oneclass[cluster]'")
+    dask = pytest.importorskip("dask", reason="pip install -e '.[cluster]'")
+    pytest.importorskip("distributed", reason="pip install -e '.[cluster]'")
     port = free_port()
     command = [str(Path(sys.executable).with_name("dask"))]
     processes = started([*command, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"])
@@ -198,7 +198,7 @@ def test_a_missing_package_is_named(package, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as exited:
         run_experiment(experiment, ["--normal", "3", "--runs", str(tmp_path), "--backend", backend])
     assert exited.value.code == 2
-    assert f"there is no package '{package}': pip install 'oneclass[cluster]'" in capsys.readouterr().err
+    assert f"there is no package '{package}': pip install -e '.[cluster]'" in capsys.readouterr().err
 
 
 def test_a_machine_without_the_runs_folder_is_told_of(tmp_path):

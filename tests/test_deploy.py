@@ -204,7 +204,7 @@ def test_mistakes_in_export(checkpoints, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "_read_torch", lambda path: lambda images: np.zeros(len(images)))
     assert "differ from the module's" in refused(capsys, "export", good, "--format", "torch", "--out", "program")
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    assert "pip install 'oneclass[export]'" in refused(capsys, "export", good, "--out", "program")
+    assert "pip install -e '.[export]'" in refused(capsys, "export", good, "--out", "program")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 

@@ -158,4 +158,4 @@ def _import(package: str) -> Any:
     try:
         return import_module(package)
     except ImportError as error:
-        raise InputError(f"there is no package '{package}': pip install 'oneclass[cluster]'") from error
+        raise InputError(f"there is no package '{package}': pip install -e '.[cluster]'") from error
