@@ -13,21 +13,21 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KernelDensity
 from sklearn.svm import OneClassSVM
 
-from common.classical import (
-    DETECTORS,
-    HOG,
-    DenseKernelDensity,
-    Mahalanobis,
-    PCAReconstruction,
-    PrincipalComponents,
-    WideOneClassSVM,
-    diameter,
-    fit_and_score,
-)
+from common.classical import DETECTORS, fit_and_score
 from common.data import OneClassDataModule
 from common.errors import InputError
 from common.experiment import Cell
 from common.experiment.cell import Settings, is_seeded, run
+from common.shallow import (
+    HOG,
+    DenseKernelDensity,
+    Mahalanobis,
+    MinimaxProbabilityMachine,
+    PCAReconstruction,
+    PrincipalComponents,
+    WideOneClassSVM,
+    diameter,
+)
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 X = np.random.default_rng(0).normal(size=(60, 7))
@@ -125,6 +125,21 @@ def test_hog_tells_directions_apart():
 def test_hog_says_what_it_wants(shape, says):
     with pytest.raises(InputError, match=says):
         HOG(shape).fit(np.zeros((3, 8)))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "method"),
+    [
+        (MinimaxProbabilityMachine(components=10), "score_samples"),
+        (PCAReconstruction(10), "score_samples"),
+        (PrincipalComponents(10), "transform"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_no_random_number_plays_a_part_in_wide_data(estimator, method):
+    X = np.random.default_rng(0).normal(size=(60, 1200))
+    first, second = (getattr(estimator.fit(X), method)(X) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
 
 
 @pytest.mark.parametrize("preset", sorted(DETECTORS.keys() - {"bsvm", "mpm"}))
