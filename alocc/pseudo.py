@@ -27,9 +27,11 @@ def pasted(image: Tensor) -> Tensor:
     if image.ndim == 2:
         return torch.where(torch.rand_like(image) < torch.rand(b, 1, device=device), other, image)
     sides = image.shape[-2:]
-    shifts = [int(torch.randint(-(side // 3), side // 3 + 1, ())) for side in sides]
+    for axis, side in zip((-2, -1), sides, strict=True):
+        shift = torch.randint(-(side // 3), side // 3 + 1, ())
+        other = other.index_select(axis, (torch.arange(side) - shift).remainder(side).to(device))
     rows, columns = (_interval(b, side, device) for side in sides)
-    return torch.where(rows[:, None, :, None] & columns[:, None, None, :], other.roll(shifts, (-2, -1)), image)
+    return torch.where(rows[:, None, :, None] & columns[:, None, None, :], other, image)
 
 
 def crossed(latent: Tensor) -> Tensor:

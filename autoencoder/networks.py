@@ -152,7 +152,7 @@ class UpsampledConvTranspose2d(nn.ConvTranspose2d):
         """``(B, inputs, H, W)`` to ``(B, outputs, 2 H, 2 W)``."""
         kernel = torch.einsum("apu,bqv,iouv->oabipq", self.taps, self.taps, self.weight.flip(2, 3))
         kernel = kernel.reshape(4 * self.out_channels, self.in_channels, 3, 3)
-        return F.pixel_shuffle(F.conv2d(x, kernel.contiguous(memory_format=torch.channels_last), padding=1), 2)
+        return F.pixel_shuffle(F.conv2d(x, kernel, padding=1), 2)
 
 
 class CentreCrop(nn.Module):

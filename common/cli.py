@@ -26,6 +26,7 @@ from common.errors import InputError
 from common.export import Format, export
 from common.module import OneClassModule
 from common.predict import predict_folder
+from common.speed import Speed
 
 LOGGER = {
     "class_path": "pytorch_lightning.loggers.TensorBoardLogger",
@@ -80,8 +81,9 @@ class OneClassCLI(LightningCLI):
     oracle: Oracle | None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The link from data to module, and the rule."""
+        """The link from data to module, the layout of the arithmetic, and the rule."""
         parser.link_arguments("data.shape", "model.init_args.shape", compute_fn=list, apply_on="instantiate")
+        parser.add_lightning_class_args(Speed, "speed")
         parser.add_argument("--rule", type=Rule, default="last", help="the epoch that is tested")
         parser.add_argument("--oracle", type=bool, default=False, help="score the test set after every epoch, to look at")
 
@@ -92,6 +94,7 @@ class OneClassCLI(LightningCLI):
         self.throughput = Throughput()
         self.oracle = Oracle() if self._get(self.config_init, "oracle") else None
         extra: list[Callback] = [
+            self._get(self.config_init, "speed"),
             self.throughput,
             FiniteLoss(),
             Figures(),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -19,6 +19,7 @@ from common.data.features import Extractor
 from common.errors import InputError
 from common.evaluation import evaluate, quantile_threshold
 from common.seeding import epoch_seed
+from common.speed import Speed
 
 Schedule = Literal["constant", "cosine"]
 """Of a learning rate: as it is, or along a cosine to 0."""
@@ -155,9 +156,10 @@ class OneClassModule(LightningModule, ABC):
         schedulers = [{"scheduler": CosineAnnealingLR(optimizer, steps), "interval": "step"} for optimizer in optimizers]
         return [{"optimizer": o, "lr_scheduler": s} for o, s in zip(optimizers, schedulers, strict=True)]
 
-    def setup(self, stage: str) -> None:
-        """Convolutions run channels-last, before DDP wraps them: it mixes up gradients whose strides change afterwards."""
-        self.to(memory_format=torch.channels_last)
+    def configure_callbacks(self) -> list[Callback]:
+        """:class:`common.speed.Speed`, unless the trainer has one."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [] if any(isinstance(callback, Speed) for callback in callbacks) else [Speed()]
 
     def on_train_epoch_start(self) -> None:
         """Noise, dropout and random latents repeat in a resumed run, and differ between the processes of a distributed one."""

@@ -2,12 +2,18 @@
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,13 +27,15 @@ from common.cli import OneClassCLI, assemble, one_line_errors, settle
 from common.data import OneClassDataModule
 from common.data.features import BATCH, extract
 from common.experiment.cell import Cell, Settings
+from common.experiment.together import Prepare, together
+from common.speed import fuse
 from common.testing import optimizers_of
 
 PRESETS = (
     "autoencoder-paper", "autoencoder-dcae", "autoencoder-denoising", "autoencoder-small",
     "alocc-paper", "alocc-official", "alocc-stable", "alocc-small",
     "ocgan-paper", "ocgan-official", "ocgan-tuned", "ocgan-small",
-    "ocnn-smoke",
+    "ocnn-small",
 )  # fmt: skip
 
 
@@ -35,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures in alternation, so that a machine whose speed drifts slows both; medians and the median of the ratios.
 
     ``train`` counts the images of the training batches from the epoch's start to its last step; ``fit`` is the same with
-    all that Lightning does besides (validation, checkpoints, logs), which the bare loop has not; ``score`` is the test.
+    all that Lightning does besides (validation, checkpoints, logs), which the bare loop has not; ``score`` is the test;
+    ``stack`` is ``fit`` of several seeds as one. ``cells_per_hour`` counts whole cells of the preset's epochs, each with its
+    start and its test, one after the other. Memory is the peak of a process that does nothing else.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), help="METHOD-PRESET")
@@ -49,40 +59,91 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, help="instead of the presets'")
     parser.add_argument("--epochs", type=int, default=2, help="in each round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--stack", type=int, default=0, help="seeds to train as one; none by default")
+    parser.add_argument("--scaling", action="store_true", help="time and memory by the number of images and of cells")
+    parser.add_argument("--cells", type=int, nargs="+", default=[4, 8, 16], help="numbers of them, for --scaling")
+    parser.add_argument("--no-channels-last", dest="channels_last", action="store_false", help="contiguous memory")
+    parser.add_argument("--no-fused", dest="fused", action="store_false", help="optimisers step weight by weight")
+    parser.add_argument("--precision", default="32-true", help="Lightning's, through Lightning alone; such as bf16-mixed")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args(argv)
     with one_line_errors():
-        settle()
-        torch.set_num_threads(arguments.threads)
-        if arguments.backbone:
-            print(json.dumps(measure_extraction(arguments)), flush=True)
-            return
-        for name in arguments.presets:
-            for line in measure(name, arguments):
-                print(json.dumps(line), flush=True)
+        for name in ["extraction"] if arguments.backbone else arguments.presets:
+            with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+                for line in fresh.submit(_measure, name, arguments).result():
+                    print(json.dumps(line), flush=True)
+
+
+def _measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    settle()
+    torch.set_num_threads(arguments.threads)
+    if arguments.backbone:
+        return [measure_extraction(arguments)]
+    return scaling(name, arguments) if arguments.scaling else measure(name, arguments)
 
 
 def measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The lines of one preset: ``train``, ``fit`` and ``score``."""
-    rounds = [(through_lightning(name, arguments), bare(name, arguments)) for _ in range(arguments.rounds + 1)][1:]
-    about = {"method": name, "dataset": arguments.dataset, "threads": arguments.threads, "device": arguments.device}
+    """The lines of one preset: ``train``, ``fit``, ``score`` and, where it is asked for, ``stack``."""
+    rounds: list[tuple[dict[str, float], dict[str, float]]] = []
+    for _ in range(arguments.rounds + 1):
+        ours = through_lightning(name, arguments)
+        if arguments.stack:
+            ours |= stacked(name, arguments)
+        rounds.append((ours, bare(name, arguments)))
+    del rounds[0]
+    modes = {mode: getattr(arguments, mode) for mode in ("channels_last", "fused", "precision", "threads", "device")}
+    about = {"method": name, "dataset": arguments.dataset, **modes}
     lines = []
-    for what in ("train", "fit", "score"):
-        ours = [lightning[what] for lightning, _ in rounds]
-        plain = [loop["train" if what == "fit" else what] for _, loop in rounds]
-        ratios = [a / b for a, b in zip(ours, plain, strict=True)]
+    for what in ("train", "fit", "score", *(["stack"] if arguments.stack else [])):
+        rates = [lightning[what] for lightning, _ in rounds]
+        plain = [loop["score" if what == "score" else "train"] for _, loop in rounds]
+        ratios = [a / b for a, b in zip(rates, plain, strict=True)]
         lines.append(about | {
             "what": what,
             "batch_size": rounds[0][0]["batch_size"] if what != "score" else 1000,
-            "images_per_s": round(statistics.median(ours)),
+            "images_per_s": round(statistics.median(rates)),
             "bare_images_per_s": round(statistics.median(plain)),
             "ratio": round(statistics.median(ratios), 3),
             "ratios": [round(min(ratios), 3), round(max(ratios), 3)],
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            "cores": os.cpu_count(),
         })  # fmt: skip
-    return lines
+        if what == "fit":
+            seconds = statistics.median(ours["begin_s"] + ours["fit_s"] + ours["score_s"] for ours, _ in rounds)
+            lines[-1] |= {"cells_per_hour": round(3600 / seconds, 1)}
+        if what == "stack":
+            seconds = statistics.median(ours["stack_s"] for ours, _ in rounds)
+            lines[-1] |= {"cells_per_hour": round(3600 / seconds, 1), "cells": arguments.stack}
+    return [line | _memory(arguments.device) for line in lines]
+
+
+def scaling(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Seconds of an epoch over a quarter, half and all of a class; then of several numbers of cells of one epoch, two at a time."""
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        splits = _parts(name, arguments, folder, protocol="no_split").datamodule.splits
+    n = len(splits.train) + len(splits.val)
+    for limit in (n // 4, n // 2, n):
+        seconds = []
+        for _ in range(arguments.rounds + 1):
+            with tempfile.TemporaryDirectory() as folder:
+                cli = _parts(name, arguments, folder, protocol=f"no_split,limit={limit}")
+                cli.trainer.fit(cli.model, cli.datamodule)
+                seconds.append(cli.throughput.images / cli.throughput.images_per_s / arguments.epochs)
+        images = len(cli.datamodule.splits.train)
+        lines.append({"images": images, "s": round(statistics.median(seconds[1:] or seconds), 3)})
+    method, _, preset = name.rpartition("-")
+    for cells in arguments.cells:
+        with tempfile.TemporaryDirectory() as runs:
+            command = [sys.executable, "-m", f"experiments.{method}", "--datasets", arguments.dataset, "--presets", preset]
+            command += ["--normal", arguments.normal, "--seeds", *map(str, range(cells)), "--max-epochs", "1", "--jobs", "2"]
+            command += ["--device", arguments.device, "--runs", runs, *(["--root", arguments.root] if arguments.root else [])]
+            start = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            s = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+        lines.append({"cells": cells, "s": round(s, 1), "peak_mib": peak})
+    about = {"method": name, "dataset": arguments.dataset, "what": "scaling", "device": arguments.device}
+    return [about | line for line in lines]
 
 
 def measure_extraction(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -114,15 +175,21 @@ def measure_extraction(arguments: argparse.Namespace) -> dict[str, Any]:
         "bare_images_per_s": round(statistics.median(plain[1:]), 1),
         "ratio": round(statistics.median(ratios), 3),
         "ratios": [round(min(ratios), 3), round(max(ratios), 3)],
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "cores": os.cpu_count(),
+        **_memory("cpu"),
     }
 
 
-def through_lightning(name: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Images per second of a run as a cell has it."""
+def through_lightning(
+    name: str, arguments: argparse.Namespace, seed: int = 0, prepare: Prepare | None = None
+) -> dict[str, float]:
+    """Images per second of a run as a cell has it, and the seconds of a whole cell's parts."""
     with tempfile.TemporaryDirectory() as folder:
-        cli = _parts(name, arguments, folder)
+        start = time.perf_counter()
+        cli = _parts(name, arguments, folder, seed)
+        cli.datamodule.setup()
+        begin_s = time.perf_counter() - start
+        if prepare is not None:
+            prepare(cli.model)
         start = time.perf_counter()
         cli.trainer.fit(cli.model, cli.datamodule)
         fit_s = time.perf_counter() - start
@@ -135,7 +202,30 @@ def through_lightning(name: str, arguments: argparse.Namespace) -> dict[str, flo
         "fit": cli.throughput.images / fit_s,
         "score": len(cli.datamodule.splits.test) / score_s,
         "batch_size": cli.datamodule.batch_size,
+        "begin_s": begin_s,
+        "fit_s": fit_s * _epochs(name, arguments, cli) / arguments.epochs,
+        "score_s": score_s,
     }
+
+
+def stacked(name: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Images per second of all seeds together as one stack, and seconds of a cell, its share of the whole stack's."""
+    each = together([partial(_task, name, arguments, seed) for seed in range(arguments.stack)])
+    last = each[-1]  # begins when all others are ready, and ends after them
+    seconds = sum(one["begin_s"] + one["score_s"] for one in each) + last["fit_s"]
+    return {"stack": arguments.stack * last["fit"], "stack_s": seconds / arguments.stack}
+
+
+def _task(name: str, arguments: argparse.Namespace, seed: int, prepare: Prepare) -> dict[str, float]:
+    return through_lightning(name, arguments, seed, prepare)
+
+
+def _epochs(name: str, arguments: argparse.Namespace, cli: OneClassCLI) -> int:
+    """Of a whole cell."""
+    config = _cell(name, arguments).config(Settings())
+    epochs: int = config["trainer"].get("max_epochs", cli.trainer.max_epochs)
+    iterations = cli.model.hparams.get("iterations")
+    return min(epochs, math.ceil(iterations / cli.trainer.num_training_batches)) if iterations else epochs
 
 
 def bare(name: str, arguments: argparse.Namespace) -> dict[str, float]:
@@ -152,7 +242,11 @@ def bare(name: str, arguments: argparse.Namespace) -> dict[str, float]:
         optimizers = module.trainer.optimizers = optimizers_of(module.configure_optimizers())
         module.optimizers = lambda: optimizers if len(optimizers) > 1 else optimizers[0]
         module.descend = _descend
-        module.to(arguments.device, memory_format=torch.channels_last)
+        module.to(arguments.device)
+        if arguments.channels_last:
+            module.to(memory_format=torch.channels_last)
+        if arguments.fused:
+            fuse(optimizers)
         module.train()
         start = time.perf_counter()
         for epoch in range(arguments.epochs):
@@ -181,10 +275,15 @@ def _descend(optimizer: torch.optim.Optimizer | list[torch.optim.Optimizer], los
         one.step()
 
 
-def _parts(name: str, arguments: argparse.Namespace, folder: str) -> OneClassCLI:
+def _cell(name: str, arguments: argparse.Namespace, seed: int = 0, protocol: str = "standard") -> Cell:
     method, _, preset = name.rpartition("-")
-    cell = Cell(method, preset, arguments.dataset, "standard", arguments.normal, 0)
-    config = cell.config(Settings(max_epochs=arguments.epochs))
+    return Cell(method, preset, arguments.dataset, protocol, arguments.normal, seed)
+
+
+def _parts(
+    name: str, arguments: argparse.Namespace, folder: str, seed: int = 0, protocol: str = "standard"
+) -> OneClassCLI:
+    config = _cell(name, arguments, seed, protocol).config(Settings(max_epochs=arguments.epochs))
     config["data"] |= {"root": str(arguments.root) if arguments.root else None}
     if arguments.batch_size:
         config["data"]["batch_size"] = arguments.batch_size
@@ -192,13 +291,21 @@ def _parts(name: str, arguments: argparse.Namespace, folder: str) -> OneClassCLI
     config["trainer"] |= {
         "accelerator": {"cuda": "gpu"}.get(arguments.device, "cpu"),
         "devices": 1,
+        "precision": arguments.precision,
         "default_root_dir": folder,
         "logger": {"class_path": "pytorch_lightning.loggers.TensorBoardLogger", "init_args": logger},
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    seed_everything(0, verbose=False)
+    config["rule"] = "last" if protocol != "standard" else config.get("rule", "last")
+    config["speed"] = {"channels_last": arguments.channels_last, "fused": arguments.fused}
+    seed_everything(seed, verbose=False)
     return assemble(config)
+
+
+def _memory(device: str) -> dict[str, int | None]:
+    peak = {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "cores": os.cpu_count()}
+    return peak | ({"peak_gpu_mib": torch.cuda.max_memory_allocated() // 2**20} if device == "cuda" else {})
 
 
 def _synchronize(device: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.func import grad
 from torch.nn import functional as F
 
 
@@ -32,11 +33,14 @@ def mine(
         tensor([[-0.4621, -0.4621, -0.4621],
                 [-0.4621, -0.4621, -0.4621]])
     """
+
+
+    def loss(unbounded: Tensor) -> Tensor:
+        return F.softplus(classifier(decoder(unbounded.tanh()))).sum()
+
     edge = 1 - 1e-6
-    unbounded = start.detach().clamp(-edge, edge).atanh()
-    for _ in range(steps):
-        unbounded.requires_grad_(True)
-        loss = F.softplus(classifier(decoder(unbounded.tanh()))).sum()
-        (gradient,) = torch.autograd.grad(loss, unbounded)
-        unbounded = (unbounded - step_size * gradient).detach()
-    return unbounded.tanh().clamp(-edge, edge)
+    with torch.no_grad():
+        unbounded = start.clamp(-edge, edge).atanh()
+        for _ in range(steps):
+            unbounded = unbounded - step_size * grad(loss)(unbounded)
+        return unbounded.tanh().clamp(-edge, edge)

@@ -67,14 +67,14 @@ def latent_critic(latent: int) -> nn.Sequential:
 def kept_statistics(*nets: nn.Module) -> Iterator[None]:
     """Batch norm uses the batch's statistics, as the nets' modes say, and leaves its running ones as they are."""
     norms = [layer for net in nets for layer in net.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
+    tracked = [norm.track_running_stats for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.track_running_stats = False
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm, was in zip(norms, tracked, strict=True):
+            norm.track_running_stats = was
 
 
 def _padded_critic(shape: Sequence[int], base: int) -> nn.Module:

@@ -202,12 +202,11 @@ def test_a_classifier_that_nothing_asks_changes_nothing(tmp_path):
 def test_running_statistics_are_those_of_encodings():
     module = narrow(mining_steps=2)()
     optimizer_steps(module, batches=3)
-    momenta = {layer.momentum for layer in module.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)}
-    assert momenta == {0.1}
+    assert all(layer.track_running_stats for layer in module.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d))
     module, expected = narrow(mining_steps=2)(), []
     norm = module.decoder[3]
     assert isinstance(norm, nn.BatchNorm2d)
-    norm.register_forward_pre_hook(lambda layer, x: expected.append(x[0].mean((0, 2, 3))) if layer.momentum else None)
+    norm.register_forward_pre_hook(lambda layer, x: expected.append(x[0].mean((0, 2, 3))) if layer.track_running_stats else None)
     optimizer_steps(module, batches=3)
     assert len(expected) == 3
     running = torch.zeros(32)
@@ -220,7 +219,7 @@ def test_kept_statistics_are_restored_after_an_error():
     norm = nn.BatchNorm2d(2)
     with pytest.raises(ValueError, match="4D input"), kept_statistics(norm):
         norm(norm(torch.rand(4, 2, 3, 3)).flatten())
-    assert norm.momentum == 0.1
+    assert norm.track_running_stats
     assert not norm.running_mean.any()
 
 

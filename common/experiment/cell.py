@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from common.data.datamodule import default_root
 from common.data.datasets import fingerprint
 from common.errors import InputError
 from common.files import write_whole
-from common.module import Scored
+from common.module import OneClassModule, Scored
 from common.presets import REPOSITORY, Config, read_preset
 
 
@@ -178,8 +178,13 @@ def config_sha256(cell: Cell, settings: Settings) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def run(cell: Cell, settings: Settings) -> Record:
+def run(cell: Cell, settings: Settings, prepare: Callable[[OneClassModule], None] | None = None) -> Record:
     """Trains and tests a cell, going on from its checkpoint if it has one, and writes its record last.
+
+    Args:
+        cell: What to run.
+        settings: How.
+        prepare: Called with the module before it is trained.
 
     Raises:
         InputError: For what the user can mend.
@@ -196,9 +201,11 @@ def run(cell: Cell, settings: Settings) -> Record:
     config = cell.config(settings)
     config["data"]["root"] = None if settings.root is None else str(settings.root)
     seed_everything(cell.seed, workers=True, verbose=False)
-    work = _run_classical if cell.method == "classical" else _run_module
     with threadpool_limits(threads):
-        scored, about = work(cell, config, directory, settings)
+        if cell.method == "classical":
+            scored, about = _run_classical(cell, config, directory)
+        else:
+            scored, about = _run_module(config, directory, settings, prepare)
     write_whole(directory / "scores.csv", pd.DataFrame(scored._asdict()["scores"]).assign(
         index=scored.index, target=scored.target, label=scored.label
     )[["index", "target", "label", *scored.scores]].to_csv(index=False))  # fmt: skip
@@ -215,7 +222,9 @@ def run(cell: Cell, settings: Settings) -> Record:
     return record
 
 
-def _run_module(cell: Cell, config: Config, directory: Path, settings: Settings) -> tuple[Scored, Record]:
+def _run_module(
+    config: Config, directory: Path, settings: Settings, prepare: Callable[[OneClassModule], None] | None
+) -> tuple[Scored, Record]:
     logger = {"save_dir": str(directory), "name": "", "version": "", "default_hp_metric": False}
     config["trainer"] |= {
         "accelerator": {"cuda": "gpu"}.get(settings.device, settings.device),
@@ -227,6 +236,8 @@ def _run_module(cell: Cell, config: Config, directory: Path, settings: Settings)
     }
     cli = assemble(config | {"oracle": settings.oracle})
     write_whole(directory / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
+    if prepare is not None:
+        prepare(cli.model)
     checkpoints = directory / "checkpoints"
     last = checkpoints / "last.ckpt"
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
@@ -264,7 +275,7 @@ def _epoch(checkpoint: Mapping[str, Any]) -> int:
     return epoch
 
 
-def _run_classical(cell: Cell, config: Config, directory: Path, settings: Settings) -> tuple[Scored, Record]:
+def _run_classical(cell: Cell, config: Config, directory: Path) -> tuple[Scored, Record]:
     write_whole(directory / "config.yaml", yaml.safe_dump(config))
     data = OneClassDataModule(**config["data"])
     return fit_and_score(cell.preset.partition(",")[0], data, cell.seed, config.get("backbone"))

@@ -1,0 +1,81 @@
+"""What makes a training faster leaves its numbers as they are, but for rounding."""
+
+import json
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+
+from autoencoder import Autoencoder
+from common.speed import Speed, fuse
+from common.testing import _loader, toy_samples
+from experiments import benchmark
+
+OFF = Speed(channels_last=False, fused=False)
+
+
+def train(*callbacks):
+    torch.manual_seed(0)
+    module = Autoencoder((1, 16, 16), network="bounded", widths=[8], latent=8, schedule="cosine")
+    module.double()
+    trainer = Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        callbacks=list(callbacks),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    sample = toy_samples()
+    trainer.fit(module, _loader(sample._replace(image=sample.image.double())))
+    return module, trainer
+
+
+def test_every_training_has_it():
+    module, trainer = train()
+    assert [type(callback) for callback in trainer.callbacks if isinstance(callback, Speed)] == [Speed]
+    assert trainer.optimizers[0].param_groups[0]["fused"]
+    assert module.encoder[3].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_it_can_be_turned_off():
+    module, trainer = train(OFF)
+    assert not trainer.optimizers[0].param_groups[0]["fused"]
+    assert module.encoder[3].weight.is_contiguous()
+
+
+def test_it_changes_rounding_alone():
+    plain, fast = train(OFF)[0].state_dict(), train(Speed())[0].state_dict()
+    for name, value in plain.items():
+        torch.testing.assert_close(fast[name], value, equal_nan=True, rtol=1e-5, atol=1e-7)
+
+
+def test_only_what_can_be_fused_is():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    rmsprop, adam = torch.optim.RMSprop([parameter]), torch.optim.Adam([parameter])
+    fuse([rmsprop, adam])
+    assert "fused" not in rmsprop.param_groups[0]
+    assert adam.param_groups[0]["fused"]
+    parameter.sum().backward()
+    adam.step()
+    assert (parameter < 1).all()
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-fused", "--no-channels-last", "--precision", "bf16-mixed"]])
+def test_the_benchmark_prints_json_lines(flags, capsys):
+    benchmark.main(["--presets", "autoencoder-smoke", "--dataset", "digits", "--rounds", "1", "--stack", "2", *flags])
+    lines = {line["what"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert list(lines) == ["train", "fit", "score", "stack"]
+    assert all(line["images_per_s"] > 0 and line["ratio"] > 0 and line["peak_mib"] > 100 for line in lines.values())
+    assert all(line["fused"] != bool(flags) for line in lines.values())
+    assert lines["fit"]["cells_per_hour"] > 0 < lines["stack"]["cells_per_hour"]
+
+
+def test_the_benchmark_measures_sizes(capsys):
+    benchmark.main(["--presets", "autoencoder-smoke", "--dataset", "digits", "--rounds", "0", "--scaling", "--cells", "1", "3"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    images = [line["images"] for line in lines[:3]]
+    assert images[0] > 20
+    assert images[2] == pytest.approx(4 * images[0], abs=4) == pytest.approx(2 * images[1], abs=2)
+    assert [line["cells"] for line in lines[3:]] == [1, 3]
