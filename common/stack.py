@@ -33,7 +33,9 @@ class Stack:
     def __init__(self, members: Sequence[OneClassModule]) -> None:
         self.members = list(members)
         if any(isinstance(layer, nn.Dropout) for layer in members[0].modules()):
-            raise InputError(f"{type(members[0]).__name__} drops out at random here, which cannot be stacked: leave out --stack")
+            raise InputError(
+                f"{type(members[0]).__name__} drops out at random here, which cannot be stacked: leave out --stack"
+            )
         self.module = _copy(members[0])
         for name, parameter in self.module.named_parameters():
             parameter.data = torch.stack([member.get_parameter(name).detach() for member in members])
@@ -47,8 +49,10 @@ class Stack:
         self._optimizers = [self._stacked(optimizers) for optimizers in zip(*of_members, strict=True)]
         self.module.optimizers = lambda: self._optimizers if len(self._optimizers) > 1 else self._optimizers[0]  # type: ignore
 
-    def training_step(self, batches: Sequence[Sample], batch_idx: int, generators: Sequence[Generators]) -> list[dict[str, Tensor]]:
-        """One iteration of each module's algorithm on its batch; the losses of each, as its own ``training_step`` gives them."""
+    def training_step(
+        self, batches: Sequence[Sample], batch_idx: int, generators: Sequence[Generators]
+    ) -> list[dict[str, Tensor]]:
+        """One iteration of each module's algorithm on its batch; the losses of each, as its own step returns them."""
         trainer = self.members[0].trainer
         self.module.trainer = SimpleNamespace(  # type: ignore[assignment]
             optimizers=self._optimizers, current_epoch=trainer.current_epoch, max_epochs=trainer.max_epochs
@@ -69,7 +73,7 @@ class Stack:
         for member in self.members:
             own = member.optimizers()
             for position in self._taken:
-                (own if isinstance(own, list) else [own])[position].step()  # type: ignore[union-attr]
+                (own if isinstance(own, list) else [own])[position].step()
         return [{name: values[i] for name, values in losses.items()} for i in range(len(self.members))]
 
     @torch.no_grad()
@@ -109,7 +113,7 @@ class Stack:
         def descend(losses: Tensor) -> Tensor:
             for one in optimizers:
                 one.zero_grad()
-            losses.sum().backward()  # type: ignore[no-untyped-call]
+            losses.sum().backward()
             for one in optimizers:
                 one.step()
             return losses.detach()

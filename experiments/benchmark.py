@@ -117,7 +117,7 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def scaling(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Seconds of an epoch over a quarter, half and all of a class; then of several numbers of cells of one epoch, two at a time."""
+    """Seconds of an epoch over a quarter, half and all of a class; of numbers of cells of one epoch, two at a time."""
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         splits = _parts(name, arguments, folder, protocol="no_split").datamodule.splits
@@ -280,9 +280,7 @@ def _cell(name: str, arguments: argparse.Namespace, seed: int = 0, protocol: str
     return Cell(method, preset, arguments.dataset, protocol, arguments.normal, seed)
 
 
-def _parts(
-    name: str, arguments: argparse.Namespace, folder: str, seed: int = 0, protocol: str = "standard"
-) -> OneClassCLI:
+def _parts(name: str, arguments: argparse.Namespace, folder: str, seed: int = 0, protocol: str = "standard") -> OneClassCLI:
     config = _cell(name, arguments, seed, protocol).config(Settings(max_epochs=arguments.epochs))
     config["data"] |= {"root": str(arguments.root) if arguments.root else None}
     if arguments.batch_size:

@@ -34,7 +34,6 @@ def mine(
                 [-0.4621, -0.4621, -0.4621]])
     """
 
-
     def loss(unbounded: Tensor) -> Tensor:
         return F.softplus(classifier(decoder(unbounded.tanh()))).sum()
 

@@ -206,7 +206,9 @@ def test_running_statistics_are_those_of_encodings():
     module, expected = narrow(mining_steps=2)(), []
     norm = module.decoder[3]
     assert isinstance(norm, nn.BatchNorm2d)
-    norm.register_forward_pre_hook(lambda layer, x: expected.append(x[0].mean((0, 2, 3))) if layer.track_running_stats else None)
+    norm.register_forward_pre_hook(
+        lambda layer, x: expected.append(x[0].mean((0, 2, 3))) if layer.track_running_stats else None
+    )
     optimizer_steps(module, batches=3)
     assert len(expected) == 3
     running = torch.zeros(32)

@@ -15,10 +15,10 @@ from alocc import ALOCC
 from autoencoder import Autoencoder
 from common.data.datamodule import ResidentLoader
 from common.errors import InputError
+from common.experiment import run_experiment
 from common.experiment.together import together
 from common.testing import toy_samples
 from experiments.alocc import EXPERIMENT
-from common.experiment import run_experiment
 from ocgan import OCGAN
 from ocnn import OCCNN
 
@@ -68,7 +68,7 @@ def assert_same(one, other):
     for first, second in ((one["state_dict"], other["state_dict"]), *zip(*map(states, (one, other)), strict=True)):
         assert first.keys() == second.keys()
         for key, value in first.items():
-            torch.testing.assert_close(value, second[key], rtol=1e-5, atol=1e-6, equal_nan=True, msg=lambda m, k=key: f"{k}: {m}")
+            torch.testing.assert_close(second[key], value, rtol=1e-5, atol=1e-6, equal_nan=True)
     assert one["global_step"] == other["global_step"] > 0
     assert one["lr_schedulers"] == other["lr_schedulers"]
 
@@ -139,7 +139,8 @@ def test_one_that_fails_leaves_the_others_as_they_are(tmp_path, stacks):
             return "failed"
 
     alone = [train(make, seed, tmp_path / "alone") for seed in (1, 3)]
-    first, second, third = together([partial(train, make, 1, tmp_path / "stacked"), failing, partial(train, make, 3, tmp_path / "stacked")])
+    first, third = (partial(train, make, seed, tmp_path / "stacked") for seed in (1, 3))
+    first, second, third = together([first, failing, third])
     assert second == "failed"
     assert stacks == [3] * 3 + [2] * 9
     assert_same(alone[0], first)

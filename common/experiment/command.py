@@ -94,8 +94,8 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
             console.print(f"not run: {reason}", highlight=False, soft_wrap=True)
         failures: list[Failure] = []
         if not arguments.report_only:
-            of_grid = (arguments.jobs, console, arguments.backend, arguments.cells_per_gpu, arguments.stack)
-            failures = run_grid(wanted, settings, *of_grid)
+            how = (arguments.jobs, console, arguments.backend, arguments.cells_per_gpu, arguments.stack)
+            failures = run_grid(wanted, settings, *how)
         numbers = reported(experiment.name)
         tables = []
         for grid, of_grid in zip(grids, cells, strict=True):

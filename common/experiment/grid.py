@@ -121,7 +121,9 @@ def run_grid(
             begun = {cell: _begun(cell, grid) for cell in left}
             now = [cell for cell in left if begun[cell] < ATTEMPTS - 1] or left[:1]
             try:
-                for results in parallel(delayed(_attempt_stack)(cells, grid, wait) for cells in _stacks(now, stack)):
+                for results in parallel(
+                    delayed(_attempt_stack)(cells, grid, wait) for cells in _stacks(now, 1 if wait else stack)
+                ):
                     for cell, result in results:
                         if result is not None:
                             done(cell, result)
@@ -150,9 +152,7 @@ def _attempt_stack(cells: Sequence[Cell], grid: _Grid, wait: bool) -> list[tuple
         return together([partial(_attempt, cell, grid, wait) for cell in cells])
 
 
-def _attempt(
-    cell: Cell, grid: _Grid, wait: bool, prepare: Prepare | None = None
-) -> tuple[Cell, Record | str | None]:
+def _attempt(cell: Cell, grid: _Grid, wait: bool, prepare: Prepare | None = None) -> tuple[Cell, Record | str | None]:
     """The record, or what went wrong, or None where another grid is at this cell and is not to be waited for."""
     if os.getppid() == grid.process:
         _end_with(grid.process)
