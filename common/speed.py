@@ -10,8 +10,7 @@ from torch.optim import Optimizer
 class Speed(Callback):
     """What makes a training faster and changes its numbers by rounding alone; every run has it.
 
-    Gains on a CPU are in ``experiments/results/speed.md``. What is left out, since it gained nothing there: ``torch.compile``
-    of the nets, and foreach optimisers.
+    What it gains is in ``experiments/benchmark.md``, and what is left out because it gained nothing.
 
     Args:
         channels_last: Convolutions work on channels-last memory, as the data module's batches are.

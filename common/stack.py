@@ -1,4 +1,4 @@
-"""Several modules that take the same steps, trained as one: what a GPU is too large for one by one."""
+"""Several modules that take the same steps, trained as one: for nets that leave a GPU idle one by one."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -33,9 +33,7 @@ class Stack:
     def __init__(self, members: Sequence[OneClassModule]) -> None:
         self.members = list(members)
         if any(isinstance(layer, nn.Dropout) for layer in members[0].modules()):
-            raise InputError(
-                f"{type(members[0]).__name__} drops out at random here, which cannot be stacked: leave out --stack"
-            )
+            raise InputError("nets with dropout cannot be stacked: leave out --stack")
         self.module = _copy(members[0])
         for name, parameter in self.module.named_parameters():
             parameter.data = torch.stack([member.get_parameter(name).detach() for member in members])
@@ -45,6 +43,7 @@ class Stack:
             self._tensors[f"module.{name}"] = torch.stack([member.get_buffer(name) for member in members])
         self.module.descend = self._descend  # type: ignore[method-assign]
         self._step = _Step(self.module)
+        self._taken: list[int] = []
         of_members = [_optimizers(member) for member in members]
         self._optimizers = [self._stacked(optimizers) for optimizers in zip(*of_members, strict=True)]
         self.module.optimizers = lambda: self._optimizers if len(self._optimizers) > 1 else self._optimizers[0]  # type: ignore
@@ -68,7 +67,7 @@ class Stack:
                 losses: dict[str, Tensor] = functional_call(self._step, tensors, (batch, batch_idx))
             return losses
 
-        self._taken: list[int] = []
+        self._taken.clear()
         losses = torch.vmap(step, randomness="error")(self._tensors, Sample(image, *rest))
         for member in self.members:
             own = member.optimizers()

@@ -122,29 +122,32 @@ def test_a_stack_goes_on_from_checkpoints(tmp_path, stacks):
         assert_same(one, other)
 
 
-def test_one_that_fails_leaves_the_others_as_they_are(tmp_path, stacks):
+@pytest.mark.parametrize(("seeds", "sizes"), [((1, 3), [3] * 5 + [2] * 7), ((3,), [2] * 5)])
+def test_one_that_fails_leaves_the_others_as_they_are(tmp_path, stacks, seeds, sizes):
     make = MODULES["bounded"]
 
     def failing(prepare):
         def prepared(module):
             prepare(module)
-            module.on_train_epoch_end = fail
+            module.on_train_batch_start = fail
 
-        def fail():
-            raise ZeroDivisionError
+        def fail(batch, batch_idx):
+            batches.append(batch_idx)
+            if len(batches) == 6:
+                raise ZeroDivisionError
 
+        batches = []
         try:
             train(make, 2, tmp_path / "stacked", prepared)
         except ZeroDivisionError:
             return "failed"
 
-    alone = [train(make, seed, tmp_path / "alone") for seed in (1, 3)]
-    first, third = (partial(train, make, seed, tmp_path / "stacked") for seed in (1, 3))
-    first, second, third = together([first, failing, third])
-    assert second == "failed"
-    assert stacks == [3] * 3 + [2] * 9
-    assert_same(alone[0], first)
-    assert_same(alone[1], third)
+    alone = [train(make, seed, tmp_path / "alone") for seed in seeds]
+    first, *others = together([failing, *(partial(train, make, seed, tmp_path / "stacked") for seed in seeds)])
+    assert first == "failed"
+    assert stacks == sizes
+    for one, other in zip(alone, others, strict=True):
+        assert_same(one, other)
 
 
 def test_an_error_ends_all(tmp_path):

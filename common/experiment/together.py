@@ -43,6 +43,8 @@ def together(tasks: Sequence[Callable[[Prepare], T]]) -> list[T]:
                 alike.setdefault(turn.steps, []).append(turn)
             for steps, group in alike.items():
                 if len(group) == 1:
+                    if (stack := stacks.pop(steps, None)) is not None:
+                        stack.hand_back()
                     group[0].losses = None
                     continue
                 try:
@@ -125,7 +127,7 @@ class _Turn(Generic[T]):
     def _wait(self) -> None:
         trainer, device = self.module.trainer, self.module.device
         if not self.generators:
-            self.generators = {kind: torch.Generator(kind) for kind in {"cpu", device.type}}
+            self.generators = {"cpu": torch.Generator(), device.type: torch.Generator(device)}
             images = len(trainer.train_dataloader.sampler)  # type: ignore[union-attr]
             epochs = trainer.current_epoch, trainer.max_epochs
             self.steps = type(self.module), str(self.module.hparams), images, trainer.num_training_batches, epochs
