@@ -138,12 +138,18 @@ def scaling(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
             command += ["--normal", arguments.normal, "--seeds", *map(str, range(cells)), "--max-epochs", "1", "--jobs", "2"]
             command += ["--device", arguments.device, "--runs", runs, *(["--root", arguments.root] if arguments.root else [])]
             start = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True)
+            watched = subprocess.run([sys.executable, "-c", _WATCHED, *command], check=True, capture_output=True, text=True)
             s = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
-        lines.append({"cells": cells, "s": round(s, 1), "peak_mib": peak})
+        lines.append({"cells": cells, "s": round(s, 1), "peak_mib": int(watched.stdout) // 1024})
     about = {"method": name, "dataset": arguments.dataset, "what": "scaling", "device": arguments.device}
     return [about | line for line in lines]
+
+
+_WATCHED = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, capture_output=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""  # a small process, because a child's peak begins with the size of its parent
 
 
 def measure_extraction(arguments: argparse.Namespace) -> dict[str, Any]:
