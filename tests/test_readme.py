@@ -65,6 +65,7 @@ def test_the_readme_has_the_commands_that_are_tested_here():
         "python -m experiments.autoencoder",
         "python -m experiments.ocnn",
         "python -m experiments.report",
+        "python -m experiments.reproduce",
         "ray start --address=head:6379",
         "ray start --head",
         "tensorboard --logdir runs",
@@ -85,6 +86,8 @@ def test_experiments(command, folder):
     if "--datasets mnist" in command:
         command = command.replace("~/data", ".") + " --normal 0 --dry-run"
         assert call(command, folder).count("autoencoder-denoising") == 3
+    elif "reproduce" in command:
+        assert "--cells" in call(f"{command} --help", folder)
     elif "report" in command:
         assert "written: report/index.html" in call(command, folder)
     else:
