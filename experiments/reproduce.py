@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -63,12 +64,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         failures = run_grid(cells, settings, arguments.jobs, console)
         again = tabulate(filter(None, (finished(cell, settings) for cell in cells)), pd.DataFrame(columns=["method"]), {})
         both = chosen.merge(again[[*KEY, "normal", "mean"]], on=[*KEY, "normal"], suffixes=("", "_again"))
-        table = Table("cell", "score", "seeds", "committed", "interval", "again", "", title="reproduced")
+        table = Table("", box=SIMPLE_HEAD)
+        for column in ("committed (seeds)", "interval", "again", ""):
+            table.add_column(column, no_wrap=True)
         for row in both.itertuples():
-            cell = f"{row.name} {row.dataset} {row.protocol} normal={row.normal}"
+            cell = f"{row.name} {row.score}\n  {row.dataset} {row.protocol} normal={row.normal}"
             verdict = "within" if row.ci_low <= row.mean_again <= row.ci_high else "[red]outside[/red]"
             interval = f"{row.ci_low:.4f}–{row.ci_high:.4f}"
-            table.add_row(cell, row.score, f"{row.n_seeds}", f"{row.mean:.4f}", interval, f"{row.mean_again:.4f}", verdict)
+            table.add_row(cell, f"{row.mean:.4f} ({row.n_seeds})", interval, f"{row.mean_again:.4f}", verdict)
         console.print(table)
         if failures or not both["mean_again"].between(both["ci_low"], both["ci_high"]).all():
             raise SystemExit(1)
