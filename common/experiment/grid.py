@@ -139,8 +139,11 @@ def run_grid(
 
 def _stacks(cells: Sequence[Cell], size: int) -> list[Sequence[Cell]]:
     alike = itertools.groupby(cells, key=lambda cell: (cell.method, cell.preset, cell.dataset, cell.protocol))
-    groups = [list(group) for _, group in alike]
-    return [group[first : first + size] for group in groups for first in range(0, len(group), size)]
+    stacks: list[Sequence[Cell]] = []
+    for (method, *_), group in alike:
+        step, some = 1 if method == "classical" else size, list(group)
+        stacks += [some[first : first + step] for first in range(0, len(some), step)]
+    return stacks
 
 
 def _attempt_stack(cells: Sequence[Cell], grid: _Grid, wait: bool) -> list[tuple[Cell, Record | str | None]]:
