@@ -156,7 +156,7 @@ def settle() -> None:
 
     glibc gives every large block back to the system and asks for it anew in the next step; to let it keep them is worth
     5 to 15 % of the speed of small nets on a CPU, and changes no number. Where there is no GPU, this is written down: as
-    Lightning sets PyTorch, every optimiser step would else look for a driver, for a quarter of a millisecond.
+    Lightning sets PyTorch, every optimiser step would else look for a driver, for some quarter of a millisecond.
     """
     if not torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

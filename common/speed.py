@@ -36,7 +36,14 @@ class Speed(Callback):
 
 
 def fuse(optimizers: Iterable[Optimizer]) -> None:
-    """Has those that can, and have not stepped yet, step in one kernel."""
+    """Has those that can, and have not stepped yet, step in one kernel.
+
+    Example:
+        >>> adam = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+        >>> fuse([adam])
+        >>> adam.param_groups[0]["fused"]
+        True
+    """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             if "fused" in group:

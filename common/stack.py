@@ -134,11 +134,11 @@ class _Stacked(torch.autograd.Function):
 
     @staticmethod
     def forward(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise RuntimeError("there is nothing stacked outside of torch.vmap")
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        raise NotImplementedError
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[None, int], function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, int]:

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         console = Console()
         failures = run_grid(cells, settings, arguments.jobs, console)
         again = tabulate(filter(None, (finished(cell, settings) for cell in cells)), pd.DataFrame(columns=["method"]), {})
-        both = chosen.merge(again[[*KEY, "normal", "mean"]], on=[*KEY, "normal"], suffixes=("", "_again"))
+        both = chosen.merge(again[[*KEY, "normal", "mean"]], how="left", on=[*KEY, "normal"], suffixes=("", "_again"))
         table = Table("", box=SIMPLE_HEAD)
         for column in ("committed (seeds)", "interval", "again", ""):
             table.add_column(column, no_wrap=True)
@@ -78,7 +78,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def candidates(results: Path) -> pd.DataFrame:
-    """The rows of committed tables that a cell can be held to, with the bounds ``ci_low`` and ``ci_high``, and ``name``."""
+    """The rows of committed tables that a cell can be held to, with the bounds ``ci_low`` and ``ci_high``, and ``name``.
+
+    Example:
+        >>> "alocc-stable" in set(candidates(REPOSITORY / "experiments" / "results")["name"])
+        True
+    """
     paths = (results / f"{experiment.name}.csv" for experiment in declared())
     rows = pd.concat([read(path) for path in paths if path.is_file()], ignore_index=True)
     rows = rows[(rows["n_seeds"] > 0) & (rows["metric"] == "auroc") & (rows["rule"] != "oracle")]

@@ -1,5 +1,6 @@
 """The ``oneclass`` command: every preset parses, and mistakes are told in one line."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +9,7 @@ import torch
 import yaml
 
 from common.checkpoint import load_checkpoint
-from common.cli import assemble, chosen_device, main
+from common.cli import assemble, chosen_device, main, settle
 from common.errors import InputError
 from common.experiment import Cell
 from common.experiment.cell import Settings
@@ -147,3 +148,12 @@ def test_pickled_code_is_not_run(checkpoint, tmp_path):
 def test_auto_is_cuda_where_there_is_one(there, auto, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     assert [chosen_device(name) for name in ("auto", "cpu", "cuda")] == [auto, "cpu", "cuda"]
+
+
+@pytest.mark.parametrize(("there", "visible"), [(False, ""), (True, None)])
+def test_a_driver_is_not_sought_at_every_step_where_there_is_none(monkeypatch, there, visible):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    settle()
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible

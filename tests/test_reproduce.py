@@ -11,19 +11,8 @@ from experiments.alocc import EXPERIMENT
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("committed")
-    flags = [
-        "--datasets",
-        "digits",
-        "--presets",
-        "autoencoder-smoke",
-        "classical-lof",
-        "--normal",
-        "1",
-        "3",
-        "--seeds",
-        "0",
-        "1",
-    ]
+    flags = ["--datasets", "digits", "--presets", "autoencoder-smoke", "classical-lof"]
+    flags += ["--normal", "1", "3", "--seeds", "0", "1"]
     run_experiment(EXPERIMENT, [*flags, "--device", "cpu", "--runs", str(folder / "runs"), "--out", str(folder)])
     return folder
 
@@ -57,6 +46,16 @@ def test_another_value_is_told_and_is_an_error(results, tmp_path, capsys):
         again(tmp_path / "results", tmp_path / "runs", "--cells", "2", "--presets", "classical-lof")
     assert end.value.code == 1
     assert capsys.readouterr().out.count("outside") == 2
+
+
+def test_a_score_that_is_no_longer_given_is_an_error(results, tmp_path, capsys):
+    table = pd.read_csv(results / "alocc.csv", dtype={"normal": str})
+    (tmp_path / "results").mkdir()
+    table.replace({"score": {"lof": "another"}}).to_csv(tmp_path / "results" / "alocc.csv", index=False)
+    with pytest.raises(SystemExit) as end:
+        again(tmp_path / "results", tmp_path / "runs", "--cells", "1", "--presets", "classical-lof")
+    assert end.value.code == 1
+    assert "outside" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags", [["--cells", "99"], ["--presets", "ocgan-paper"], ["--datasets", "mnist"]])

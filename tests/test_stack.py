@@ -100,6 +100,26 @@ def test_a_stack_trains_each_as_by_itself(make, tmp_path, stacks):
         assert_same(one, other)
 
 
+class InnerDraws(Autoencoder):
+    """Draws noise in a function of which it takes the gradient, as adversarial training may."""
+
+    def training_step(self, batch, batch_idx):
+        def error(x):
+            return (self.reconstruct(x + 0.1 * torch.randn_like(x)) - x).square().mean()
+
+        with torch.no_grad():
+            harder = batch.image + torch.func.grad(error)(batch.image).sign() / 10
+        return super().training_step(batch._replace(image=harder), batch_idx)
+
+
+def test_draws_inside_of_an_inner_gradient_are_each_modules_own(tmp_path):
+    make = partial(InnerDraws, (30,), widths=[16], latent=4, noise_std=0.2)
+    alone = [train(make, seed, tmp_path / "alone") for seed in (1, 2)]
+    stacked = together([partial(train, make, seed, tmp_path / "stacked") for seed in (1, 2)])
+    for one, other in zip(alone, stacked, strict=True):
+        assert_same(one, other)
+
+
 def test_only_what_is_alike_is_stacked(tmp_path, stacks):
     images = {1: 40, 2: 50, 3: 40, 4: 64}
     alone = [train(MODULES["ocgan"], seed, tmp_path / "alone", images=n) for seed, n in images.items()]

@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from common.data import OneClassDataModule, parse_protocol
 from common.data.datamodule import default_root
 from common.data.datasets import fingerprint
 from common.errors import InputError
+from common.experiment.together import Prepare
 from common.files import write_whole
-from common.module import OneClassModule, Scored
+from common.module import Scored
 from common.presets import REPOSITORY, Config, read_preset
 
 
@@ -178,7 +179,7 @@ def config_sha256(cell: Cell, settings: Settings) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def run(cell: Cell, settings: Settings, prepare: Callable[[OneClassModule], None] | None = None) -> Record:
+def run(cell: Cell, settings: Settings, prepare: Prepare | None = None) -> Record:
     """Trains and tests a cell, going on from its checkpoint if it has one, and writes its record last.
 
     Args:
@@ -222,9 +223,7 @@ def run(cell: Cell, settings: Settings, prepare: Callable[[OneClassModule], None
     return record
 
 
-def _run_module(
-    config: Config, directory: Path, settings: Settings, prepare: Callable[[OneClassModule], None] | None
-) -> tuple[Scored, Record]:
+def _run_module(config: Config, directory: Path, settings: Settings, prepare: Prepare | None) -> tuple[Scored, Record]:
     logger = {"save_dir": str(directory), "name": "", "version": "", "default_hp_metric": False}
     config["trainer"] |= {
         "accelerator": {"cuda": "gpu"}.get(settings.device, settings.device),

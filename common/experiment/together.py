@@ -33,6 +33,10 @@ def together(tasks: Sequence[Callable[[Prepare], T]]) -> list[T]:
 
     Raises:
         BaseException: What one of them raised; the others are ended first.
+
+    Example:
+        >>> together([lambda prepare: "first", lambda prepare: "second"])
+        ['first', 'second']
     """
     turns = [_Turn(task) for task in tasks]
     stacks: dict[Any, Stack] = {}
