@@ -243,6 +243,7 @@ def bare(name: str, arguments: argparse.Namespace) -> dict[str, float]:
         cli = _parts(name, arguments, folder)
         module: Any = cli.model
         data = cli.datamodule
+        data.extractor = module.frozen()
         data.setup()
         batches, n = data.train_dataloader(), 0
         module.trainer = SimpleNamespace(

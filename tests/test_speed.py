@@ -1,15 +1,19 @@
 """What makes a training faster leaves its numbers as they are, but for rounding."""
 
 import json
+from argparse import Namespace
+from functools import partial
 
 import pytest
 import torch
 from pytorch_lightning import Trainer
 
 from autoencoder import Autoencoder
+from common.experiment.cell import Settings
 from common.speed import Speed, fuse
 from common.testing import _loader, toy_samples
 from experiments import benchmark
+from ocnn import OCCNN
 
 OFF = Speed(channels_last=False, fused=False)
 
@@ -70,6 +74,21 @@ def test_the_benchmark_prints_json_lines(flags, capsys):
     assert all(line["images_per_s"] > 0 and line["ratio"] > 0 and line["peak_mib"] > 100 for line in lines.values())
     assert all(line["fused"] != bool(flags) for line in lines.values())
     assert lines["fit"]["cells_per_hour"] > 0 < lines["stack"]["cells_per_hour"]
+
+
+def test_the_bare_loop_reads_the_features_that_lightning_reads(monkeypatch, tmp_path):
+    seen, step = set(), OCCNN.training_step
+    monkeypatch.setattr(OCCNN, "training_step", lambda self, batch, i: seen.add(batch.image.shape[1:]) or step(self, batch, i))
+    monkeypatch.setattr(benchmark, "Settings", partial(Settings, image_size=40))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    arguments = Namespace(
+        dataset="digits", normal="8", root=tmp_path, batch_size=None, epochs=1, channels_last=True, fused=True,
+        precision="32-true", device="cpu",
+    )  # fmt: skip
+    for loop in (benchmark.through_lightning, benchmark.bare):
+        loop("ocnn-tuned,weights=null", arguments)
+        assert seen == {(1512,)}
+        seen.clear()
 
 
 def test_the_benchmark_measures_sizes(capsys):
