@@ -25,6 +25,7 @@ from common.checkpoint import load_checkpoint
 from common.data import OneClassDataModule
 from common.errors import InputError
 from common.export import Format, export
+from common.interruption import Interruptible
 from common.module import OneClassModule
 from common.predict import predict_folder
 from common.speed import Speed
@@ -101,6 +102,7 @@ class OneClassCLI(LightningCLI):
             Figures(),
             Predictions(),
             *([self.oracle] if self.oracle else []),
+            Interruptible(),
             *checkpointing(self.model, self.datamodule, rule),
         ]
         return self._instantiate_trainer(config, extra)

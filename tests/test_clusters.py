@@ -202,7 +202,7 @@ def test_a_missing_package_is_named(package, tmp_path, capsys, monkeypatch):
 
 
 def test_a_machine_without_the_runs_folder_is_told_of(tmp_path):
-    work = grid._Grid("a", 0, Settings(runs=tmp_path / "elsewhere"), 1)
+    work = grid._Grid("a", Settings(runs=tmp_path / "elsewhere"), 1)
     with pytest.raises(InputError, match=r"has no folder .*elsewhere: share runs and data"):
         grid._attempt(LONG[0], work, wait=False)
 

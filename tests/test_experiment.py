@@ -222,6 +222,18 @@ def test_a_checkpoint_of_another_configuration_is_not_gone_on_from(tmp_path):
     assert run(CELL, Settings(runs=tmp_path, threads=1, force=True))["selected_epoch"] == 2
 
 
+def test_a_killed_grid_takes_workers_along_that_have_not_begun(tmp_path):
+    flags = ["--datasets", "digits", "--presets", "smoke", "--normal", "3", "4", "--seeds", "0", "--max-epochs", "10000"]
+    process = command(*flags, "--jobs", "2", "--runs", tmp_path, start_new_session=True)
+    workers = ["pgrep", "-g", str(process.pid), "-f", "popen_loky"]
+    deadline = time.monotonic() + 180
+    while subprocess.run(workers, stdout=subprocess.DEVNULL).returncode and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    _wait_for_the_end_of(process.pid)
+
+
 def _wait_for_the_end_of(group):
     deadline = time.monotonic() + 30
     with contextlib.suppress(ProcessLookupError):

@@ -43,7 +43,6 @@ class _Grid(NamedTuple):
     """One call of :func:`run_grid`, as its workers see it."""
 
     name: str
-    process: int
     settings: Settings
     cells_per_gpu: int
 
@@ -89,7 +88,7 @@ def run_grid(
     if backend != "loky":
         settings = replace(settings, runs=settings.runs.absolute(), root=(settings.root or default_root()).absolute())
     left = [cell for cell in cells if finished(cell, settings) is None]
-    grid = _Grid(uuid4().hex, os.getpid(), settings, cells_per_gpu)
+    grid = _Grid(uuid4().hex, settings, cells_per_gpu)
     failures: list[Failure] = []
 
     def done(cell: Cell, result: Record | str) -> None:
@@ -113,8 +112,9 @@ def run_grid(
     with engine(backend, limit, share) as running, Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=len(cells), completed=len(cells) - len(left))
         at_a_time = limit if jobs or backend == "loky" else "all"
+        begin = {"initializer": _end_with, "initargs": (os.getpid(),)} if backend == "loky" else {}
         parallel = Parallel(
-            limit, backend=running.backend, return_as="generator_unordered", batch_size=1, pre_dispatch=at_a_time
+            limit, backend=running.backend, return_as="generator_unordered", batch_size=1, pre_dispatch=at_a_time, **begin
         )
         wait, in_vain = False, 0
         while left:
@@ -157,8 +157,6 @@ def _attempt_stack(cells: Sequence[Cell], grid: _Grid, wait: bool) -> list[tuple
 
 def _attempt(cell: Cell, grid: _Grid, wait: bool, prepare: Prepare | None = None) -> tuple[Cell, Record | str | None]:
     """The record, or what went wrong, or None where another grid is at this cell and is not to be waited for."""
-    if os.getppid() == grid.process:
-        _end_with(grid.process)
     if not grid.settings.runs.is_dir():
         raise InputError(f"{platform.node()} has no folder {grid.settings.runs}: share runs and data, at one path everywhere")
     lock = _beside(cell, grid, "lock")
@@ -238,9 +236,8 @@ def _is_missing(error: BaseException | None) -> bool:
     return error is not None
 
 
-@cache
 def _end_with(grid: int) -> None:
-    """A grid that is killed takes its workers along, so that the next one does not find them in its cells."""
+    """A grid that is killed takes its workers along, even those that begin, so that the next finds none in its cells."""
 
     def watch() -> None:
         while os.getppid() == grid:

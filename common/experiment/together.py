@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from common.data import Sample
+from common.interruption import Interruption
 from common.module import OneClassModule
 from common.stack import Generators, Stack
 
@@ -40,25 +41,27 @@ def together(tasks: Sequence[Callable[[Prepare], T]]) -> list[T]:
     """
     turns = [_Turn(task) for task in tasks]
     stacks: dict[Any, Stack] = {}
-    try:
-        while waiting := [turn for turn in turns if turn.goes_on()]:
-            alike: dict[Any, list[_Turn[T]]] = {}
-            for turn in waiting:
-                alike.setdefault(turn.steps, []).append(turn)
-            for steps, group in alike.items():
-                if len(group) == 1:
-                    if (stack := stacks.pop(steps, None)) is not None:
-                        stack.hand_back()
-                    group[0].losses = None
-                    continue
-                try:
-                    stacks[steps] = _step(stacks.get(steps), group)
-                except Exception as error:
-                    for turn in group:
-                        turn.losses = error
-    finally:
-        for turn in turns:
-            turn.end()
+    with Interruption() as interruption:
+        try:
+            while waiting := [turn for turn in turns if turn.goes_on()]:
+                interruption.look()
+                alike: dict[Any, list[_Turn[T]]] = {}
+                for turn in waiting:
+                    alike.setdefault(turn.steps, []).append(turn)
+                for steps, group in alike.items():
+                    if len(group) == 1:
+                        if (stack := stacks.pop(steps, None)) is not None:
+                            stack.hand_back()
+                        group[0].losses = None
+                        continue
+                    try:
+                        stacks[steps] = _step(stacks.get(steps), group)
+                    except Exception as error:
+                        for turn in group:
+                            turn.losses = error
+        finally:
+            for turn in turns:
+                turn.end()
     return [turn.result for turn in turns]
 
 

@@ -1,0 +1,109 @@
+"""Ctrl-C ends a training between two batches, and a second one at once."""
+
+import os
+import signal
+import threading
+from contextlib import nullcontext
+
+import pytest
+from pytorch_lightning import Callback, Trainer
+
+from autoencoder import Autoencoder
+from common.experiment.together import together
+from common.interruption import Interruptible, Interruption
+from common.testing import _loader, toy_samples
+
+
+def press():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture(autouse=True)
+def _pythons_own_handler():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+class Pressing(Callback):
+    """Ctrl-C, ``times`` over, where the second batch begins."""
+
+    def __init__(self, times):
+        self.times, self.ended = times, []
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        for _ in range(self.times if batch_idx == 1 else 0):
+            press()
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.ended.append(batch_idx)
+
+
+def train(times):
+    pressing = Pressing(times)
+    trainer = Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[pressing, Interruptible()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    module = Autoencoder((1, 16, 16), network="bounded", widths=[8], latent=8)
+    with pytest.raises(SystemExit) if times else nullcontext():
+        trainer.fit(module, _loader(toy_samples()))
+    return pressing.ended
+
+
+def test_the_batch_at_which_it_is_pressed_ends():
+    assert train(1) == [0, 1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_second_does_not_wait():
+    assert train(2) == [0]
+
+
+def test_a_training_gives_the_signal_back():
+    assert train(0)[-1] > 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_waits_at_the_end_takes_effect():
+    with pytest.raises(KeyboardInterrupt), Interruption():
+        press()
+
+
+def test_what_ends_the_block_otherwise_comes_first():
+    interruption = Interruption().__enter__()
+    press()
+    interruption.__exit__(ValueError, ValueError())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_other_threads_and_handlers_are_left_alone():
+    handlers = []
+
+    def look():
+        with Interruption():
+            handlers.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    look()
+    assert handlers == [signal.default_int_handler, signal.SIG_IGN]
+
+
+def test_tasks_side_by_side_are_ended_first():
+    seen = []
+
+    def task(prepare):
+        press()
+        seen.append("began")
+
+    with pytest.raises(KeyboardInterrupt):
+        together([task])
+    assert seen == ["began"]
