@@ -227,9 +227,10 @@ def test_a_killed_grid_takes_workers_along_that_have_not_begun(tmp_path):
     process = command(*flags, "--jobs", "2", "--runs", tmp_path, start_new_session=True)
     workers = ["pgrep", "-g", str(process.pid), "-f", "popen_loky"]
     deadline = time.monotonic() + 180
-    while subprocess.run(workers, stdout=subprocess.DEVNULL).returncode and time.monotonic() < deadline:
+    while (missing := subprocess.run(workers, stdout=subprocess.DEVNULL).returncode) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
+    assert not missing
     process.wait()
     _wait_for_the_end_of(process.pid)
 

@@ -31,33 +31,44 @@ class Pressing(Callback):
     def __init__(self, times):
         self.times, self.ended = times, []
 
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+    def begin(self, trainer, module, batch, batch_idx, *_):
         for _ in range(self.times if batch_idx == 1 else 0):
             press()
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+    on_train_batch_start = on_validation_batch_start = on_test_batch_start = on_predict_batch_start = begin
+
+    def end(self, trainer, module, outputs, batch, batch_idx, *_):
         self.ended.append(batch_idx)
 
+    on_train_batch_end = on_validation_batch_end = on_test_batch_end = on_predict_batch_end = end
 
-def train(times):
-    pressing = Pressing(times)
+
+def run(pressing, *callbacks, loop="fit", prepare=None):
     trainer = Trainer(
         max_epochs=2,
         accelerator="cpu",
         logger=False,
-        callbacks=[pressing, Interruptible()],
+        callbacks=[pressing, *callbacks],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     module = Autoencoder((1, 16, 16), network="bounded", widths=[8], latent=8)
+    if prepare is not None:
+        prepare(module)
+    getattr(trainer, loop)(module, _loader(toy_samples()))
+
+
+def train(times, loop="fit"):
+    pressing = Pressing(times)
     with pytest.raises(SystemExit) if times else nullcontext():
-        trainer.fit(module, _loader(toy_samples()))
+        run(pressing, Interruptible(), loop=loop)
     return pressing.ended
 
 
-def test_the_batch_at_which_it_is_pressed_ends():
-    assert train(1) == [0, 1]
+@pytest.mark.parametrize("loop", ["fit", "validate", "test", "predict"])
+def test_the_batch_at_which_it_is_pressed_ends(loop):
+    assert train(1, loop) == [0, 1]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -97,13 +108,9 @@ def test_other_threads_and_handlers_are_left_alone():
     assert handlers == [signal.default_int_handler, signal.SIG_IGN]
 
 
-def test_tasks_side_by_side_are_ended_first():
-    seen = []
-
-    def task(prepare):
-        press()
-        seen.append("began")
-
+def test_tasks_side_by_side_end_between_two_steps():
+    both = [Pressing(1), Pressing(0)]
     with pytest.raises(KeyboardInterrupt):
-        together([task])
-    assert seen == ["began"]
+        together([lambda prepare, pressing=pressing: run(pressing, prepare=prepare) for pressing in both])
+    assert [pressing.ended for pressing in both] == [[0], [0]]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
