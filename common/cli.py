@@ -20,15 +20,15 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from common.callbacks import Figures, FiniteLoss, FirstBelow, Oracle, Predictions, Throughput
-from common.checkpoint import load_checkpoint
 from common.data import OneClassDataModule
+from common.deploy.export import Format, export
+from common.deploy.folder import predict_folder
+from common.deploy.load import load_checkpoint
 from common.errors import InputError
-from common.export import Format, export
-from common.interruption import Interruptible
 from common.module import OneClassModule
-from common.predict import predict_folder
-from common.speed import Speed
+from common.training.callbacks import Figures, FiniteLoss, FirstBelow, Oracle, Predictions, Throughput
+from common.training.interruption import Interruptible
+from common.training.speed import Speed
 
 LOGGER = {
     "class_path": "pytorch_lightning.loggers.TensorBoardLogger",

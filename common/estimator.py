@@ -20,14 +20,14 @@ from sklearn.utils import Tags, check_random_state, check_scalar, gen_batches
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from common.callbacks import FiniteLoss
 from common.data import Preprocessing, Sample
 from common.data.datamodule import ResidentLoader
 from common.errors import InputError
 from common.evaluation import quantile_threshold
 from common.module import OneClassModule
 from common.presets import Config, read_preset
-from common.seeding import isolated
+from common.training.callbacks import FiniteLoss
+from common.training.seeding import isolated
 
 
 class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]

@@ -18,8 +18,8 @@ from common.data import OneClassDataModule, Sample
 from common.data.features import Extractor
 from common.errors import InputError
 from common.evaluation import evaluate, quantile_threshold
-from common.seeding import epoch_seed
-from common.speed import Speed
+from common.training.seeding import epoch_seed
+from common.training.speed import Speed
 
 Schedule = Literal["constant", "cosine"]
 """Of a learning rate: as it is, or along a cosine to 0."""
@@ -157,7 +157,7 @@ class OneClassModule(LightningModule, ABC):
         return [{"optimizer": o, "lr_scheduler": s} for o, s in zip(optimizers, schedulers, strict=True)]
 
     def configure_callbacks(self) -> list[Callback]:
-        """:class:`common.speed.Speed`, unless the trainer has one."""
+        """:class:`common.training.speed.Speed`, unless the trainer has one."""
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         return [] if any(isinstance(callback, Speed) for callback in callbacks) else [Speed()]
 

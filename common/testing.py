@@ -20,7 +20,7 @@ from torch import Tensor
 
 from common.data import Sample
 from common.data.datamodule import ResidentLoader
-from common.export import ChosenScore, program
+from common.deploy.export import ChosenScore, program
 from common.module import OneClassModule
 
 Factory = Callable[[Sequence[int]], OneClassModule]

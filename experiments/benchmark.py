@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,9 +26,8 @@ from common.cli import OneClassCLI, assemble, one_line_errors, settle
 from common.data import OneClassDataModule
 from common.data.features import BATCH, extract
 from common.experiment.cell import Cell, Settings
-from common.experiment.together import Prepare, together
-from common.speed import fuse
 from common.testing import optimizers_of
+from common.training.speed import fuse
 
 PRESETS = (
     "autoencoder-paper", "autoencoder-dcae", "autoencoder-denoising", "autoencoder-small",
@@ -43,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures in alternation, so that a machine whose speed drifts slows both; medians and the median of the ratios.
 
     ``train`` counts the images of the training batches from the epoch's start to its last step; ``fit`` is the same with
-    all that Lightning does besides (validation, checkpoints, logs), which the bare loop has not; ``score`` is the test;
-    ``stack`` is ``fit`` of several seeds as one. ``cells_per_hour`` counts whole cells of the preset's epochs, each with its
-    start and its test, one after the other. Memory is the peak of a process that does nothing else.
+    all that Lightning does besides (validation, checkpoints, logs), which the bare loop has not; ``score`` is the test.
+    ``cells_per_hour`` counts whole cells of the preset's epochs, each with its start and its test, one after the other.
+    Memory is the peak of a process that does nothing else.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), help="METHOD-PRESET")
@@ -59,7 +57,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, help="instead of the presets'")
     parser.add_argument("--epochs", type=int, default=2, help="in each round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--stack", type=int, default=0, help="seeds to train as one; none by default")
     parser.add_argument("--scaling", action="store_true", help="time and memory by the number of images and of cells")
     parser.add_argument("--cells", type=int, nargs="+", default=[4, 8, 16], help="numbers of them, for --scaling")
     parser.add_argument("--no-channels-last", dest="channels_last", action="store_false", help="contiguous memory")
@@ -84,18 +81,16 @@ def _measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The lines of one preset: ``train``, ``fit``, ``score`` and, where it is asked for, ``stack``."""
+    """The lines of one preset: ``train``, ``fit`` and ``score``."""
     rounds: list[tuple[dict[str, float], dict[str, float]]] = []
     for _ in range(arguments.rounds + 1):
         ours = through_lightning(name, arguments)
-        if arguments.stack:
-            ours |= stacked(name, arguments)
         rounds.append((ours, bare(name, arguments)))
     del rounds[0]
     modes = {mode: getattr(arguments, mode) for mode in ("channels_last", "fused", "precision", "threads", "device")}
     about = {"method": name, "dataset": arguments.dataset, **modes}
     lines = []
-    for what in ("train", "fit", "score", *(["stack"] if arguments.stack else [])):
+    for what in ("train", "fit", "score"):
         rates = [lightning[what] for lightning, _ in rounds]
         plain = [loop["score" if what == "score" else "train"] for _, loop in rounds]
         ratios = [a / b for a, b in zip(rates, plain, strict=True)]
@@ -110,9 +105,6 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         if what == "fit":
             seconds = statistics.median(ours["begin_s"] + ours["fit_s"] + ours["score_s"] for ours, _ in rounds)
             lines[-1] |= {"cells_per_hour": round(3600 / seconds, 1)}
-        if what == "stack":
-            seconds = statistics.median(ours["stack_s"] for ours, _ in rounds)
-            lines[-1] |= {"cells_per_hour": round(3600 / seconds, 1), "cells": arguments.stack}
     return [line | _memory(arguments.device) for line in lines]
 
 
@@ -185,17 +177,13 @@ def measure_extraction(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def through_lightning(
-    name: str, arguments: argparse.Namespace, seed: int = 0, prepare: Prepare | None = None
-) -> dict[str, float]:
+def through_lightning(name: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Images per second of a run as a cell has it, and the seconds of a whole cell's parts."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        cli = _parts(name, arguments, folder, seed)
+        cli = _parts(name, arguments, folder)
         cli.datamodule.setup()
         begin_s = time.perf_counter() - start
-        if prepare is not None:
-            prepare(cli.model)
         start = time.perf_counter()
         cli.trainer.fit(cli.model, cli.datamodule)
         fit_s = time.perf_counter() - start
@@ -212,18 +200,6 @@ def through_lightning(
         "fit_s": fit_s * _epochs(name, arguments, cli) / arguments.epochs,
         "score_s": score_s,
     }
-
-
-def stacked(name: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Images per second of all seeds together as one stack, and seconds of a cell, its share of the whole stack's."""
-    each = together([partial(_task, name, arguments, seed) for seed in range(arguments.stack)])
-    last = each[-1]  # begins when all others are ready, and ends after them
-    seconds = sum(one["begin_s"] + one["score_s"] for one in each) + last["fit_s"]
-    return {"stack": arguments.stack * last["fit"], "stack_s": seconds / arguments.stack}
-
-
-def _task(name: str, arguments: argparse.Namespace, seed: int, prepare: Prepare) -> dict[str, float]:
-    return through_lightning(name, arguments, seed, prepare)
 
 
 def _epochs(name: str, arguments: argparse.Namespace, cli: OneClassCLI) -> int:
@@ -282,13 +258,13 @@ def _descend(optimizer: torch.optim.Optimizer | list[torch.optim.Optimizer], los
         one.step()
 
 
-def _cell(name: str, arguments: argparse.Namespace, seed: int = 0, protocol: str = "standard") -> Cell:
+def _cell(name: str, arguments: argparse.Namespace, protocol: str = "standard") -> Cell:
     method, _, preset = name.rpartition("-")
-    return Cell(method, preset, arguments.dataset, protocol, arguments.normal, seed)
+    return Cell(method, preset, arguments.dataset, protocol, arguments.normal, 0)
 
 
-def _parts(name: str, arguments: argparse.Namespace, folder: str, seed: int = 0, protocol: str = "standard") -> OneClassCLI:
-    config = _cell(name, arguments, seed, protocol).config(Settings(max_epochs=arguments.epochs))
+def _parts(name: str, arguments: argparse.Namespace, folder: str, protocol: str = "standard") -> OneClassCLI:
+    config = _cell(name, arguments, protocol).config(Settings(max_epochs=arguments.epochs))
     config["data"] |= {"root": str(arguments.root) if arguments.root else None}
     if arguments.batch_size:
         config["data"]["batch_size"] = arguments.batch_size
@@ -304,7 +280,7 @@ def _parts(name: str, arguments: argparse.Namespace, folder: str, seed: int = 0,
     }
     config["rule"] = "last" if protocol != "standard" else config.get("rule", "last")
     config["speed"] = {"channels_last": arguments.channels_last, "fused": arguments.fused}
-    seed_everything(seed, verbose=False)
+    seed_everything(0, verbose=False)
     return assemble(config)
 
 

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import betabinom, binom
 
-from common.checkpoint import load_checkpoint
 from common.cli import CHOSEN, Parser, one_line_errors
+from common.deploy.load import load_checkpoint
 from common.evaluation import conformal_p_value
 from common.evaluation.metrics import Values
 from common.experiment import Cell

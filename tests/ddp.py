@@ -8,8 +8,8 @@ from pytorch_lightning import Trainer, seed_everything
 from torch import nn
 
 from autoencoder import Autoencoder
-from common.callbacks import Predictions
 from common.data import OneClassDataModule
+from common.training.callbacks import Predictions
 
 GLOBAL_BATCH = 32
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 
-from common.checkpoint import load_checkpoint
 from common.cli import assemble, chosen_device, main, settle
+from common.deploy.load import load_checkpoint
 from common.errors import InputError
 from common.experiment import Cell
 from common.experiment.cell import Settings

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from common import export as exporting
-from common.checkpoint import load_checkpoint, load_detector
 from common.cli import main
 from common.data import OneClassDataModule
 from common.data.transforms import Preprocessing
+from common.deploy import export as exporting
+from common.deploy.load import load_checkpoint, load_detector
 from common.errors import InputError
 from common.evaluation import conformal_p_value
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from common.checkpoint import load_checkpoint
+from common.deploy.load import load_checkpoint
 from common.evaluation import threshold_by
 from experiments.false_alarms import count, main
 

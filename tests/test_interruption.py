@@ -6,12 +6,12 @@ import threading
 from contextlib import nullcontext
 
 import pytest
+from common.experiment.together import together
 from pytorch_lightning import Callback, Trainer
 
 from autoencoder import Autoencoder
-from common.experiment.together import together
-from common.interruption import Interruptible, Interruption
 from common.testing import _loader, toy_samples
+from common.training.interruption import Interruptible, Interruption
 
 
 def press():

@@ -6,10 +6,10 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from autoencoder import Autoencoder
-from common.callbacks import FiniteLoss, NonFiniteLossError, Throughput
 from common.data import OneClassDataModule
 from common.errors import InputError
 from common.module import OneClassModule
+from common.training.callbacks import FiniteLoss, NonFiniteLossError, Throughput
 
 
 def module(**changes):

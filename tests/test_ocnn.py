@@ -18,11 +18,11 @@ from torch.nn import functional
 
 from common import backbones
 from common.backbones import split
-from common.checkpoint import load_checkpoint
 from common.cli import assemble
 from common.data import OneClassDataModule, datasets, load
 from common.data import features as kept
 from common.data.datamodule import ResidentLoader
+from common.deploy.load import load_checkpoint
 from common.errors import DataMissingError, InputError
 from common.experiment import Experiment, Grid, run_experiment
 from common.shallow import SVDD, MinimaxProbabilityMachine, NoiseSVM

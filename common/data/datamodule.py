@@ -18,7 +18,7 @@ from common.data.features import Extractor, features, writable_folder
 from common.data.protocols import PROTOCOLS, Splits, check_options
 from common.data.transforms import Normalization, Preprocessing
 from common.errors import InputError
-from common.seeding import epoch_generator
+from common.training.seeding import epoch_generator
 
 
 class Sample(NamedTuple):

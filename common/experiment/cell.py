@@ -20,14 +20,13 @@ import yaml
 from pytorch_lightning import seed_everything
 from threadpoolctl import threadpool_limits
 
-from common.checkpoint import load_checkpoint
 from common.classical import detector, fit_and_score
 from common.cli import CHOSEN, assemble, settle
 from common.data import OneClassDataModule, parse_protocol
 from common.data.datamodule import default_root
 from common.data.datasets import fingerprint
+from common.deploy.load import load_checkpoint
 from common.errors import InputError
-from common.experiment.together import Prepare
 from common.files import write_whole
 from common.module import Scored
 from common.presets import REPOSITORY, Config, read_preset
@@ -179,13 +178,12 @@ def config_sha256(cell: Cell, settings: Settings) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def run(cell: Cell, settings: Settings, prepare: Prepare | None = None) -> Record:
+def run(cell: Cell, settings: Settings) -> Record:
     """Trains and tests a cell, going on from its checkpoint if it has one, and writes its record last.
 
     Args:
         cell: What to run.
         settings: How.
-        prepare: Called with the module before it is trained.
 
     Raises:
         InputError: For what the user can mend.
@@ -206,7 +204,7 @@ def run(cell: Cell, settings: Settings, prepare: Prepare | None = None) -> Recor
         if cell.method == "classical":
             scored, about = _run_classical(cell, config, directory)
         else:
-            scored, about = _run_module(config, directory, settings, prepare)
+            scored, about = _run_module(config, directory, settings)
     write_whole(directory / "scores.csv", pd.DataFrame(scored._asdict()["scores"]).assign(
         index=scored.index, target=scored.target, label=scored.label
     )[["index", "target", "label", *scored.scores]].to_csv(index=False))  # fmt: skip
@@ -223,7 +221,7 @@ def run(cell: Cell, settings: Settings, prepare: Prepare | None = None) -> Recor
     return record
 
 
-def _run_module(config: Config, directory: Path, settings: Settings, prepare: Prepare | None) -> tuple[Scored, Record]:
+def _run_module(config: Config, directory: Path, settings: Settings) -> tuple[Scored, Record]:
     logger = {"save_dir": str(directory), "name": "", "version": "", "default_hp_metric": False}
     config["trainer"] |= {
         "accelerator": {"cuda": "gpu"}.get(settings.device, settings.device),
@@ -235,8 +233,6 @@ def _run_module(config: Config, directory: Path, settings: Settings, prepare: Pr
     }
     cli = assemble(config | {"oracle": settings.oracle})
     write_whole(directory / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
-    if prepare is not None:
-        prepare(cli.model)
     checkpoints = directory / "checkpoints"
     last = checkpoints / "last.ckpt"
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(last) if last.is_file() else None, weights_only=True)

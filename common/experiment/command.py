@@ -94,7 +94,7 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
             console.print(f"not run: {reason}", highlight=False, soft_wrap=True)
         failures: list[Failure] = []
         if not arguments.report_only:
-            how = (arguments.jobs, console, arguments.backend, arguments.cells_per_gpu, arguments.stack)
+            how = (arguments.jobs, console, arguments.backend, arguments.cells_per_gpu)
             failures = run_grid(wanted, settings, *how)
         numbers = reported(experiment.name)
         tables = []
@@ -145,7 +145,6 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     add("--jobs", type=_positive, help="cells at a time (default: one per core, --cells-per-gpu for each GPU, or a cluster)")
     add("--backend", choices=get_args(Backend), default="loky", help="processes of this machine, or a cluster's")
     add("--cells-per-gpu", type=_positive, default=1, help="with --device cuda, how many share a GPU (default: 1)")
-    add("--stack", type=_positive, default=1, help="train so many cells of a preset as one, where their steps are alike")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--max-epochs", type=int, help="instead of the presets'")
     add("--image-size", type=int, help="height and width, instead of the presets' or the data's own")

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -20,13 +20,11 @@ from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from threadpoolctl import threadpool_limits
 
 from common.data.datamodule import default_root
 from common.errors import InputError, WeightsMissingError
 from common.experiment.cell import Cell, Record, Settings, finished, run
 from common.experiment.engines import Backend, engine, local_slots
-from common.experiment.together import Prepare, together
 
 ATTEMPTS = 3
 """How often a cell is begun whose process is killed."""
@@ -54,7 +52,6 @@ def run_grid(
     console: Console,
     backend: Backend = "loky",
     cells_per_gpu: int = 1,
-    stack: int = 1,
 ) -> list[Failure]:
     """Runs every cell that has no record yet.
 
@@ -74,8 +71,6 @@ def run_grid(
         console: For one line per finished cell, and the bar.
         backend: As :func:`common.experiment.engines.engine` reads it.
         cells_per_gpu: With the device ``cuda``, how many cells share a GPU.
-        stack: How many cells of one preset, data set and protocol a job has at a time, whose steps are made as one where they
-            can be, see :func:`common.experiment.together.together`; with more than one, read "stacks" for "cells" above.
 
     Returns:
         The cells that failed; their traceback is in ``error.txt`` in the cell's folder.
@@ -83,7 +78,7 @@ def run_grid(
     Raises:
         InputError: What the user can mend ends the grid at once; but for a net's weights that cannot be had, whose cells fail.
     """
-    limit = min(jobs or local_slots(settings.device, cells_per_gpu), len(_stacks(cells, stack)))
+    limit = min(jobs or local_slots(settings.device, cells_per_gpu), len(cells))
     settings = replace(settings, threads=max(1, torch.get_num_threads() // limit))
     if backend != "loky":
         settings = replace(settings, runs=settings.runs.absolute(), root=(settings.root or default_root()).absolute())
@@ -121,13 +116,10 @@ def run_grid(
             begun = {cell: _begun(cell, grid) for cell in left}
             now = [cell for cell in left if begun[cell] < ATTEMPTS - 1] or left[:1]
             try:
-                for results in parallel(
-                    delayed(_attempt_stack)(cells, grid, wait) for cells in _stacks(now, 1 if wait else stack)
-                ):
-                    for cell, result in results:
-                        if result is not None:
-                            done(cell, result)
-                            bar.advance(task)
+                for cell, result in parallel(delayed(_attempt)(cell, grid, wait) for cell in now):
+                    if result is not None:
+                        done(cell, result)
+                        bar.advance(task)
                 wait = True
             except running.lost as error:
                 in_vain = in_vain + 1 if begun == {cell: _begun(cell, grid) for cell in left} else 0
@@ -137,25 +129,7 @@ def run_grid(
     return failures
 
 
-def _stacks(cells: Sequence[Cell], size: int) -> list[Sequence[Cell]]:
-    alike = itertools.groupby(cells, key=lambda cell: (cell.method, cell.preset, cell.dataset, cell.protocol))
-    stacks: list[Sequence[Cell]] = []
-    for (method, *_), group in alike:
-        step, some = 1 if method == "classical" else size, list(group)
-        stacks += [some[first : first + step] for first in range(0, len(some), step)]
-    return stacks
-
-
-def _attempt_stack(cells: Sequence[Cell], grid: _Grid, wait: bool) -> list[tuple[Cell, Record | str | None]]:
-    if len(cells) == 1:
-        return [_attempt(cells[0], grid, wait)]
-    threads = grid.settings.threads or 1
-    torch.set_num_threads(threads)
-    with threadpool_limits(threads):
-        return together([partial(_attempt, cell, grid, wait) for cell in cells])
-
-
-def _attempt(cell: Cell, grid: _Grid, wait: bool, prepare: Prepare | None = None) -> tuple[Cell, Record | str | None]:
+def _attempt(cell: Cell, grid: _Grid, wait: bool) -> tuple[Cell, Record | str | None]:
     """The record, or what went wrong, or None where another grid is at this cell and is not to be waited for."""
     if not grid.settings.runs.is_dir():
         raise InputError(f"{platform.node()} has no folder {grid.settings.runs}: share runs and data, at one path everywhere")
@@ -163,14 +137,14 @@ def _attempt(cell: Cell, grid: _Grid, wait: bool, prepare: Prepare | None = None
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock, timeout=-1 if wait else 0):
-            return cell, _run(cell, grid, prepare)
+            return cell, _run(cell, grid)
     except Timeout:
         return cell, None
     except OSError as error:
         raise InputError(f"cannot write in {lock.parent}: {error.strerror or error}") from error
 
 
-def _run(cell: Cell, grid: _Grid, prepare: Prepare | None) -> Record | str:
+def _run(cell: Cell, grid: _Grid) -> Record | str:
     begun, note, settings = _begun(cell, grid), _beside(cell, grid, "begun"), grid.settings
     try:
         if begun == ATTEMPTS:
@@ -178,7 +152,7 @@ def _run(cell: Cell, grid: _Grid, prepare: Prepare | None) -> Record | str:
         note.write_text(f"{grid.name} {begun + 1} {platform.node()} {os.getpid()}")
         if settings.device == "cuda":
             settings = replace(settings, gpu=_gpu(grid.cells_per_gpu))
-        return run(cell, replace(settings, force=settings.force and not begun), prepare)
+        return run(cell, replace(settings, force=settings.force and not begun))
     except KeyboardInterrupt:
         raise
     except InputError as error:

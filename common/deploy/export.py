@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from common.checkpoint import Detector, load_detector
+from common.deploy.load import Detector, load_detector
 from common.errors import InputError
 from common.files import whole
 from common.module import OneClassModule
@@ -79,7 +79,7 @@ def export(checkpoint: Path, format: Format, out: Path | None = None) -> Path:
         Where the program is.
 
     Raises:
-        InputError: What :func:`common.checkpoint.load_detector` refuses, an unknown format, a package that is missing, a
+        InputError: What :func:`common.deploy.load.load_detector` refuses, an unknown format, a package that is missing, a
             program that differs from the module, or a place that cannot be written.
 
     Example:

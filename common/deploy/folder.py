@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from common.checkpoint import Detector, load_detector
 from common.data.datasets import EXTENSIONS, ImageFiles
 from common.data.features import ahead
+from common.deploy.load import Detector, load_detector
 from common.errors import InputError, UnreadableError
 from common.evaluation import conformal_p_value, contact_sheet, score_histogram, threshold_by
 from common.files import whole
@@ -99,7 +99,7 @@ def predict_folder(
         device: Of the module.
 
     Raises:
-        InputError: What :func:`common.checkpoint.load_detector` and :func:`image_files` refuse, no image that can be read,
+        InputError: What :func:`common.deploy.load.load_detector` and :func:`image_files` refuse, no image that can be read,
             or a place that cannot be written.
 
     Example:

@@ -1,0 +1,1 @@
+"""Trained detectors without their training: loaded, over a folder of images, as exported programs."""
