@@ -8,37 +8,38 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 import torch
 from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from common import testing
 from common.data import OneClassDataModule
 from common.deploy.export import Format, export
 from common.deploy.folder import predict_folder
 from common.deploy.load import load_checkpoint
 from common.errors import InputError
 from common.module import OneClassModule
-from common.training.callbacks import Figures, FiniteLoss, FirstBelow, Oracle, Predictions, Throughput
-from common.training.interruption import Interruptible
+from common.presets import make_importable, preset_path, split_preset
+from common.training.checkpoints import Oracle, Rule, checkpointing
 from common.training.speed import Speed
+from common.training.tensorboard import Figures, Predictions
+from common.training.watcher import Watcher
 
 LOGGER = {
     "class_path": "pytorch_lightning.loggers.TensorBoardLogger",
     "init_args": {"save_dir": "runs", "name": "fit", "default_hp_metric": False},
 }
 
-DESCRIPTION = "Two more commands, each with a --help of its own: oneclass predict-folder, oneclass export."
-
-Rule = Literal["last", "validation", "rho"]
-
+DESCRIPTION = """More commands, each with a --help of its own: oneclass check CLASS puts a method to the contract tests, oneclass
+predict-folder scores a folder of images, oneclass export writes a trained detector as a program of its own. --config takes
+a YAML file or a preset's name, such as ocgan-tuned."""
 
 class Parser(argparse.ArgumentParser):
     """Its errors are told as all others are."""
@@ -54,9 +55,15 @@ class OneClassCLI(LightningCLI):
     ``--rule`` says which epoch is tested: the ``last`` one, the best on normal-only ``validation`` by the module's
     ``monitor``, or the first where that is below the module's ``rho`` (the last, where none is). ``--oracle`` scores the
     test set after every epoch beside it. The module's ``shape`` comes from the data.
+
+    Args:
+        args: Command line, or a configuration.
+        run: Whether to run the subcommand of the command line.
+        metadata: What a record says of the cell, which TensorBoard shows; ``name`` and ``cell``.
     """
 
-    def __init__(self, args: Any = None, run: bool = True) -> None:
+    def __init__(self, args: Any = None, run: bool = True, metadata: Mapping[str, Any] | None = None) -> None:
+        self.metadata = metadata
         super().__init__(
             OneClassModule,
             OneClassDataModule,
@@ -79,7 +86,7 @@ class OneClassCLI(LightningCLI):
 
     model: OneClassModule
     datamodule: OneClassDataModule
-    throughput: Throughput
+    watcher: Watcher
     oracle: Oracle | None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -90,62 +97,44 @@ class OneClassCLI(LightningCLI):
         parser.add_argument("--oracle", type=bool, default=False, help="score the test set after every epoch, to look at")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds the callbacks that every run has."""
+        """Hands module and data what they need of one another, and adds the callbacks that every run has."""
         rule = self._get(self.config_init, "rule")
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-        self.throughput = Throughput()
+        self.watcher = Watcher()
         self.oracle = Oracle() if self._get(self.config_init, "oracle") else None
-        extra: list[Callback] = [
-            self._get(self.config_init, "speed"),
-            self.throughput,
-            FiniteLoss(),
-            Figures(),
-            Predictions(),
-            *([self.oracle] if self.oracle else []),
-            Interruptible(),
-            *checkpointing(self.model, self.datamodule, rule),
-        ]
-        return self._instantiate_trainer(config, extra)
+        self.datamodule.extractor = self.model.frozen()
+        self.model.groups = self.datamodule.groups
+        self.model.every_epoch_counts = rule != "last" or self.oracle is not None
+        callbacks: list[Callback] = [self._get(self.config_init, "speed"), self.watcher, self._figures(), Predictions()]
+        if self.oracle is not None:
+            callbacks.append(self.oracle)
+        callbacks += checkpointing(self.model, len(self.datamodule.splits.val) > 0, rule)
+        return self._instantiate_trainer(config, callbacks)
+
+    def _figures(self) -> Figures:
+        if self.metadata is None:
+            return Figures()
+        cell = self.metadata["cell"]
+        _, options = split_preset(cell["preset"])
+        overrides = dict(option.split("=", 1) for option in options)
+        classes = "+".join(self.datamodule.class_names(self.datamodule.normal))
+        shown = {"method": self.metadata["name"], **cell, "normal": classes}
+        del shown["preset"]
+        return Figures(cell={key: str(value) for key, value in shown.items()}, overrides=overrides)
 
 
-def assemble(config: dict[str, Any]) -> OneClassCLI:
+def assemble(config: dict[str, Any], metadata: Mapping[str, Any] | None = None) -> OneClassCLI:
     """The module, data module and trainer of a configuration in the parser's format.
 
     Raises:
         InputError: A key or value that the parser does not accept.
     """
     try:
-        return OneClassCLI(config, run=False)
+        return OneClassCLI(config, run=False, metadata=metadata)
     except Exception as error:
         if (message := _for_the_user(error)) is None:
             raise
         raise InputError(message) from error
-
-
-def checkpointing(module: OneClassModule, data: OneClassDataModule, rule: Rule) -> list[Checkpoint]:
-    """The files of :data:`CHOSEN`: ``last`` after every epoch; before it the rule's own, and ``rho`` wherever it is given.
-
-    Two callbacks, because Lightning's ``save_last`` writes only when the best has changed.
-
-    Raises:
-        InputError: The rule needs held-out samples, or the module's ``rho``, and there are none.
-    """
-    rho, held_out = module.hparams.get("rho"), len(data.splits.val) > 0
-    if rule != "last" and not held_out:
-        raise InputError(f"rule '{rule}' needs held-out normal samples: give data.val_fraction above 0")
-    if rule == "rho" and rho is None:
-        raise InputError("rule 'rho' needs its bound: give model.init_args.rho, where the method has it")
-    always: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-    callbacks: list[Checkpoint] = []
-    if rule == "validation":
-        callbacks.append(ModelCheckpoint(filename="best", monitor=module.monitor, mode=module.mode, **always))
-    if rho is not None and held_out:
-        callbacks.append(FirstBelow(module.monitor, rho))
-    return [*callbacks, ModelCheckpoint(filename="last", **always)]
-
-
-CHOSEN: dict[Rule, str] = {"last": "last.ckpt", "validation": "best.ckpt", "rho": "rho.ckpt"}
-"""The checkpoint of the epoch that a rule has chosen, if it has."""
 
 
 def chosen_device(name: str) -> str:
@@ -153,7 +142,7 @@ def chosen_device(name: str) -> str:
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def settle() -> None:
+def configure_process() -> None:
     """Settles a process for training: Lightning keeps its tips to itself, and the C library keeps its memory.
 
     glibc gives every large block back to the system and asks for it anew in the next step; to let it keep them is worth
@@ -185,22 +174,55 @@ def one_line_errors() -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """``oneclass fit|validate|test|predict``, Lightning's commands over modules and data; ``predict-folder`` and ``export``.
+    """``oneclass fit|validate|test|predict``, Lightning's commands over modules and data, and the commands of this package.
+
+    ``fit`` with ``--directory`` makes one cell of a table: it goes on where it was stopped, tests the chosen epoch, and
+    leaves the record that the experiments read.
 
     Example:
-        >>> main(["fit", "--model", "autoencoder.Autoencoder", "--print_config=skip_null"])  # doctest: +SKIP
+        >>> main(["fit", "--config", "autoencoder-smoke", "--directory", "runs/one"])  # doctest: +SKIP
     """
-    settle()
+    configure_process()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.argv[1:] = arguments  # Lightning starts the other processes of a distributed run with the same command
+    make_importable(Path.cwd())
+    own: dict[str, Callable[[Sequence[str]], None]] = {
+        "check": testing.main, "predict-folder": _predict_folder, "export": _export
+    }  # fmt: skip
     with one_line_errors():
-        if arguments[:1] == ["predict-folder"]:
-            _predict_folder(arguments[1:])
-        elif arguments[:1] == ["export"]:
-            _export(arguments[1:])
+        command, rest = (arguments or [""])[0], arguments[1:]
+        if command in own:
+            own[command](rest)
+        elif command == "fit" and any(word.partition("=")[0] == "--directory" for word in rest):
+            _fit_cell(rest)
         else:
+            sys.argv[1:] = _presets_as_files(arguments)  # Lightning starts the other processes of DDP with the same command
             _check_checkpoint(arguments)
             OneClassCLI()
+
+
+def _fit_cell(argv: Sequence[str]) -> None:
+    from common.experiment.run import run_command  # which needs this module
+
+    record = run_command(argv)
+    metrics = record["metrics"][record["score"]]
+    print(f"{record['score']}: AUROC {metrics['auroc']:.4f}, by the epoch {record['selected_epoch']} (rule: {record['rule']})")
+
+
+def _presets_as_files(arguments: Sequence[str]) -> list[str]:
+    """The command line with the file of each preset that ``--config`` names; a file's folder becomes importable."""
+    words = list(arguments)
+    for position, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag != "--config":
+            continue
+        at = position if equals else position + 1
+        text = value if equals else "".join(words[at : at + 1])
+        if Path(text).is_file():
+            make_importable(Path(text).parent)
+        elif re.fullmatch(r"\w+-[\w.]+", text) and not text.endswith((".yaml", ".yml")):
+            path = str(preset_path(text))
+            words[at] = f"--config={path}" if equals else path
+    return words
 
 
 def _predict_folder(argv: Sequence[str]) -> None:

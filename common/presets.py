@@ -1,5 +1,8 @@
-"""Presets: the configurations in the papers' packages, found by name."""
+"""Presets: configurations of the ``oneclass`` command, found by name or by file, and the overrides that follow them."""
 
+import re
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,30 +11,218 @@ import yaml
 from common.errors import InputError
 
 Config = dict[str, Any]
-"""A configuration in the format of Lightning's command line."""
+"""A configuration in the format of Lightning's command line: ``model``, ``data``, ``trainer``, ``rule``, …"""
 
 REPOSITORY = Path(__file__).parents[1]
+COMMAND_KEYS = frozenset({"model", "data", "trainer", "speed", "rule"})
+"""First parts of an override that name a key of the command; any other key is an argument of the module."""
+
+TEXT_KEYS = frozenset({"data.dataset", "data.normal", "data.protocol", "data.root", "directory"})
+"""Keys whose values stay text, so that a class called 01 is not taken for a number."""
 
 
-def read_preset(method: str, preset: str, *variants: str) -> Config:
-    """The first of ``<method>/configs/<preset>.<variant>.yaml`` that there is, else ``<preset>.yaml``.
+def read_preset(preset: str, *variants: str) -> Config:
+    """Reads the YAML of a preset.
 
     Args:
-        method: A package with a folder ``configs``.
-        preset: The YAML's name.
-        variants: What the preset is wanted for, such as the name of a data set; the closest first.
+        preset: ``<method>-<preset>``, or the path of a YAML file.
+        variants: What the preset is wanted for, such as the name of a data set, the closest first: a package's
+            ``<preset>.<variant>.yaml`` is taken where there is one, else ``<preset>.yaml``.
 
     Raises:
-        InputError: Unknown method or preset.
+        InputError: Unknown method or preset, or a file that is not a preset.
 
     Example:
-        >>> read_preset("autoencoder", "smoke", "digits")["model"]["class_path"]
+        >>> read_preset("autoencoder-smoke", "digits")["model"]["class_path"]
         'autoencoder.Autoencoder'
     """
+    return read_config(preset_path(preset, *variants))
+
+
+def preset_path(preset: str, *variants: str) -> Path:
+    """The YAML of a preset; a file's folder and the current one become importable, for the class that it names.
+
+    Raises:
+        InputError: There is no such preset.
+
+    Example:
+        >>> preset_path("ocgan-tuned", "cifar10").name
+        'tuned.cifar10.yaml'
+    """
+    if is_file(preset):
+        path = Path(preset)
+        if not path.is_file():
+            raise InputError(f"no preset file {path}")
+        make_importable(path.parent, Path.cwd())
+        return path
+    method, _, name = preset.partition("-")
     folder = REPOSITORY / method / "configs"
-    for name in (*(f"{preset}.{variant}.yaml" for variant in variants), f"{preset}.yaml"):
-        if (folder / name).is_file():
-            config: Config = yaml.safe_load((folder / name).read_text())
-            return config
+    for file in (*(f"{name}.{variant}.yaml" for variant in variants), f"{name}.yaml"):
+        if (folder / file).is_file():
+            return folder / file
     known = ", ".join(sorted({path.name.split(".")[0] for path in folder.glob("*.yaml")}))
-    raise InputError(f"no preset '{preset}' of '{method}': choose from {known or 'nothing, no such method'}")
+    raise InputError(f"no preset '{name}' of '{method}': choose from {known or 'nothing, no such method'}, or give a YAML file")
+
+
+def read_config(path: Path) -> Config:
+    """A YAML file's contents.
+
+    Raises:
+        InputError: It cannot be read, or has no ``model`` with a ``class_path``.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read the preset {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict) or "class_path" not in (config.get("model") or {}):
+        raise InputError(f"{path} is no preset: it names no model.class_path")
+    config["model"].setdefault("init_args", {})
+    return config
+
+
+def is_file(preset: str) -> bool:
+    """Whether a preset is given by its file rather than by name.
+
+    Example:
+        >>> is_file("my/l1.yaml"), is_file("ocgan-tuned")
+        (True, False)
+    """
+    return preset.endswith((".yaml", ".yml"))
+
+
+def split_preset(text: str) -> tuple[str, list[str]]:
+    """A preset and the overrides after it, separated at commas that are outside of brackets.
+
+    Example:
+        >>> split_preset("ocgan-tuned,mining_steps=0,widths=[4,8]")
+        ('ocgan-tuned', ['mining_steps=0', 'widths=[4,8]'])
+    """
+    preset, *overrides = re.split(r",(?![^\[\{]*[\]\}])", text)
+    return preset, overrides
+
+
+def row_name(text: str) -> str:
+    """The name of a preset's row and folder: that of its file without the ending, or the preset's own, with the overrides.
+
+    Example:
+        >>> row_name("my/l1.yaml,lr=0.1"), row_name("ocgan-tuned")
+        ('l1,lr=0.1', 'ocgan-tuned')
+    """
+    preset, overrides = split_preset(text)
+    return ",".join([Path(preset).stem if is_file(preset) else preset, *overrides]).replace("/", "_")
+
+
+def override_path(key: str) -> tuple[str, ...]:
+    """Where an override's key stands in a configuration.
+
+    Example:
+        >>> override_path("lr"), override_path("model.lr"), override_path("trainer.max_epochs")
+        (('model', 'init_args', 'lr'), ('model', 'init_args', 'lr'), ('trainer', 'max_epochs'))
+    """
+    first, *rest = key.split(".")
+    if first not in COMMAND_KEYS:
+        return ("model", "init_args", first, *rest)
+    if first == "model" and rest and rest[0] not in {"init_args", "class_path"}:
+        return ("model", "init_args", *rest)
+    return (first, *rest)
+
+
+def parse_override(option: str) -> tuple[tuple[str, ...], Any]:
+    """An override's place and value; values are YAML.
+
+    Raises:
+        InputError: It is not ``key=value``, or the value is no YAML.
+
+    Example:
+        >>> parse_override("widths=[4,8]"), parse_override("lr=1e-5")
+        ((('model', 'init_args', 'widths'), [4, 8]), (('model', 'init_args', 'lr'), 1e-05))
+    """
+    key, equals, text = option.partition("=")
+    if not equals:
+        raise InputError(f"'{option}' is no override: give key=value, such as lr=0.001 or trainer.max_epochs=50")
+    return override_path(key), read_value(text, key)
+
+
+def read_value(text: str, key: str = "") -> Any:
+    """A value as it is written on the command line: YAML, but text where the key wants text.
+
+    Raises:
+        InputError: It is no YAML.
+
+    Example:
+        >>> read_value("1e-3"), read_value("[3, 4]"), read_value("01", "data.normal")
+        (0.001, [3, 4], '01')
+    """
+    try:
+        if key in TEXT_KEYS:
+            return yaml.load(text, yaml.BaseLoader) if text.startswith("[") else text
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"'{text}' is no value for {key}: {' '.join(str(error).split())}") from error
+    if isinstance(value, str):  # YAML 1.1 takes 1e-3 for text
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def assign(config: Config, path: tuple[str, ...], value: Any) -> None:
+    """Sets a value of a nested configuration, in place.
+
+    Example:
+        >>> config = {}
+        >>> assign(config, ("trainer", "max_epochs"), 5)
+        >>> config
+        {'trainer': {'max_epochs': 5}}
+    """
+    *parents, last = path
+    for key in parents:
+        if not isinstance(config.get(key), dict):
+            config[key] = {}
+        config = config[key]
+    config[last] = value
+
+
+def flags(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """A nested configuration as flags of the command.
+
+    Example:
+        >>> list(flags({"model": {"init_args": {"widths": [4, 8]}}, "trainer": {"max_epochs": 5}}))
+        ['--model.widths=[4, 8]', '--trainer.max_epochs=5']
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            below = prefix if key == "init_args" else f"{prefix}{key}."
+            yield from flags(value, below)
+        else:
+            yield f"--{prefix}{key}={written(value)}"
+
+
+def written(value: Any) -> str:
+    """A value as :func:`read_value` reads it.
+
+    Example:
+        >>> written(None), written(True), written([1, "a"]), written("mnist")
+        ('null', 'true', '[1, a]', 'mnist')
+    """
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True).removesuffix("...\n").strip()
+
+
+def make_importable(*folders: Path) -> None:
+    """Puts folders at the end of Python's search path, where a class outside of the repository is found."""
+    for folder in map(str, (folder.resolve() for folder in folders)):
+        if folder not in sys.path:
+            sys.path.append(folder)
+        if folder not in _IMPORTABLE:
+            _IMPORTABLE.append(folder)
+
+
+def importable_folders() -> list[str]:
+    """Folders that :func:`make_importable` has added, for workers that are to import the same."""
+    return list(_IMPORTABLE)
+
+
+_IMPORTABLE: list[str] = []

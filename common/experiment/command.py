@@ -4,23 +4,28 @@ import argparse
 import itertools
 import shlex
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pandas as pd
 from rich.console import Console
 
 from common.cli import Parser, chosen_device, one_line_errors
-from common.data import load
+from common.data import DATASETS, load
 from common.data.datamodule import default_root
 from common.errors import DataMissingError, InputError
-from common.experiment.cell import Cell, Settings, finished, is_seeded
+from common.experiment.cell import Cell, Settings
 from common.experiment.engines import Backend
 from common.experiment.grid import Failure, run_grid
-from common.experiment.presentation import add, show, write
-from common.experiment.report import COLUMNS, KEY, only_reported, reported, tabulate
+from common.experiment.identity import import_class
+from common.experiment.records import Record, publish
+from common.experiment.run import finished
+from common.experiment.table import published, reported, results_file, summarise, tidy
+from common.experiment.render import show, write_tables
+from common.presets import is_file, preset_path, read_config, row_name, split_preset
+from common.training.tensorboard import write_summary_runs
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,9 @@ class Experiment:
     Attributes:
         name: Of ``python -m experiments.<name>`` and of the files in ``reported`` and ``results``.
         title: Of the result page.
-        main: The grid that the flags of the command line replace.
-        also: Further grids; a flag narrows them to the values it names, and drops what has none of them.
-        compare: Whose reported numbers stand beside ours, see :func:`common.experiment.report.tabulate`.
+        main: The grid whose values the flags of the command line replace.
+        also: Further grids, run where no flag narrows the experiment; else those that a flag asks for, see :func:`narrowed`.
+        compare: Whose reported numbers stand beside ours, see :func:`common.experiment.table.summarise`.
         labels: Short names of methods, scores and metrics, for the terminal.
         seeds: By default.
     """
@@ -58,102 +63,192 @@ class Experiment:
 
 
 def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) -> None:
-    """Runs an experiment's cells, prints its tables and writes them into the runs folder, or adds them to what is in ``--out``.
-
-    A preset is ``<preset>`` of the experiment's own method, or ``<method>-<preset>``; ``,key=value`` after it changes an
-    argument of the module.
+    """Runs an experiment's cells, prints its tables and writes them into the runs folder.
 
     Exit status: 0, 1 if a cell failed, 2 for a mistake of the user's, 130 after Ctrl-C.
     """
     with one_line_errors():
-        arguments = _parser(experiment).parse_args(argv)
-        if arguments.smoke:
-            arguments.seeds = arguments.seeds[:1]
-        settings = Settings(
-            root=arguments.root,
-            runs=arguments.runs,
-            device=chosen_device(arguments.device),
-            max_epochs=arguments.max_epochs,
-            image_size=arguments.image_size,
-            force=arguments.force,
-            oracle=arguments.oracle,
-        )
-        _check_writable(settings.runs)
+        words = list(sys.argv[1:] if argv is None else argv)
+        arguments = _parser(experiment).parse_args(words)
         console = Console()
-        grids = [_narrowed(grid, arguments, grid is experiment.main) for grid in (experiment.main, *experiment.also)]
-        grids = [_smoke(experiment)] if arguments.smoke else grids
+        settings = _settings(arguments)
+        grids = narrowed(experiment, arguments)
         missing = {} if arguments.datasets else _missing_data(grids, settings)
-        cells = [_cells(experiment.name, grid, missing, arguments) for grid in grids]
+        seeds = arguments.seeds[:1] if arguments.smoke else arguments.seeds
+        cells = [cells_of(grid, seeds, settings, missing) for grid in grids]
         wanted = list(dict.fromkeys(itertools.chain(*cells)))
         if arguments.dry_run:
-            for cell in wanted:
-                state = "done" if finished(cell, settings) else "to do"
-                console.print(f"{state:5}  {cell.directory(settings.runs)}", highlight=False, soft_wrap=True)
+            _list(wanted, settings, console)
             return
-        for reason in missing.values():
-            console.print(f"not run: {reason}", highlight=False, soft_wrap=True)
+        _say_what_is_run(wanted, missing, console)
+        if not arguments.keep:
+            refuse_stale(wanted, settings)
         failures: list[Failure] = []
         if not arguments.report_only:
-            how = (arguments.jobs, console, arguments.backend, arguments.cells_per_gpu)
-            failures = run_grid(wanted, settings, *how)
-        numbers = reported(experiment.name)
-        tables = []
-        for grid, of_grid in zip(grids, cells, strict=True):
-            done = (finished(cell, replace(settings, force=False, oracle=False)) for cell in of_grid)
-            measured = tabulate(filter(None, done), numbers, experiment.compare, grid.metrics, of_grid)
-            names = ["-".join(split_name(preset, experiment.name)) for preset in grid.presets]
-            places = itertools.product(names, grid.datasets, grid.protocols)
-            beside = only_reported(measured, places, numbers, experiment.compare, grid.metrics)
-            tables += [measured, beside]
-        table = pd.concat([table for table in tables if len(table)] or [pd.DataFrame(columns=list(COLUMNS))])
-        table = table.drop_duplicates([*KEY, "normal", "reference"], ignore_index=True)
-        if not table["n_seeds"].any():
+            _check_writable(settings.runs)
+            todo = [cell for cell in wanted if finished(cell, settings) is None] if arguments.keep else wanted
+            failures = run_grid(todo, settings, arguments.jobs, console, arguments.backend, arguments.cells_per_gpu)
+        records = _records(wanted, settings)
+        if not records:
             raise InputError("no cell is done: there is nothing to report")
-        show(table, console, experiment.labels)
-        flags = [flag for flag in (sys.argv[1:] if argv is None else argv) if flag != "--report-only"]
-        command = shlex.join(["python", "-m", f"experiments.{experiment.name}", *flags])
-        put = add if arguments.out else write
-        for path in put(table, arguments.out or settings.runs, experiment.name, experiment.title, command):
-            console.print(f"written: {path}", highlight=False, soft_wrap=True)
-        console.print(f"look at the runs: tensorboard --logdir {settings.runs}", highlight=False, soft_wrap=True)
+        _report(experiment, grids, cells, records, settings, arguments, words, console)
         if failures:
             console.print(f"{len(failures)} cells failed; each has an error.txt in its folder", style="red")
             raise SystemExit(1)
 
 
+def narrowed(experiment: Experiment, arguments: argparse.Namespace) -> list[Grid]:
+    """The grids that the flags ask for: without flags all of them.
+
+    With flags, each data set is run as the first grid that declares it says (with the named protocol, where one is named;
+    the main grid, where none declares it), with the flags' values in place of the grid's. So no flag adds what it does not
+    name, and a data set with a protocol or a normal class of its own keeps them.
+    """
+    if arguments.smoke:
+        return [_smoke(experiment)]
+    grids = [_named(grid, experiment.name) for grid in (experiment.main, *experiment.also)]
+    given = {name: tuple(values) for name in ("presets", "normal") if (values := getattr(arguments, name))}
+    if "presets" in given:
+        given["presets"] = tuple(full_name(preset, experiment.name) for preset in given["presets"])
+    if not (given or arguments.datasets or arguments.protocols):
+        return grids
+    chosen = []
+    for dataset in arguments.datasets or _datasets_of(grids, arguments.protocols):
+        homes = [grid for grid in grids if dataset in grid.datasets] or grids[:1]
+        for protocol in arguments.protocols or _protocols_of(homes, grids[0]):
+            home = next((grid for grid in homes if protocol in grid.protocols), homes[0])
+            chosen.append(replace(home, **given, datasets=(dataset,), protocols=(protocol,)))  # type: ignore[arg-type]
+    return chosen
+
+
+def full_name(preset: str, experiment: str) -> str:
+    """A preset with its method's name, which the experiment's own may be given without; files stay as they are.
+
+    Example:
+        >>> full_name("stable,sigma=1e-1", "alocc"), full_name("classical-lof", "alocc"), full_name("my/l1.yaml", "ocgan")
+        ('alocc-stable,sigma=1e-1', 'classical-lof', 'my/l1.yaml')
+    """
+    head, _ = split_preset(preset)
+    return preset if "-" in head or is_file(head) else f"{experiment}-{preset}"
+
+
+def cells_of(grid: Grid, seeds: Sequence[int], settings: Settings, missing: Iterable[str] = ()) -> list[Cell]:
+    """The cells of a grid, but of data sets that are missing."""
+    cells = []
+    for dataset in grid.datasets:
+        if dataset in missing:
+            continue
+        normal = grid.normal or _classes(dataset, settings)
+        for preset, protocol, k in itertools.product(grid.presets, grid.protocols, normal):
+            cell = Cell(preset, dataset, protocol, k, seeds[0])
+            cells += [replace(cell, seed=seed) for seed in (seeds if cell.seeded else seeds[:1])]
+    return cells
+
+
+def refuse_stale(cells: Sequence[Cell], settings: Settings) -> None:
+    """Stops where records are not what their cells would give now.
+
+    Raises:
+        InputError: There are such; it says which, and why.
+    """
+    reasons: dict[str, list[Cell]] = {}
+    for cell in cells:
+        record = finished(cell, settings)
+        if record is not None and record["stale"]:
+            reasons.setdefault(record["stale"], []).append(cell)
+    if reasons:
+        said = [f"{len(group)} of {', '.join(dict.fromkeys(cell.name for cell in group))}: {why}" for why, group in reasons.items()]
+        raise InputError(
+            f"stale records in {settings.runs} ({'; '.join(said)}): --force runs them again, --keep shows them, marked"
+        )
+
+
+def bases(presets: Iterable[str]) -> dict[str, str]:
+    """For each preset file, the row that it is a variant of: the first preset of its class, or of a class that it extends."""
+    classes = {}
+    for preset in presets:
+        head, _ = split_preset(preset)
+        if not head.startswith("classical-"):
+            classes[row_name(preset)] = import_class(read_config(preset_path(head))["model"]["class_path"])
+    found = {}
+    for preset in presets:
+        name = row_name(preset)
+        if is_file(split_preset(preset)[0]) and name in classes:
+            extended = [other for other, cls in classes.items() if other != name and issubclass(classes[name], cls)]
+            if extended:
+                found[name] = extended[0]
+    return found
+
+
+def _datasets_of(grids: Sequence[Grid], protocols: Sequence[str] | None) -> list[str]:
+    """Data sets that are declared with the named protocols; the main grid's, where no protocol is named or declared."""
+    declared = [grid.datasets for grid in grids if set(grid.protocols) & set(protocols or ())]
+    return list(dict.fromkeys(itertools.chain(*(declared or [grids[0].datasets]))))
+
+
+def _protocols_of(homes: Sequence[Grid], main: Grid) -> list[str]:
+    if homes[0] is main:
+        return list(main.protocols)
+    return list(dict.fromkeys(itertools.chain(*(grid.protocols for grid in homes))))
+
+
+def _named(grid: Grid, experiment: str) -> Grid:
+    return replace(grid, presets=tuple(full_name(preset, experiment) for preset in grid.presets))
+
+
+def _smoke(experiment: Experiment) -> Grid:
+    """Each method's smoke preset, and the classical detectors of pixels, on two of the embedded digits."""
+    presets = []
+    for preset in _named(experiment.main, experiment.name).presets:
+        head, overrides = split_preset(preset)
+        method, _, _ = head.partition("-")
+        if not overrides:
+            presets.append(head if method == "classical" else f"{method}-smoke")
+    return Grid(tuple(dict.fromkeys(presets)), ("digits",), normal=("0", "1"))
+
+
 def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     parser = Parser(prog=f"python -m experiments.{experiment.name}", description=experiment.title)
-    add = parser.add_argument
-    add("--datasets", nargs="+", help="data sets by name; 'folder' takes --root as a tree of images")
-    add("--protocols", nargs="+", help="NAME[,OPTION=VALUE]…, such as standard or standard,contamination=0.01")
-    add(
-        "--normal",
-        nargs="+",
-        help="normal classes, by number or name; A+B takes several as one; all in turn by default",
-    )
-    add(
-        "--seeds",
-        nargs="+",
-        type=int,
-        default=list(experiment.seeds),
-        help="of the training; the first where nothing is random",
-    )
-    add("--presets", nargs="+", help="PRESET of this method, or METHOD-PRESET; ,KEY=VALUE changes an argument")
-    add("--root", type=Path, help="where data sets lie; $ONECLASS_DATA or the user's cache by default")
+    what = parser.add_argument_group("what is run")
+    add = what.add_argument
+    add("--presets", nargs="+", metavar="PRESET", help="PRESET of this method, METHOD-PRESET, or a YAML file; ,KEY=VALUE overrides")
+    add("--datasets", nargs="+", metavar="DATA", help="a data set's name, a .npz file, module:function; 'folder' takes --root")
+    add("--protocols", nargs="+", metavar="PROTOCOL", help="NAME or module:function, with ,OPTION=VALUE: standard,contamination=0.01")
+    add("--normal", nargs="+", metavar="CLASS", help="normal classes, by number or name; A+B takes several as one (default: all in turn)")
+    add("--seeds", nargs="+", type=int, default=list(experiment.seeds), help="of the training; the first where nothing is random")
+    add("--max-epochs", type=int, help="instead of the presets'")
+    add("--image-size", type=int, help="height and width, instead of the presets' or the data's own")
+    add("--oracle", action="store_true", help="score the test set after every epoch too; nothing is chosen by it")
+    add("--smoke", action="store_true", help="the smoke presets on the embedded digits, two classes, one seed")
+    how = parser.add_argument_group("how and where")
+    add = how.add_argument
+    add("--root", type=Path, help="where data sets lie (default: $ONECLASS_DATA or the user's cache)")
     add("--runs", type=Path, default=Path("runs"), help="where records go (default: runs)")
-    add("--out", type=Path, help="where the tables go, beside earlier commands' rows (default: the runs folder)")
+    add("--out", type=Path, help="where this command's tables go (default: the runs folder)")
     add("--jobs", type=_positive, help="cells at a time (default: one per core, --cells-per-gpu for each GPU, or a cluster)")
     add("--backend", choices=get_args(Backend), default="loky", help="processes of this machine, or a cluster's")
     add("--cells-per-gpu", type=_positive, default=1, help="with --device cuda, how many share a GPU (default: 1)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--max-epochs", type=int, help="instead of the presets'")
-    add("--image-size", type=int, help="height and width, instead of the presets' or the data's own")
-    add("--smoke", action="store_true", help="the smoke presets on the embedded digits, two classes, one seed")
-    add("--oracle", action="store_true", help="score the test set after every epoch too; nothing is chosen by it")
-    add("--dry-run", action="store_true", help="list the cells and whether they are done")
+    done = parser.add_argument_group("what is done already")
+    add = done.add_argument
+    add("--dry-run", action="store_true", help="print the command of each cell, and whether it is done")
     add("--force", action="store_true", help="run again what is done")
+    add("--keep", action="store_true", help="show stale records, marked, rather than stop at them")
     add("--report-only", action="store_true", help="the tables of what is done")
+    add("--publish", action="store_true", help="add finished cells to the committed records, and make their page again")
     return parser
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    return Settings(
+        root=arguments.root,
+        runs=arguments.runs,
+        device=chosen_device(arguments.device),
+        max_epochs=arguments.max_epochs,
+        image_size=arguments.image_size,
+        force=arguments.force,
+        oracle=arguments.oracle,
+    )
 
 
 def _positive(text: str) -> int:
@@ -162,27 +257,26 @@ def _positive(text: str) -> int:
     return number
 
 
-def _narrowed(grid: Grid, arguments: argparse.Namespace, main: bool) -> Grid:
-    """The grid with the flags' values: in place of the main grid's, and of the other grids' those that the flags name."""
-    given = {name: values for name in ("presets", "datasets", "protocols", "normal") if (values := getattr(arguments, name))}
-    chosen: dict[str, Any] = {}
-    for name, values in given.items():
-        declared = getattr(grid, name)
-        chosen[name] = tuple(values if main or declared is None else (value for value in declared if value in values))
-    return replace(grid, **chosen)
+def _list(cells: Sequence[Cell], settings: Settings, console: Console) -> None:
+    """Prints each cell's command, good to paste, and its state as a comment."""
+    for cell in cells:
+        record = finished(cell, settings)
+        state = "to do" if record is None else f"stale: {record['stale']}" if record["stale"] else "done"
+        console.print(f"{cell.command(settings)}  # {state}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _smoke(experiment: Experiment) -> Grid:
-    """Each method's smoke preset, and the classical detectors of pixels, on two of the embedded digits."""
-    names = [split_name(preset, experiment.name) for preset in experiment.main.presets if "," not in preset]
-    presets = dict.fromkeys(f"{method}-{preset if method == 'classical' else 'smoke'}" for method, preset in names)
-    return Grid(tuple(presets), ("digits",), normal=("0", "1"))
+def _say_what_is_run(cells: Sequence[Cell], missing: Mapping[str, str], console: Console) -> None:
+    for reason in missing.values():
+        console.print(f"not run: {reason}", highlight=False, soft_wrap=True)
+    for dataset in dict.fromkeys(cell.dataset for cell in cells):
+        if dataset not in DATASETS or dataset == "folder":
+            console.print(f"{dataset} has no presets of its own: the general ones are used", highlight=False, soft_wrap=True)
 
 
 def _missing_data(grids: Sequence[Grid], settings: Settings) -> dict[str, str]:
     """The data sets that are not there and have to be fetched by hand, and how."""
     missing = {}
-    for dataset in dict.fromkeys(dataset for grid in grids for dataset in grid.datasets):
+    for dataset in dict.fromkeys(itertools.chain(*(grid.datasets for grid in grids))):
         try:
             load(dataset, settings.root or default_root())
         except DataMissingError as error:
@@ -190,34 +284,10 @@ def _missing_data(grids: Sequence[Grid], settings: Settings) -> dict[str, str]:
     return missing
 
 
-def split_name(preset: str, experiment: str) -> tuple[str, str]:
-    """Method and preset of ``<method>-<preset>``, or of the experiment's own ``<preset>``; options stay with the preset.
-
-    Example:
-        >>> split_name("classical-lof", "alocc"), split_name("stable,sigma=1e-1", "alocc")
-        (('classical', 'lof'), ('alocc', 'stable,sigma=1e-1'))
-    """
-    name, comma, options = preset.partition(",")
-    method, _, name = name.rpartition("-")
-    return method or experiment, name + comma + options
-
-
-def _cells(experiment: str, grid: Grid, missing: Collection[str], arguments: argparse.Namespace) -> list[Cell]:
-    cells = []
-    for dataset in grid.datasets:
-        if dataset in missing:
-            continue
-        normal = _classes(dataset, arguments.root) if grid.normal is None else grid.normal
-        for preset, protocol in itertools.product(grid.presets, grid.protocols):
-            method, name = split_name(preset, experiment)
-            seeds = arguments.seeds if is_seeded(method, name) else arguments.seeds[:1]
-            cells += [Cell(method, name, dataset, protocol, k, seed) for k, seed in itertools.product(normal, seeds)]
-    return cells
-
-
-def _classes(dataset: str, root: Path | None) -> list[str]:
-    classes = load(dataset, root or default_root()).classes
-    return list(classes) if dataset == "folder" else [str(k) for k in range(len(classes))]
+def _classes(dataset: str, settings: Settings) -> list[str]:
+    """The classes that are normal in turn: by number where a data set is a published one, else by name."""
+    classes = load(dataset, settings.root or default_root()).classes
+    return [str(k) for k in range(len(classes))] if dataset in DATASETS and dataset != "folder" else list(classes)
 
 
 def _check_writable(runs: Path) -> None:

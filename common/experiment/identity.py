@@ -1,0 +1,253 @@
+"""What tells one cell's numbers from another's: configuration, data, and the source that computes them."""
+
+import ast
+import hashlib
+import importlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from common.data import content_digest, dataset_label, load
+from common.data.datamodule import default_root
+from common.errors import InputError
+from common.module import OneClassModule
+from common.presets import REPOSITORY, Config
+
+Identity = dict[str, str]
+"""Hashes, twelve hexadecimal digits each: ``config``, ``data`` and ``source``."""
+
+REASONS = {"config": "the configuration differs", "data": "the data have changed", "source": "the code has changed"}
+
+COMMON = REPOSITORY / "common"
+SHARED = ("module.py", "losses.py", "networks.py", "backbones.py", "data/*.py", "evaluation/metrics.py",
+          "evaluation/threshold.py", "training/seeding.py", "training/checkpoints.py")  # fmt: skip
+"""The files of ``common`` that take part in every score."""
+CLASSICAL = ("classical.py", "shallow.py", "backbones.py", "data/*.py", "evaluation/metrics.py", "evaluation/threshold.py")
+"""Likewise, in the scores of a classical detector."""
+
+WITHOUT_EFFECT = {
+    "data": ("root", "workers", "memory_gib", "eval_batch_size"),
+    "trainer": ("accelerator", "devices", "default_root_dir", "logger", "enable_progress_bar", "enable_model_summary"),
+}
+"""Keys of a configuration that change no number, or its last digits alone."""
+
+
+def identity(config: Config) -> Identity:
+    """The identity of the cell that a configuration describes.
+
+    Args:
+        config: As :meth:`common.experiment.Cell.config` gives it; ``data.root`` says where the data lie.
+
+    Raises:
+        InputError: Data that cannot be had, or a class that cannot be imported.
+    """
+    data = config["data"]
+    root = Path(data["root"]) if data.get("root") else default_root()
+    return {"config": config_digest(config), "data": data_digest(data["dataset"], root), "source": source_digest(config)}
+
+
+def difference(identity: Mapping[str, str], current: Identity) -> str:
+    """Why a record is not what its cell would give now; empty where it is.
+
+    Example:
+        >>> difference({"config": "a", "data": "b", "source": "c"}, {"config": "a", "data": "x", "source": "y"})
+        'the data have changed, the code has changed'
+        >>> difference({}, {"config": "a", "data": "b", "source": "c"})
+        'an earlier version made it'
+    """
+    if not all(identity.get(part) for part in REASONS):
+        return "an earlier version made it"
+    return ", ".join(reason for part, reason in REASONS.items() if identity[part] != current[part])
+
+
+def is_current(record: Mapping[str, Any]) -> bool:
+    """Whether the present source is the one that made a record; for published records, whose data need not be here.
+
+    Example:
+        >>> is_current({"identity": {}, "class_path": "autoencoder.Autoencoder"})
+        False
+    """
+    made_by = record.get("class_path")
+    try:
+        return bool(made_by) and record["identity"].get("source") == _digest_of(made_by, record["cell"]["protocol"])
+    except InputError:
+        return False
+
+
+def config_digest(config: Config) -> str:
+    """A hash of a configuration less what changes no number.
+
+    Example:
+        >>> config = {"data": {"dataset": "digits", "root": "here"}, "trainer": {"max_epochs": 2}}
+        >>> other = {"data": {"dataset": "digits", "root": "there"}, "trainer": {"max_epochs": 2, "accelerator": "cpu"}}
+        >>> config_digest(config) == config_digest(other)
+        True
+    """
+    kept = deepcopy(config)
+    for group, keys in WITHOUT_EFFECT.items():
+        for key in keys:
+            kept.get(group, {}).pop(key, None)
+    kept.pop("oracle", None)
+    if isinstance(kept.get("data"), dict):
+        kept["data"]["dataset"] = dataset_label(kept["data"]["dataset"])
+    return _short(json.dumps(kept, sort_keys=True, default=str).encode())
+
+
+@lru_cache(maxsize=64)
+def data_digest(dataset: str, root: Path) -> str:
+    """A hash of a data set's content: see :func:`common.data.content_digest`."""
+    return content_digest(load(dataset, root))[:12]
+
+
+def source_digest(config: Config) -> str:
+    """A hash of the code that makes a cell's scores, without comments, docstrings and formatting.
+
+    It covers the module's class and its bases below :class:`common.module.OneClassModule` with what their files import from
+    their own folder or from this repository, a protocol's function, and the files of ``common`` that take part.
+    """
+    return _digest_of(source_of(config), config["data"]["protocol"])
+
+
+def source_of(config: Config) -> str:
+    """The class path of a configuration's module, or ``classical``."""
+    return config["model"]["class_path"] if "model" in config else "classical"
+
+
+def _digest_of(class_path: str, protocol: str) -> str:
+    roots: list[Path] = []
+    if class_path != "classical":
+        roots += class_files(import_class(class_path))
+    name = protocol.partition(",")[0]
+    if ":" in name:
+        roots.append(Path(_module(name.partition(":")[0]).__file__ or ""))
+    shared = (path for pattern in (CLASSICAL if class_path == "classical" else SHARED) for path in COMMON.glob(pattern))
+    digests = [file_digest(path) for path in [*sorted(shared), *sorted(_reachable(roots), key=lambda path: path.name)]]
+    return _short("".join(digests).encode())
+
+
+def import_class(class_path: str) -> type[OneClassModule]:
+    """A :class:`common.module.OneClassModule` by its class path.
+
+    Raises:
+        InputError: It cannot be imported, or is something else.
+    """
+    try:
+        cls = resolve_name(class_path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"cannot import {class_path}: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, OneClassModule)):
+        raise InputError(f"{class_path} is not a OneClassModule")
+    return cls
+
+
+def class_files(cls: type[OneClassModule]) -> list[Path]:
+    """The files of a method's class and of its bases below :class:`common.module.OneClassModule`.
+
+    Example:
+        >>> from autoencoder import Autoencoder
+        >>> [path.name for path in class_files(Autoencoder)]
+        ['module.py']
+    """
+    files = []
+    for base in cls.__mro__[: cls.__mro__.index(OneClassModule)]:
+        file = getattr(sys.modules.get(base.__module__), "__file__", None)
+        if file is not None:
+            files.append(Path(file))
+    return files
+
+
+def file_digest(path: Path) -> str:
+    """A hash of what a Python file does: of its syntax tree without docstrings."""
+    stat = path.stat()
+    return _file_digest(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=1024)
+def _file_digest(path: Path, mtime_ns: int, size: int) -> str:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return _short("".join(_written(tree)).encode())
+
+
+def _written(node: Any) -> Iterator[str]:
+    """A syntax tree as text that is the same in every version of Python: absent fields are left out."""
+    if isinstance(node, ast.AST):
+        yield f"({type(node).__name__}"
+        for name, value in ast.iter_fields(node):
+            if name == "body" and _has_docstring(node):
+                value = value[1:]
+            if value is not None and value != []:
+                yield f" {name}="
+                yield from _written(value)
+        yield ")"
+    elif isinstance(node, list):
+        for item in node:
+            yield from _written(item)
+    else:
+        yield repr(node)
+
+
+def _has_docstring(node: ast.AST) -> bool:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None
+
+
+def _reachable(roots: Iterable[Path]) -> set[Path]:
+    """Files that the given ones import, directly or not, from their own folder or from a method's package.
+
+    Figures draw scores and make none, so that their files are left out.
+    """
+    found: set[Path] = set()
+    waiting = [path.resolve() for path in roots]
+    while waiting:
+        path = waiting.pop()
+        if path in found or not path.is_file() or path.stem == "figures" or path.is_relative_to(COMMON):
+            continue
+        found.add(path)
+        for name in _imported(path):
+            imported = _origin(name)
+            if imported is not None and _is_own(imported, path):
+                waiting.append(imported)
+    return found
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """Names of modules that a file may import; ``from a import b`` may mean ``a`` or ``a.b``."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _origin(name: str) -> Path | None:
+    try:
+        spec = find_spec(name)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    return Path(spec.origin).resolve() if spec is not None and spec.origin and spec.has_location else None
+
+
+def _is_own(path: Path, importer: Path) -> bool:
+    """Whether a file belongs to its importer's folder, or to this repository, rather than to an installed library."""
+    for folder in (importer.parent, REPOSITORY):
+        if path.is_relative_to(folder) and "site-packages" not in (folder.name, *path.relative_to(folder).parts):
+            return True
+    return False
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(f"cannot import {name}: {error}") from error
+
+
+def _short(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]

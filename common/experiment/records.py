@@ -1,0 +1,128 @@
+"""Records of finished cells: one file in each cell's folder, and one line each where they are published."""
+
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import InputError
+from common.files import write_whole
+from common.presets import REPOSITORY, split_preset
+
+Record = dict[str, Any]
+
+FILE = "metrics.json"
+
+
+def read_record(path: Path) -> Record:
+    """A ``metrics.json``; one of an earlier version is brought to the present form, without an identity.
+
+    Raises:
+        InputError: It is not one.
+    """
+    try:
+        return _present(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a record: {error!r}; delete it to run its cell again") from error
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Writes a record, whole or not at all; NaN becomes null, which JSON has."""
+    write_whole(path, json.dumps(_plain(record), indent=1) + "\n")
+
+
+def read_published(path: Path) -> list[Record]:
+    """The records of a ``.jsonl``; none where there is no such file.
+
+    Raises:
+        InputError: A line that is no record.
+    """
+    if not path.is_file():
+        return []
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            records.append(_present(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"line {number} of {path} is not a record: {error!r}") from error
+    return records
+
+
+def publish(records: Iterable[Record], path: Path) -> int:
+    """Adds records to a ``.jsonl``, one line a cell in order of their names; a cell's earlier line is replaced.
+
+    Returns:
+        How many lines are new or have changed.
+    """
+    lines = {_place(record): _line(record) for record in read_published(path)}
+    before = dict(lines)
+    lines |= {_place(record): _line(record) for record in records}
+    write_whole(path, "".join(f"{lines[place]}\n" for place in sorted(lines)))
+    return sum(before.get(place) != line for place, line in lines.items())
+
+
+def base_of(name: str) -> str | None:
+    """The row that a row with overrides is a variant of.
+
+    Example:
+        >>> base_of("ocgan-tuned,mining_steps=0"), base_of("ocgan-tuned")
+        ('ocgan-tuned', None)
+    """
+    preset, overrides = split_preset(name)
+    return preset if overrides else None
+
+
+def commit() -> str:
+    """The repository's commit, with ``-dirty`` where files differ from it; empty outside of a repository."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a number may depend on."""
+    packages = ("oneclass", "torch", "torchvision", "pytorch-lightning", "numpy", "scikit-learn")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def _present(record: Record) -> Record:
+    cell = record["cell"]
+    if "method" in cell:
+        cell["preset"] = f"{cell.pop('method')}-{cell['preset']}"
+        record = {"name": cell["preset"], "base": base_of(cell["preset"]), "rules": record.pop("also"), **record}
+        record |= {"classes": cell["normal"].split("+"), "command": "", "class_path": "", "identity": {}}
+        record.pop("config_sha256")
+    record.setdefault("stale", "")
+    for key in ("name", "metrics", "rules", "identity"):
+        record[key]
+    return record
+
+
+def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    cell = record["cell"]
+    return record["name"], cell["dataset"], cell["protocol"], cell["normal"].zfill(3), cell["seed"]
+
+
+def _line(record: Record) -> str:
+    kept = {key: value for key, value in record.items() if key != "stale"}
+    return json.dumps(_plain(kept, digits=6), separators=(",", ":"), ensure_ascii=False)
+
+
+def _plain(value: Any, digits: int = 0) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item, digits) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, digits) for item in value]
+    if isinstance(value, float | np.floating):
+        if not math.isfinite(value):
+            return None
+        return float(f"{value:.{digits}g}") if digits else float(value)
+    return value

@@ -1,0 +1,310 @@
+"""One cell to its record: trained, tested, written last; a stopped one goes on from its checkpoint."""
+
+import inspect
+import json
+import os
+import shlex
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+from pytorch_lightning import seed_everything
+from threadpoolctl import threadpool_limits
+
+from common.classical import fit_and_score
+from common.cli import assemble, chosen_device, configure_process
+from common.data import OneClassDataModule
+from common.deploy.load import load_checkpoint
+from common.errors import InputError
+from common.experiment.cell import Cell, Settings
+from common.experiment.identity import Identity, difference, identity, source_of
+from common.experiment.records import FILE, Record, base_of, commit, read_record, versions, write_record
+from common.files import write_whole
+from common.module import Scored
+from common.presets import Config, assign, override_path, preset_path, read_config, read_value
+from common.training.checkpoints import CHOSEN
+
+
+def finished(cell: Cell, settings: Settings) -> Record | None:
+    """The record of a cell that is done, or None; its ``stale`` says why it is not what the cell would give now, if so.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    path = cell.directory(settings.runs) / FILE
+    if settings.force or not path.is_file():
+        return None
+    record = read_record(path)
+    record["stale"] = difference(record["identity"], cell_identity(cell, settings))
+    if not record["stale"] and settings.oracle and cell.detector is None and "oracle" not in record["rules"]:
+        record["stale"] = "it was made without --oracle"
+    return record
+
+
+def cell_identity(cell: Cell, settings: Settings) -> Identity:
+    """See :func:`common.experiment.identity.identity`."""
+    return identity(_with_root(cell.config(settings), settings))
+
+
+def run(cell: Cell, settings: Settings) -> Record:
+    """Trains and tests a cell, unless it is done, and writes its record last.
+
+    Args:
+        cell: What to run.
+        settings: How.
+
+    Raises:
+        InputError: For what the user can mend.
+        NonFiniteLossError: A loss became NaN.
+    """
+    record = finished(cell, settings)
+    if record is not None and not record["stale"]:
+        return record
+    config = _with_root(cell.config(settings), settings)
+    directory = cell.directory(settings.runs)
+    metadata = {
+        "name": cell.name,
+        "cell": asdict(cell),
+        "base": base_of(cell.name),
+        "command": cell.command(Settings(threads=settings.threads, max_epochs=settings.max_epochs,
+                                         image_size=settings.image_size, oracle=settings.oracle)),
+    }  # fmt: skip
+    if settings.force and directory.is_dir():
+        shutil.rmtree(directory)
+    if cell.detector is not None:
+        return complete(config, directory, metadata, settings.threads, cell.detector)
+    gpu = "auto" if settings.gpu is None else [settings.gpu]
+    config["trainer"] |= {
+        "accelerator": {"cuda": "gpu"}.get(settings.device, settings.device),
+        "devices": 1 if gpu == "auto" else gpu,
+        "enable_progress_bar": settings.progress,
+        "enable_model_summary": settings.progress,
+    }
+    config["oracle"] = settings.oracle
+    return complete(config, directory, metadata, settings.threads)
+
+
+def run_command(arguments: Sequence[str]) -> Record:
+    """``oneclass fit --directory DIR …``: one cell from its command line, to the numbers that a grid gives it.
+
+    Args:
+        arguments: What comes after ``fit``: ``--config`` with a preset's name or file, overrides as ``--key=value``,
+            ``--directory`` and perhaps ``--threads``.
+
+    Raises:
+        InputError: A mistake in the arguments, or a directory with the record of something else.
+
+    Example:
+        >>> run_command(["--config", "autoencoder-smoke", "--data.normal=3", "--directory", "runs/one"])  # doctest: +SKIP
+    """
+    config = merged(arguments)
+    directory, threads = Path(str(config.pop("directory"))), config.pop("threads", None)
+    data, seed = config["data"], config.setdefault("seed_everything", 0)
+    cell = {"dataset": data.setdefault("dataset", "digits"), "protocol": data.setdefault("protocol", "standard"),
+            "normal": "+".join(data.setdefault("normal", ["0"])), "seed": seed}  # fmt: skip
+    config.setdefault("trainer", {}).setdefault("accelerator", chosen_device("auto"))
+    in_table = len(directory.parts) > 4 and directory.parts[-1] == f"seed={seed}"
+    name = directory.parts[-5] if in_table else directory.name
+    metadata = {
+        "name": name,
+        "cell": {"preset": name, **cell},
+        "base": base_of(name),
+        "command": shlex.join(["oneclass", "fit", *(a for a in arguments if not a.startswith("--data.root="))]),
+    }
+    path = directory / FILE
+    if path.is_file():
+        record = read_record(path)
+        if stale := difference(record["identity"], identity(config)):
+            raise InputError(f"{directory} holds another record ({stale}): give another --directory, or delete it")
+        return record
+    return complete(config, directory, metadata, threads)
+
+
+def merged(arguments: Sequence[str]) -> Config:
+    """The configuration of a command line: its ``--config`` files and, over them, its flags.
+
+    Raises:
+        InputError: An argument that is not ``--key=value`` or ``--key value``.
+
+    Example:
+        >>> merged(["--config", "autoencoder-smoke", "--model.latent=4", "--data.normal", "3"])["data"]["normal"]
+        ['3']
+    """
+    config: Config = {"data": {}}
+    words = iter(arguments)
+    for word in words:
+        key, equals, text = word.removeprefix("--").partition("=")
+        value = text if equals else next(words, None)
+        if not word.startswith("--") or value is None:
+            raise InputError(f"'{word}' is no --key=value")
+        if key == "config":
+            for group, content in read_config(_config_path(value)).items():
+                config[group] = config.get(group, {}) | content if isinstance(content, dict) else content
+            continue
+        path = override_path(key) if "." in key else (key,)
+        read = read_value(value, key)
+        if path == ("data", "normal") and isinstance(read, str):
+            read = read.split("+")
+        assign(config, path, read)
+    return config
+
+
+def complete(config: Config, directory: Path, metadata: Record, threads: int | None, detector: str | None = None) -> Record:
+    """Runs a configuration in its folder to its record.
+
+    Args:
+        config: As :meth:`common.experiment.Cell.config` gives it, with the trainer's device.
+        directory: Where checkpoints, figures and the record go.
+        metadata: The record's entries about the cell.
+        threads: Of PyTorch and the linear algebra libraries; all by default.
+        detector: A key of :data:`common.classical.DETECTORS`, where there is no module to train.
+
+    Raises:
+        InputError: For what the user can mend.
+    """
+    started = time.perf_counter()
+    configure_process()
+    threads = threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    own = identity(config)
+    _begin(directory, own)
+    seed_everything(config["seed_everything"], workers=True, verbose=False)
+    with threadpool_limits(threads):
+        if detector is None:
+            scored, results = _run_module(config, directory, metadata)
+        else:
+            scored, results = _run_classical(config, directory, detector)
+    write_whole(directory / "scores.csv", _scores_csv(scored))
+    record = {
+        **metadata,
+        **results,
+        "wall_s": round(time.perf_counter() - started, 3),
+        "class_path": source_of(config),
+        "identity": own,
+        "git": commit(),
+        "versions": versions(),
+    }
+    write_record(directory / FILE, record)
+    (directory / "error.txt").unlink(missing_ok=True)
+    return read_record(directory / FILE)
+
+
+def _run_module(config: Config, directory: Path, metadata: Record) -> tuple[Scored, Record]:
+    trainer = {**config["trainer"], "default_root_dir": str(directory)}
+    trainer["logger"] = _logger(trainer.get("logger", True), directory)
+    cli = assemble({**config, "trainer": trainer}, metadata)
+    write_whole(directory / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
+    checkpoints = directory / "checkpoints"
+    last = checkpoints / "last.ckpt"
+    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    chosen = checkpoints / CHOSEN[cli.config.rule]
+    reached = chosen.is_file()
+    if not reached:
+        chosen = last
+    rules: dict[str, Any] = {}
+    for rule, name in CHOSEN.items():
+        if rule != cli.config.rule and (checkpoints / name).is_file():
+            rules[rule] = _of_checkpoint(cli, checkpoints / name)
+    if cli.oracle:
+        rules["oracle"] = {"metrics": cli.oracle.results(), "curve": cli.oracle.curve}
+    cli.trainer.test(cli.model, cli.datamodule, ckpt_path=str(chosen), weights_only=True, verbose=False)
+    assert cli.model.scored is not None
+    return cli.model.scored, {
+        "classes": cli.datamodule.class_names(cli.datamodule.normal),
+        "rule": cli.config.rule,
+        "score": cli.model.hparams["score"],
+        "metrics": cli.model.test_metrics(),
+        "rules": rules,
+        "selected_epoch": _epoch(load_checkpoint(chosen)),
+        "reached": reached,
+        "epochs": cli.trainer.max_epochs,
+        "train_images_per_s": round(cli.watcher.images_per_s, 1),
+        "parameters": sum(p.numel() for p in cli.model.parameters()),
+        "threshold": float(cli.model.threshold),
+        "device": str(cli.model.device),
+    }
+
+
+def _of_checkpoint(cli: Any, path: Path) -> Record:
+    """Metrics of the test set by another epoch's weights."""
+    checkpoint = load_checkpoint(path)
+    cli.model.load_state_dict(checkpoint["state_dict"])
+    scored = cli.model.score(cli.datamodule.test_dataloader())
+    return {"metrics": cli.model.metrics_of(scored), "selected_epoch": _epoch(checkpoint)}
+
+
+def _run_classical(config: Config, directory: Path, detector: str) -> tuple[Scored, Record]:
+    write_whole(directory / "config.yaml", yaml.safe_dump(config, allow_unicode=True))
+    data = OneClassDataModule(**config["data"])
+    scored, results = fit_and_score(detector, data, config["seed_everything"], config.get("backbone"))
+    return scored, {"classes": data.class_names(data.normal), **results}
+
+
+def _logger(logger: Any, directory: Path) -> Any:
+    """The configured loggers, those that write files in the cell's folder; TensorBoard's by default."""
+    if logger is True or logger is None:
+        logger = {"class_path": "pytorch_lightning.loggers.TensorBoardLogger", "init_args": {"default_hp_metric": False}}
+    if isinstance(logger, str):
+        logger = {"class_path": logger}
+    if isinstance(logger, list):
+        return [_logger(one, directory) for one in logger]
+    if not isinstance(logger, Mapping):
+        return logger
+    class_path = logger["class_path"]
+    name = class_path if "." in class_path else f"pytorch_lightning.loggers.{class_path}"
+    try:
+        known = inspect.signature(resolve_name(name)).parameters
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"cannot import the logger {class_path}: {error}") from error
+    own = {"save_dir": str(directory), "name": "", "version": ""}
+    defaults = {key: value for key, value in own.items() if key in known}
+    return {"class_path": name, "init_args": defaults | dict(logger.get("init_args") or {})}
+
+
+def _begin(directory: Path, own: Identity) -> None:
+    """Notes whose checkpoints a folder holds, so that no other run goes on from them.
+
+    Raises:
+        InputError: They are another run's, or the folder cannot be written.
+    """
+    note = directory / ".identity"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if (directory / "checkpoints").is_dir():
+            noted = json.loads(note.read_text()) if note.is_file() else {}
+            if why := difference(noted, own):
+                raise InputError(f"{directory} was begun with something else ({why}): give --force to begin again")
+        write_whole(note, json.dumps(own))
+    except OSError as error:
+        raise InputError(f"cannot write in {directory}: {error.strerror}") from error
+
+
+def _with_root(config: Config, settings: Settings) -> Config:
+    if settings.root is not None:
+        config["data"]["root"] = str(settings.root)
+    return config
+
+
+def _config_path(text: str) -> Path:
+    """A preset's file by its path, or by its name, which may end in that of a variant: ``ocgan-tuned.cifar10``."""
+    if Path(text).is_file():
+        return preset_path(text) if text.endswith((".yaml", ".yml")) else Path(text)
+    return preset_path(text)
+
+
+def _scores_csv(scored: Scored) -> str:
+    frame = pd.DataFrame({"index": scored.index, "target": scored.target, "label": scored.label, **scored.scores})
+    text: str = frame.to_csv(index=False)
+    return text
+
+
+def _epoch(checkpoint: Mapping[str, Any]) -> int:
+    epoch: int = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    return epoch

@@ -1,0 +1,110 @@
+"""What makes a record another one: configuration, data and code; and what does not."""
+
+import importlib
+import sys
+
+import pytest
+
+from common.experiment.identity import _reachable, config_digest, difference, file_digest, identity, source_digest
+from common.experiment import Cell
+from common.experiment.cell import Settings
+from common.presets import REPOSITORY
+
+CELL = Cell("autoencoder-smoke", "digits", "standard", "3", 0)
+
+SOURCE = '''"""A method."""
+from autoencoder import Autoencoder
+from my_losses import weight
+
+class Mine(Autoencoder):
+    """Mine."""
+    def reconstruction_loss(self, reconstruction, image):
+        # why
+        return weight() * super().reconstruction_loss(reconstruction, image)
+'''
+LOSSES = "def weight():\n    return 2\n"
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """A folder outside of the repository with a method and a preset of it."""
+    (tmp_path / "my_method.py").write_text(SOURCE)
+    (tmp_path / "my_losses.py").write_text(LOSSES)
+    (tmp_path / "unrelated.py").write_text("x = 1\n")
+    (tmp_path / "mine.yaml").write_text("model:\n  class_path: my_method.Mine\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    yield tmp_path
+    for name in ("my_method", "my_losses"):
+        sys.modules.pop(name, None)
+
+
+def digest(folder):
+    importlib.invalidate_caches()
+    return source_digest(Cell(str(folder / "mine.yaml"), "digits", "standard", "3", 0).config())
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [("my_method.py", "weight() *", "weight() +"), ("my_losses.py", "return 2", "return 3")],
+    ids=["its own file", "a file that it imports"],
+)
+def test_a_changed_line_changes_the_source(outside, file, old, new):
+    before = digest(outside)
+    path = outside / file
+    path.write_text(path.read_text().replace(old, new))
+    assert digest(outside) != before
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("my_method.py", "# why", "# because"),
+        ("my_method.py", '"""Mine."""', '"""Another docstring."""'),
+        ("my_losses.py", "return 2", "return (\n        2\n    )"),
+        ("unrelated.py", "x = 1", "x = 2"),
+    ],
+    ids=["comment", "docstring", "formatting", "a file that nobody imports"],
+)
+def test_comments_docstrings_formatting_and_other_files_do_not(outside, file, old, new):
+    before = digest(outside)
+    path = outside / file
+    path.write_text(path.read_text().replace(old, new))
+    assert digest(outside) == before
+
+
+def test_the_files_of_a_paper_count_but_for_its_figures():
+    found = {path.relative_to(REPOSITORY).as_posix() for path in _reachable([REPOSITORY / "ocgan" / "module.py"])}
+    assert found >= {"ocgan/module.py", "ocgan/losses.py", "ocgan/mining.py", "ocgan/networks.py"}
+    assert "ocgan/figures.py" not in found
+    assert not any(name.startswith("common/") for name in found)
+
+
+def test_a_docstring_is_no_code(tmp_path):
+    plain, documented = tmp_path / "plain.py", tmp_path / "documented.py"
+    plain.write_text("def f():\n    return 1\n")
+    documented.write_text('"""A file."""\n\ndef f():\n    """A function."""\n    return 1\n')
+    assert file_digest(plain) == file_digest(documented)
+
+
+def test_settings_that_change_no_number_change_no_identity():
+    base = CELL.config()
+    assert config_digest(base) == config_digest({**base, "trainer": {**base["trainer"], "accelerator": "cuda", "logger": False}})
+    assert config_digest(base) == config_digest({**base, "data": {**base["data"], "root": "elsewhere", "workers": 3}})
+    assert config_digest(base) != config_digest(CELL.config(Settings(max_epochs=5)))
+    assert config_digest(base) != config_digest(Cell("autoencoder-smoke", "digits", "standard", "3", 1).config())
+
+
+def test_the_content_of_the_data_counts_and_its_place_does_not(tmp_path):
+    import numpy as np
+
+    from common.data.arrays import save_arrays
+
+    X, y = np.random.default_rng(0).random((20, 6)), np.arange(20) % 2
+    for folder, shift in (("a", 0), ("b", 0), ("c", 1e-3)):
+        (tmp_path / folder).mkdir()
+        save_arrays(tmp_path / folder / "my.npz", X + shift, y, X, y)
+    digests = [
+        identity(Cell("classical-lof", str(tmp_path / folder / "my.npz"), "standard", "0", 0).config()) for folder in "abc"
+    ]
+    assert digests[0] == digests[1]
+    assert difference(digests[2], digests[0]) == "the data have changed"

@@ -1,0 +1,104 @@
+"""Presets by name and by file, overrides of any key, and the flags that say the same."""
+
+import sys
+
+import pytest
+
+from common.errors import InputError
+from common.experiment import Cell
+from common.experiment.cell import Settings
+from common.experiment.run import merged
+from common.presets import flags, preset_path, read_preset, row_name, split_preset
+
+
+@pytest.mark.parametrize(
+    ("overrides", "place", "value"),
+    [
+        ("latent=4", ("model", "init_args", "latent"), 4),
+        ("model.latent=4", ("model", "init_args", "latent"), 4),
+        ("model.init_args.latent=4", ("model", "init_args", "latent"), 4),
+        ("widths=[4,8]", ("model", "init_args", "widths"), [4, 8]),
+        ("lr=1e-5", ("model", "init_args", "lr"), 1e-5),
+        ("score=null", ("model", "init_args", "score"), None),
+        ("trainer.max_epochs=7", ("trainer", "max_epochs"), 7),
+        ("trainer.logger.class_path=CSVLogger", ("trainer", "logger", "class_path"), "CSVLogger"),
+        ("data.batch_size=32", ("data", "batch_size"), 32),
+        ("data.image_size=[12,10]", ("data", "image_size"), [12, 10]),
+        ("speed.fused=false", ("speed", "fused"), False),
+        ("rule=validation", ("rule",), "validation"),
+    ],
+)
+def test_an_override_is_any_key_of_the_command(overrides, place, value):
+    config = Cell(f"autoencoder-smoke,{overrides}", "digits", "standard", "3", 0).config()
+    for key in place:
+        config = config[key]
+    assert config == value
+
+
+def test_overrides_are_split_at_commas_outside_of_brackets():
+    assert split_preset("a-b,widths=[4,8],x={y: 1, z: [2,3]},lr=1") == ("a-b", ["widths=[4,8]", "x={y: 1, z: [2,3]}", "lr=1"])
+
+
+@pytest.mark.parametrize("option", ["latent", "latent:4"])
+def test_an_override_without_a_value_is_refused(option):
+    with pytest.raises(InputError, match="give key=value"):
+        Cell(f"autoencoder-smoke,{option}", "digits", "standard", "3", 0).config()
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (tmp_path / "mine.yaml").write_text("model:\n  class_path: nowhere.Mine\ntrainer:\n  max_epochs: 3\n")
+    return tmp_path / "mine.yaml"
+
+
+def test_a_preset_file_names_its_row_and_makes_its_folder_importable(mine, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert read_preset(str(mine))["trainer"]["max_epochs"] == 3
+    assert str(mine.parent) in sys.path
+    cell = Cell(f"{mine},lr=0.1", "digits", "standard", "3", 0)
+    assert cell.name == row_name(f"{mine},lr=0.1") == "mine,lr=0.1"
+    assert cell.directory(mine.parent).parts[-5] == "mine,lr=0.1"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(None, "no preset file"), ("model: [", "cannot read the preset"), ("model: {}", "names no model.class_path"), ("3", "is no preset")],
+)
+def test_a_preset_file_that_is_none_is_named(content, says, tmp_path):
+    if content is not None:
+        (tmp_path / "bad.yaml").write_text(content)
+    with pytest.raises(InputError, match=says):
+        read_preset(str(tmp_path / "bad.yaml"))
+
+
+def test_the_file_of_a_data_set_is_taken_where_there_is_one():
+    assert preset_path("ocgan-tuned", "cifar10").name == "tuned.cifar10.yaml"
+    assert preset_path("ocgan-tuned", "mnist").name == "tuned.yaml"
+    assert preset_path("ocgan-tuned.cifar10").name == "tuned.cifar10.yaml"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        Cell("ocgan-tuned,mining_steps=0,trainer.max_epochs=5,data.batch_size=32", "cifar10", "standard", "3", 1),
+        Cell("autoencoder-smoke,widths=[4,8],lr=1e-5", "digits", "standard,contamination=0.01,anomalous=3", "0+1", 2),
+        Cell("ocnn-tuned,head_layers=[0,1],weights=null", "cats_dogs", "balanced", "01", 0),
+    ],
+    ids=lambda cell: cell.name,
+)
+def test_a_row_is_a_command(cell):
+    """The flags of the printed line make the very configuration that the grid runs."""
+    import shlex
+
+    settings = Settings(threads=1, max_epochs=9, image_size=20)
+    words = shlex.split(cell.command(settings))
+    assert words[:2] == ["oneclass", "fit"]
+    config = merged(words[2:])
+    assert config.pop("directory") == cell.directory(settings.runs).as_posix()
+    assert config.pop("threads") == 1
+    assert config == cell.config(settings)
+
+
+def test_flags_write_values_as_they_are_read():
+    config = {"model": {"init_args": {"a": None, "b": [1, 2.5], "c": "text", "d": True}}, "trainer": {"max_epochs": 1}}
+    assert merged(list(flags(config)))["model"] == config["model"]
