@@ -1,0 +1,152 @@
+"""From a folder outside of the repository: a method, a preset, data and a protocol of one's own in a grid."""
+
+import importlib
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from common.cli import main
+from common.experiment import Experiment, Grid, compare, run_experiment
+
+EXPERIMENT = Experiment(name="ocgan", title="A trial", main=Grid(("smoke",), ("digits",)), seeds=(0, 1))
+
+IDEA = '''
+from ocgan import OCGAN
+
+
+class MyOCGAN(OCGAN):
+    """OCGAN with another weight."""
+
+    def generator_losses(self, *arguments):
+        losses = super().generator_losses(*arguments)
+        return {**losses, "loss_reconstruction": 0.5 * losses["loss_reconstruction"]}
+'''
+DATA = '''
+import numpy as np
+from sklearn.datasets import load_digits
+from common.data.arrays import image_data
+
+
+def load():
+    X, y = load_digits(return_X_y=True)
+    images = (X * 15).astype(np.uint8).reshape(-1, 8, 8)
+    return image_data(images[:900], y[:900], images[900:], y[900:], classes=[f"digit {k}" for k in range(10)])
+'''
+PROTOCOL = '''
+import numpy as np
+from common.data import Splits
+
+
+def half(targets, official_test, normal, *, seed=0, keep=2):
+    normals = np.flatnonzero(np.isin(targets, normal) & ~official_test)[::keep]
+    return Splits(normals[10:], normals[:10], np.flatnonzero(official_test))
+'''
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """A working folder of a stranger's, with all that he brings."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    smoke = Path(importlib.import_module("ocgan").__file__).parent / "configs" / "smoke.yaml"
+    (tmp_path / "my_idea.py").write_text(IDEA)
+    (tmp_path / "l1.yaml").write_text(smoke.read_text().replace("ocgan.OCGAN", "my_idea.MyOCGAN"))
+    (tmp_path / "my_data.py").write_text(DATA)
+    (tmp_path / "my_protocols.py").write_text(PROTOCOL)
+    yield tmp_path
+    for name in ("my_idea", "my_data", "my_protocols"):
+        sys.modules.pop(name, None)
+
+
+def records(folder):
+    return {path.parent.as_posix().partition("runs/")[2]: json.loads(path.read_text()) for path in folder.rglob("metrics.json")}
+
+
+FLAGS = ["--presets", "smoke", "l1.yaml", "--normal", "3", "4", "--seeds", "0", "1", "--max-epochs", "1"]
+
+
+def test_a_method_of_ones_own_stands_beside_its_base(outside, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    run_experiment(EXPERIMENT, [*FLAGS, "--jobs", "2"])
+    output = capsys.readouterr().out
+    made = records(outside)
+    assert {name.split("/")[0] for name in made} == {"ocgan-smoke", "l1"}
+    assert len(made) == 8
+    assert made["l1/digits/standard/normal=3/seed=0"]["class_path"] == "my_idea.MyOCGAN"
+    assert made["l1/digits/standard/normal=3/seed=0"]["metrics"] != made["ocgan-smoke/digits/standard/normal=3/seed=0"]["metrics"]
+    assert "Δ" in output
+    assert not any("…" in line for line in output.splitlines() if "digits" not in line)
+
+    (outside / "my_idea.py").write_text(IDEA.replace("0.5", "0.25"))
+    with pytest.raises(SystemExit) as ended:
+        run_experiment(EXPERIMENT, [*FLAGS, "--report-only"])
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "4 of l1: the code has changed" in said.err
+    assert "AUROC" not in said.out
+    run_experiment(EXPERIMENT, [*FLAGS, "--report-only", "--keep"])
+    assert "stale" in capsys.readouterr().out
+    run_experiment(EXPERIMENT, [*FLAGS, "--report-only", "--presets", "smoke"])
+    assert "stale" not in capsys.readouterr().out
+
+
+def test_a_printed_line_makes_the_same_numbers(outside, capsys):
+    flags = ["--presets", "l1.yaml,trainer.max_epochs=2,latent=5", "--normal", "4", "--seeds", "1", "--jobs", "1"]
+    run_experiment(EXPERIMENT, [*flags, "--runs", "grid"])
+    capsys.readouterr()
+    run_experiment(EXPERIMENT, [*flags, "--runs", "pasted", "--dry-run"])
+    line, _, state = capsys.readouterr().out.strip().partition("  # ")
+    assert state == "to do"
+    program, *words = shlex.split(line)
+    assert program == "oneclass"
+    main(words)
+    (first,), (second,) = (list(Path(runs).rglob("metrics.json")) for runs in ("grid", "pasted"))
+    assert first.relative_to("grid") == second.relative_to("pasted")
+    assert (first.parent / "scores.csv").read_text() == (second.parent / "scores.csv").read_text()
+    one, other = json.loads(first.read_text()), json.loads(second.read_text())
+    assert one["metrics"] == other["metrics"]
+    assert one["identity"] == other["identity"]
+    run_experiment(EXPERIMENT, [*flags, "--runs", "pasted", "--dry-run"])
+    assert capsys.readouterr().out.strip().endswith("# done")
+
+
+@pytest.mark.parametrize("dataset", ["my.npz", "my_data:load"])
+def test_data_of_ones_own(dataset, outside, capsys):
+    X, y = np.random.default_rng(0).random((200, 6)), np.repeat(["01", "02"], 100)
+    X[y == "02"] += 2
+    np.savez(outside / "my.npz", X_train=X[::2], y_train=y[::2], X_test=X[1::2], y_test=y[1::2])
+    normal = "01" if dataset == "my.npz" else "digit 3"
+    flags = ["--datasets", dataset, "--presets", "smoke", "autoencoder-smoke", "classical-lof", "--normal", normal, "--jobs", "1"]
+    run_experiment(EXPERIMENT, [*flags, "--seeds", "0"])
+    assert f"{dataset} has no presets of its own" in capsys.readouterr().out
+    made = records(outside)
+    assert {record["classes"][0] for record in made.values()} == {normal}
+    assert {name.split("/")[1] for name in made} == {"my" if dataset == "my.npz" else "my_data.load"}
+    if dataset == "my.npz":
+        assert made[f"classical-lof/my/standard/normal={normal}/seed=0"]["metrics"]["lof"]["auroc"] == 1.0
+        events = list((outside / "runs").glob("ocgan-smoke/my/standard/normal=01/seed=0/events*"))
+        assert events
+
+
+def test_a_protocol_of_ones_own(outside):
+    protocol = "my_protocols:half,keep=3"
+    run_experiment(EXPERIMENT, ["--presets", "classical-lof", "--protocols", protocol, "--normal", "3", "--jobs", "1"])
+    (record,) = records(outside).values()
+    assert record["cell"]["protocol"] == protocol
+    assert record["metrics"]["lof"]["n_anomalous"] > 400
+
+
+def test_arrays_from_python(outside):
+    X, y = np.random.default_rng(0).random((120, 1, 8, 8)).astype(np.float32), np.repeat([0, 1], 60)
+    X[y == 1] += 1
+    presets = ["autoencoder-smoke", "classical-pca"]
+    table = compare(presets, X[::2], y[::2], X[1::2], y[1::2], name="mine", normal=["0"], jobs=1)
+    assert set(table["name"]) == {"autoencoder-smoke", "classical-pca"}
+    assert table.set_index("name")["mean"]["classical-pca"] > 0.95
+    assert (outside / "runs" / "mine.npz").is_file()
+    assert isinstance(table, pd.DataFrame)
