@@ -90,7 +90,8 @@ class OneClassCLI(LightningCLI):
         parser.add_argument("--oracle", type=bool, default=False, help="score the test set after every epoch, to look at")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds the callbacks that every run has."""
+        """Hands the module's frozen layers to the data module, and adds the callbacks that every run has."""
+        self.datamodule.extractor = self.model.frozen()
         rule = self._get(self.config_init, "rule")
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         self.throughput = Throughput()

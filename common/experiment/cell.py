@@ -22,9 +22,8 @@ from threadpoolctl import threadpool_limits
 
 from common.classical import detector, fit_and_score
 from common.cli import CHOSEN, assemble, settle
-from common.data import OneClassDataModule, parse_protocol
+from common.data import DATASETS, OneClassDataModule, content_digest, dataset_label, load, parse_protocol
 from common.data.datamodule import default_root
-from common.data.datasets import fingerprint
 from common.deploy.load import load_checkpoint
 from common.errors import InputError
 from common.files import write_whole
@@ -42,7 +41,7 @@ class Cell:
             ``configs/<preset>.<dataset>.yaml`` is taken where there is one. For ``classical`` a key of
             :data:`common.classical.DETECTORS`, and after it ``,backbone=<net>`` and other arguments of
             :func:`common.backbones.split` where it is to see features, and ``,image_size=<n>``.
-        dataset: A key of :data:`common.data.DATASETS`.
+        dataset: As :func:`common.data.load` takes it.
         protocol: As :func:`common.data.parse_protocol` reads it.
         normal: The normal class, by number or name; several joined by ``+``.
         seed: Of the training.
@@ -62,7 +61,7 @@ class Cell:
     def directory(self, runs: Path) -> Path:
         """Where the record lies."""
         name = f"{self.method}-{self.preset}"
-        return runs / name / self.dataset / self.protocol / f"normal={self.normal}" / f"seed={self.seed}"
+        return runs / name / dataset_label(self.dataset) / self.protocol / f"normal={self.normal}" / f"seed={self.seed}"
 
     def config(self, settings: "Settings") -> Config:
         """The preset with this cell's data filled in; the parser's format, less root, runs folder and device.
@@ -83,13 +82,13 @@ class Cell:
             if not equals:
                 raise InputError(f"'{option}' is no option of the preset '{preset}': give key=value, an argument of its module")
             given[key] = yaml.safe_load(value)
-        data = {**config.get("data", {}), "dataset": self.dataset, "normal": self.normal.split("+")}
+        data = {**config.get("data", {}), "dataset": self.dataset, "normal": self.normal, "protocol": self.protocol}
         if "model" in config:
             config["model"]["init_args"] |= given
         elif given:
             data |= {"image_size": given.pop("image_size", None), "channels": 3}
             config["backbone"] = {"name": given.pop("backbone", None), **given}
-        data |= parse_protocol(self.protocol)
+        parse_protocol(self.protocol)  # a mistake is told before anything runs
         if settings.image_size is not None:
             data["image_size"] = settings.image_size
         trainer = dict(config.get("trainer", {}))
@@ -172,8 +171,10 @@ def read_record(path: Path) -> Record:
 
 
 def config_sha256(cell: Cell, settings: Settings) -> str:
-    """A hash of all that determines a cell's numbers: the configuration and, for a folder, the files in it."""
-    data = fingerprint(cell.dataset, settings.root or default_root())
+    """A hash of all that determines a cell's numbers: the configuration and, for a user's own data, what is in them."""
+    data = cell.dataset
+    if data == "folder" or data not in DATASETS:
+        data = content_digest(load(data, settings.root or default_root()))
     content = json.dumps([cell.config(settings), data], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
