@@ -20,8 +20,7 @@ from sklearn.utils import Tags, check_random_state, check_scalar, gen_batches
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from common.data import Preprocessing, Sample
-from common.data.datamodule import ResidentLoader
+from common.data import Preprocessing, ResidentLoader, Sample
 from common.errors import InputError
 from common.evaluation import quantile_threshold
 from common.module import OneClassModule
@@ -33,9 +32,9 @@ from common.training.seeding import isolated
 class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """A method of this package with scikit-learn's interface of an outlier detector.
 
-    ``X`` is a table ``(N, F)``, for which the nets are dense, or images ``(N, H, W)`` or ``(N, C, H, W)``. It is scaled by
-    the range of the training samples, to [0, 1] or to what the preset says: each column of a table by its own, images by
-    one for all pixels, ``uint8`` images by 255. What lies outside of that range later on stays outside.
+    ``X`` is a table ``(N, F)``, for which the nets are dense, or images ``(N, H, W)`` or ``(N, C, H, W)``. It is scaled as any
+    data set is, see :class:`common.data.Preprocessing`: each column of a table by its range in training, float images by
+    the range of all training pixels, ``uint8`` images by 255. Later samples may lie outside of these ranges.
 
     The signs are scikit-learn's: higher scores are more normal, an outlier has a negative decision and the label -1. The
     last epoch is taken, whatever the preset's rule, and nothing is written. Scores are computed in double precision, so that
@@ -122,8 +121,11 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
         self.shape_, self.batch_size_ = samples.shape[1:], batch_size
         train = samples[~held_out]
-        self._fit_scale(train)
-        self._fit_preprocessing(train, data)
+        size, channels = data.get("image_size"), data.get("channels")
+        unfitted = Preprocessing(
+            data.get("normalization", "unit"), data.get("class_mean", False), size and (size, size), channels
+        )
+        self._preprocessing = unfitted.fit(_as_stored(train))
         with isolated(random.randint(2**31 - 1)), _silence():
             self.module_ = self._trained(train, config["model"], options)
 
@@ -192,29 +194,10 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             n_held_out = 0
         return random.permutation(n) < n_held_out
 
-    def _fit_scale(self, X: NDArray[Any]) -> None:
-        axis = 0 if X.ndim == 2 else None
-        low, high = (0, 255) if axis is None and X.dtype == np.uint8 else (X.min(axis), X.max(axis))
-        span = np.subtract(high, low, dtype=np.float64)
-        self._low, self._span = np.float64(low), np.where(span > 0, span, 1)
-
-    def _fit_preprocessing(self, X: NDArray[Any], data: Config) -> None:
-        size, channels = data.get("image_size"), data.get("channels")
-        of_images: Config = {} if X.ndim == 2 else {"size": size and (size, size), "channels": channels}
-        preprocessing = Preprocessing(data.get("normalization", "unit"), data.get("class_mean", False), **of_images)
-        self._preprocessing = preprocessing.fit(self._pictures(X))
-
-    def _pictures(self, X: NDArray[Any]) -> Iterator[Tensor]:
-        """Batches ``(B, C, H, W)`` in [0, 255], like stored images; a row of a table has a channel for each column."""
-        for part in gen_batches(len(X), self.batch_size_):
-            unit = (np.float64(X[part]) - self._low) / self._span
-            images = torch.from_numpy(np.float32(255 * unit.clip(-1e9, 1e9)))
-            yield {2: images[..., None, None], 3: images[:, None], 4: images}[X.ndim]
-
     def _inputs(self, X: NDArray[Any]) -> Iterator[Tensor]:
         """Batches of what the module sees."""
-        for images in self._pictures(X):
-            yield self._preprocessing(images).flatten(1) if X.ndim == 2 else self._preprocessing(images)
+        for part in gen_batches(len(X), self.batch_size_):
+            yield self._preprocessing(_as_stored(X[part]))
 
     def _trained(self, X: NDArray[Any], model: Config, options: Config) -> OneClassModule:
         cls = resolve_name(model["class_path"])
@@ -241,6 +224,12 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         trainer.fit(module, ResidentLoader(Sample(x, normal, normal, index), self.batch_size_, shuffle=True))
         module.trainer = None
         return module.to(device).double().eval()
+
+
+def _as_stored(X: NDArray[Any]) -> Tensor:
+    """``(N, F)`` rows or ``(N, C, H, W)`` images of the types that a data set has; a copy."""
+    samples = torch.tensor(X if X.dtype in (np.uint8, np.float32) else X.astype(np.float64))
+    return samples.unsqueeze(1) if samples.ndim == 3 else samples
 
 
 @contextmanager

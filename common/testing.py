@@ -18,8 +18,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from common.data import Sample
-from common.data.datamodule import ResidentLoader
+from common.data import ResidentLoader, Sample
 from common.deploy.export import ChosenScore, program
 from common.module import OneClassModule
 

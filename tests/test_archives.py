@@ -224,11 +224,10 @@ def test_patches_larger_than_the_frames(ped2):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [({"normal": 2}, "'ucsd_ped2' has no class '2': choose from normal, abnormal"), ({"anomalous": [2]}, "anomalous class 2")],
+    "options", [{"normal": 2}, {"anomalous": [2]}, {"anomalous": "2"}, {"protocol": "standard,anomalous=abnormal+2"}], ids=str
 )
-def test_no_such_class_of_ped2(ped2, options, message):
-    with pytest.raises(InputError, match=message):
+def test_no_such_class_of_ped2(ped2, options):
+    with pytest.raises(InputError, match="'ucsd_ped2' has no class '2': choose from normal, abnormal"):
         OneClassDataModule("ucsd_ped2", root=str(ped2[0]), **options).setup()
 
 

@@ -12,7 +12,8 @@ from pytorch_lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from common.data import OneClassDataModule, Sample
-from common.data.datamodule import EpochSampler, ResidentLoader, default_root
+from common.data.datamodule import default_root
+from common.data.loaders import EpochSampler, ResidentLoader
 from common.errors import InputError
 
 STAGES = ["train", "val", "test"]

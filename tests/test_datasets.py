@@ -11,8 +11,8 @@ import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from common.data import DATASETS, datasets, load
-from common.data.datasets import ImageFiles, fingerprint
+from common.data import DATASETS, content_digest, datasets, load
+from common.data.images import ImageFiles
 from common.errors import InputError
 
 RANDOM = np.random.default_rng(0)
@@ -328,25 +328,74 @@ def test_an_image_that_cannot_be_read(tmp_path, broken, damage):
     assert "\n" not in str(error.value)
 
 
-def test_fingerprint_tells_folders_apart(tmp_path):
-    def same_tree(root):
-        save(root / "a" / "0.png", np.zeros((4, 4), np.uint8))
-        save(root / "b" / "0.png", np.zeros((4, 4), np.uint8))
-        return root
-
-    root = same_tree(tmp_path / "one")
-    seen = [fingerprint("folder", root)]
-    assert fingerprint("folder", same_tree(tmp_path / "two")) == seen[0]
-    save(root / "a" / "0.png", pixels(16, 16))
-    seen.append(fingerprint("folder", root))
-    save(root / "a" / "1.png", pixels(4, 4))
-    seen.append(fingerprint("folder", root))
-    (root / "a" / "1.png").rename(root / "b" / "1.png")
-    seen.append(fingerprint("folder", root))
-    (root / "b" / "1.png").unlink()
-    assert fingerprint("folder", root) == seen[1]
-    assert len(set(seen)) == 4
+def tree(root):
+    for part, name, i in [("train", "a", 0), ("train", "a", 1), ("train", "b", 2), ("test", "a", 3), ("test", "b", 4)]:
+        save(root / part / name / f"{i}.png", np.full((4, 4), i, np.uint8))
+    return root
 
 
-def test_fingerprint_of_a_published_set_is_its_name(tmp_path):
-    assert fingerprint("mnist", tmp_path) == "mnist"
+def identity(root, **options):
+    """As a new process computes it."""
+    datasets._load.cache_clear()
+    return content_digest(load("folder", root, **options))
+
+
+def test_a_folder_is_what_is_in_it_wherever_it_lies(tmp_path):
+    here = identity(tree(tmp_path / "one"))
+    assert re.fullmatch("[0-9a-f]{16}", here)
+    assert identity(tree(tmp_path / "two")) == identity(tmp_path / "one", size=(8, 8)) == here
+    (tmp_path / "two" / "train" / "a" / "1.png").rename(tmp_path / "two" / "train" / "a" / "7.png")
+    assert identity(tmp_path / "two") == here
+
+
+CHANGES = {
+    "another pixel": lambda root: save(root / "train" / "a" / "0.png", np.eye(4, dtype=np.uint8)),
+    "one more": lambda root: save(root / "train" / "a" / "9.png", np.zeros((4, 4), np.uint8)),
+    "one less": lambda root: (root / "train" / "a" / "1.png").unlink(),
+    "another order": lambda root: (root / "train" / "a" / "0.png").rename(root / "train" / "a" / "8.png"),
+    "another class": lambda root: (root / "train" / "a" / "1.png").rename(root / "train" / "b" / "1.png"),
+    "another part": lambda root: (root / "train" / "a" / "1.png").rename(root / "test" / "a" / "1.png"),
+    "another class name": lambda root: [(root / part / "b").rename(root / part / "c") for part in ("train", "test")],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_whatever_matters_changes_a_folders_identity(tmp_path, change):
+    before = identity(tree(tmp_path))
+    change(tmp_path)
+    assert identity(tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [".DS_Store", "train/.DS_Store", "train/a/Thumbs.db", "train/a/.hidden.png", "train/notes.txt", "train/beside.png",
+     ".ipynb_checkpoints/0.png", "train/.ipynb_checkpoints/0.png", "train/a/.ipynb_checkpoints/0-checkpoint.png"],
+)  # fmt: skip
+def test_what_an_editor_leaves_beside_the_images_changes_nothing(tmp_path, stray):
+    before = identity(tree(tmp_path))
+    (tmp_path / stray).parent.mkdir(exist_ok=True)
+    save(tmp_path / stray, pixels(4, 4), format="png")
+    assert identity(tmp_path) == before
+    assert load("folder", tmp_path).classes == ("a", "b")
+
+
+def test_a_changed_folder_is_read_again_in_the_same_process(tmp_path):
+    before = content_digest(load("folder", tree(tmp_path)))
+    save(tmp_path / "train" / "a" / "9.png", pixels(4, 4))
+    assert len(load("folder", tmp_path).targets) == 6
+    assert content_digest(load("folder", tmp_path)) != before
+
+
+def test_a_file_that_vanishes_is_named(tmp_path):
+    data = load("folder", tree(tmp_path))
+    (tmp_path / "train" / "a" / "1.png").unlink()
+    with pytest.raises(InputError, match=says("cannot read the image", tmp_path / "train" / "a" / "1.png")):
+        content_digest(data)
+
+
+def test_the_identity_is_computed_once(tmp_path, monkeypatch):
+    data = load("folder", tree(tmp_path))
+    before = content_digest(data)
+    monkeypatch.setattr("common.data.digest._parts", lambda images: pytest.fail("read again"))
+    assert content_digest(data) == before
+    assert content_digest(data._replace(targets=data.targets[::-1].copy())) != before

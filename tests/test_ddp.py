@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from common.data import datamodule
-from common.data.datamodule import EpochSampler
+from common.data import loaders
+from common.data.loaders import EpochSampler
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,7 +23,7 @@ def test_the_processes_share_the_order_of_one(n, monkeypatch):
     tested = EpochSampler(n, 16, shuffle=False)
     shares, parts = [], []
     for rank in range(2):
-        monkeypatch.setattr(datamodule, "_rank_and_processes", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(loaders, "_rank_and_processes", lambda rank=rank: (rank, 2))
         sampler = EpochSampler(n, 8, shuffle=True)
         shares.append(list(sampler))
         parts.append(list(tested))
@@ -36,7 +36,7 @@ def test_the_processes_share_the_order_of_one(n, monkeypatch):
 
 
 def test_no_process_gets_a_single_sample(monkeypatch):
-    monkeypatch.setattr(datamodule, "_rank_and_processes", lambda: (1, 2))
+    monkeypatch.setattr(loaders, "_rank_and_processes", lambda: (1, 2))
     assert len(EpochSampler(34, 8, shuffle=True)) == 16
 
 

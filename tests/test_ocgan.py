@@ -10,7 +10,7 @@ import yaml
 from pytorch_lightning import Trainer
 from torch import nn
 
-from common.data.datamodule import ResidentLoader
+from common.data.loaders import ResidentLoader
 from common.errors import InputError
 from common.testing import fit, optimizer_steps, toy_samples, trained
 from ocgan import OCGAN

@@ -21,7 +21,7 @@ from common.backbones import split
 from common.cli import assemble
 from common.data import OneClassDataModule, datasets, load
 from common.data import features as kept
-from common.data.datamodule import ResidentLoader
+from common.data.loaders import ResidentLoader
 from common.deploy.load import load_checkpoint
 from common.errors import DataMissingError, InputError
 from common.experiment import Experiment, Grid, run_experiment
@@ -358,6 +358,7 @@ def test_the_weights_own_normalisation():
 def training(module, data, folder):
     trainer = Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=folder,
                       enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0)  # fmt: skip
+    data.extractor = module.frozen()
     trainer.fit(module, data)
     trainer.test(module, data, verbose=False)
     return module

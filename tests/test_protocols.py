@@ -1,6 +1,8 @@
 """Every protocol's promises, on data sets of any make-up."""
 
 import re
+import sys
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from common.data import PROTOCOLS, parse_protocol
+from common.data import PROTOCOLS, OneClassDataModule, Splits, parse_protocol
+from common.data.splitting import split
 from common.errors import InputError
 
 quick = settings(max_examples=50, deadline=None)
@@ -343,7 +346,8 @@ def protocol_arguments(draw):
 def test_what_is_written_is_parsed_and_runs(arguments):
     options = {key: value for key, value in arguments.items() if key != "protocol"}
     written = [f"{key}={'+'.join(map(str, value)) if key == 'anomalous' else value}" for key, value in options.items()]
-    assert parse_protocol(",".join([arguments["protocol"], *written])) == arguments
+    texts = {"anomalous": "+".join(map(str, arguments["anomalous"]))} if "anomalous" in arguments else {}
+    assert parse_protocol(",".join([arguments["protocol"], *written])) == arguments | texts
     assert len(BIG.split(arguments["protocol"], **options).train) > 0
 
 
@@ -359,10 +363,98 @@ def test_what_is_written_is_parsed_and_runs(arguments):
         ("standard,", "has no option ''"),
         ("standard,contamination", "'' is no value for contamination in protocol 'standard,contamination'"),
         ("standard,contamination=much", "'much' is no value for contamination"),
-        ("standard,anomalous=3+x", r"'3\+x' is no value for anomalous"),
-        ("standard,anomalous=0.5", "'0.5' is no value for anomalous"),
+        ("no_such_module:f", "'no_such_module:f' cannot be imported: ModuleNotFoundError"),
+        ("math:f", "'math:f' is not there: the module math has no function 'f'"),
+        ("math:pi", "the module math has no function 'pi'"),
+        (":f", "':f' cannot be imported"),
     ],
 )
 def test_what_cannot_be_parsed(text, message):
     with pytest.raises(InputError, match=message):
         parse_protocol(text)
+
+
+# Functions of a user's own
+
+
+@pytest.fixture
+def function(monkeypatch):
+    """Puts a function into an importable module, and returns its name."""
+
+    def put(protocol):
+        monkeypatch.setitem(sys.modules, "my_protocols", SimpleNamespace(split=protocol))
+        return "my_protocols:split"
+
+    return put
+
+
+def every_other(targets, official_test, normal, *, seed, step=2, val_fraction=0.0):
+    normals = np.flatnonzero(np.isin(targets, normal))
+    n_val = round(val_fraction * len(normals))
+    return Splits(normals[n_val::step], normals[:n_val], np.arange(len(targets)))
+
+
+def test_a_function_gets_data_seed_and_options(function):
+    called = {}
+
+    def protocol(targets, official_test, normal, seed=0, **options):
+        called.update(targets=targets, official_test=official_test, normal=normal, seed=seed, **options)
+        return np.array([5, 3]), [], np.array([9, 1, 9])
+
+    name = function(protocol)
+    options = {"a": 3, "c": "text"}
+    assert parse_protocol(f"{name},a=3,c=text") == {"protocol": name, **options}
+    splits = split(name, *BIG, seed=7, options=options)
+    assert [part.tolist() for part in splits] == [[3, 5], [], [1, 9]]
+    assert all(part.dtype == np.int64 for part in splits)
+    assert called["targets"] is BIG.targets
+    assert called["official_test"] is BIG.official_test
+    assert {key: called[key] for key in ("normal", "seed", "a", "c")} == {"normal": [1], "seed": 7, **options}
+
+
+def test_a_function_makes_a_data_modules_splits(function):
+    name = function(every_other)
+    data = OneClassDataModule(normal=3, protocol=f"{name},step=3,val_fraction=0.5", val_fraction=0.1)
+    threes = np.flatnonzero(data.data.targets == 3)
+    n_val = round(0.5 * len(threes))
+    assert data.splits.train.tolist() == threes[n_val::3].tolist()
+    assert data.splits.val.tolist() == threes[:n_val].tolist()
+    assert len(data.splits.test) == 1797
+
+
+def test_a_function_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "protocols_of_mine.py").write_text(
+        "def all_of_it(targets, official_test, normal, seed=0):\n    return [range(len(targets))] * 3\n"
+    )
+    assert len(split("protocols_of_mine:all_of_it", *BIG).train) == 1600
+    (tmp_path / "broken_protocols.py").write_text("def f(:\n")
+    with pytest.raises(InputError, match="'broken_protocols:f' cannot be imported: SyntaxError") as error:
+        split("broken_protocols:f", *BIG)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (None, r"returns no Splits\(train, val, test\)"),
+        (([0], [1]), "returns 2 parts instead of train, val and test"),
+        (([], [1], [2]), "leaves nothing to train on"),
+        (([0], [1], [1600]), "returns test indices outside of the 1600 samples"),
+        (([0], [-1], [2]), "returns val indices outside"),
+        (([0.5], [1], [2]), r"returns train as \(1,\) float64: give \(n,\) integer indices"),
+        ((BIG.is_normal, [1], [2]), r"returns train as \(1600,\) bool"),
+        (([[0]], [1], [2]), r"returns train as \(1, 1\) int64"),
+    ],
+)
+def test_a_function_that_returns_no_splits(function, result, message):
+    with pytest.raises(InputError, match=message):
+        split(function(lambda targets, official_test, normal, seed: result), *BIG)
+
+
+def test_a_function_that_cannot_be_called_so(function):
+    with pytest.raises(InputError, match=r"called as function\(targets, official_test, normal, seed=0, \*\*options\): .*seed"):
+        split(function(lambda targets, official_test, normal: None), *BIG)
+    with pytest.raises(InputError, match="has no option 'share': step, val_fraction"):
+        parse_protocol(f"{function(every_other)},share=0.3")

@@ -2,12 +2,13 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from common.data import Preprocessing
+from common.data import Preprocessing, transforms
 from common.data.transforms import global_contrast_normalization, resize, to_channels
 
 NORMALIZATIONS = ["unit", "symmetric", "gcn"]
@@ -49,14 +50,14 @@ def test_gcn_of_a_constant_image_is_zero(shape):
 
 
 def test_a_constant_image_under_gcn_is_finite():
-    fitted = Preprocessing("gcn").fit([random_images()])
+    fitted = Preprocessing("gcn").fit(random_images())
     assert fitted(torch.full((2, 3, 8, 8), 77, dtype=torch.uint8)).isfinite().all()
 
 
 @pytest.mark.parametrize(("normalization", "low", "high"), [("unit", 0.0, 1.0), ("symmetric", -1.0, 1.0)])
 def test_range(normalization, low, high):
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 1, 1, 3)
-    out = Preprocessing(normalization).fit([images])(images)
+    out = Preprocessing(normalization).fit(images)(images)
     torch.testing.assert_close(out.flatten(), torch.tensor([low, low + 0.2 * (high - low), high]))
     assert out.dtype == torch.float32
 
@@ -64,7 +65,7 @@ def test_range(normalization, low, high):
 def test_gcn_is_fitted_on_the_training_images_alone():
     train, test = random_images(low=100, high=150), random_images(seed=1)
     test[:, :, 0, 0] = 255  # an outlier pixel that no training image has
-    fitted = Preprocessing("gcn").fit([train])
+    fitted = Preprocessing("gcn").fit(train)
     out = fitted(train)
     torch.testing.assert_close(torch.stack([out.min(), out.max()]), torch.tensor([0.0, 1.0]))
     tested = fitted(test)
@@ -81,25 +82,30 @@ def test_gcn_is_fitted_on_the_training_images_alone():
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_class_mean_is_the_mean_training_image(normalization):
     train, test = random_images(), random_images(n=3, seed=1)
-    plain = Preprocessing(normalization).fit([train])
-    centred = Preprocessing(normalization, class_mean=True).fit([train])
+    plain = Preprocessing(normalization).fit(train)
+    centred = Preprocessing(normalization, class_mean=True).fit(train)
     torch.testing.assert_close(centred(train).mean(0), torch.zeros(3, 8, 8), atol=1e-5, rtol=0)
     torch.testing.assert_close(centred(test), plain(test) - plain(train).mean(0))
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-@pytest.mark.parametrize("sizes", [[12], [5, 7], [1, 4, 4, 3], [1] * 12], ids=str)
-def test_fit_over_batches_is_fit_over_all(normalization, sizes):
-    train = random_images()
-    whole = Preprocessing(normalization, class_mean=True, size=(6, 6)).fit([train])
-    parts = Preprocessing(normalization, class_mean=True, size=(6, 6)).fit(iter(train.split(sizes)))
+@pytest.mark.parametrize("size", [12, 7, 5, 1])
+@pytest.mark.parametrize(
+    "stored", [random_images(), random_images() / 100, random_images().flatten(1)], ids=["uint8", "float", "table"]
+)
+def test_fit_in_parts_is_fit_over_all(monkeypatch, normalization, size, stored):
+    unfitted = Preprocessing(normalization, class_mean=True, size=(6, 6))
+    whole = unfitted.fit(stored)
+    monkeypatch.setattr(transforms, "IMAGES_PER_PART", size)
+    parts = unfitted.fit(stored)
     torch.testing.assert_close(parts.mean, whole.mean)
     assert (parts.low, parts.high) == pytest.approx((whole.low, whole.high))
+    torch.testing.assert_close((parts.minimum, parts.span), (whole.minimum, whole.span))
 
 
 def test_fit_leaves_the_original_unfitted():
     unfitted = Preprocessing("gcn", class_mean=True)
-    fitted = unfitted.fit([random_images()])
+    fitted = unfitted.fit(random_images())
     assert unfitted == Preprocessing("gcn", class_mean=True)
     assert fitted.mean is not None
     assert (fitted.low, fitted.high) != (unfitted.low, unfitted.high)
@@ -107,8 +113,8 @@ def test_fit_leaves_the_original_unfitted():
 
 def test_fitting_again_forgets_the_first_images():
     first, second = random_images(), random_images(seed=1, high=60)
-    again = Preprocessing("gcn", class_mean=True).fit([first]).fit([second])
-    fresh = Preprocessing("gcn", class_mean=True).fit([second])
+    again = Preprocessing("gcn", class_mean=True).fit(first).fit(second)
+    fresh = Preprocessing("gcn", class_mean=True).fit(second)
     assert again.low == fresh.low
     torch.testing.assert_close(again(first), fresh(first))
 
@@ -121,7 +127,7 @@ SETTINGS = list(itertools.product(NORMALIZATIONS, [False, True], [None, (5, 9)],
 def test_any_setting(normalization, class_mean, size, channels, stored):
     images = random_images(channels=stored)
     before = images.clone()
-    fitted = Preprocessing(normalization, class_mean, size, channels).fit([images])
+    fitted = Preprocessing(normalization, class_mean, size, channels).fit(images)
     out = fitted(images)
     assert out.shape == (12, channels or stored, *(size or (8, 8)))
     assert out.dtype == torch.float32
@@ -134,7 +140,7 @@ def test_any_setting(normalization, class_mean, size, channels, stored):
 
 @pytest.mark.parametrize("size", [None, (5, 9)])
 def test_no_images(size):
-    fitted = Preprocessing("gcn", class_mean=True, size=size, channels=1).fit([random_images()])
+    fitted = Preprocessing("gcn", class_mean=True, size=size, channels=1).fit(random_images())
     assert fitted(random_images(n=0)).shape == (0, 1, *(size or (8, 8)))
 
 
@@ -162,3 +168,68 @@ def test_grey_is_the_luma_that_pillow_computes():
 def test_grey_becomes_three_equal_channels():
     images = random_images(channels=1)
     torch.testing.assert_close(to_channels(images, 3), torch.cat([images] * 3, 1))
+
+
+# Float images and tables
+
+
+def test_float_images_are_scaled_by_the_range_of_the_training_images():
+    train = torch.tensor([[-2.0, 0.0], [1.0, 3.0]]).reshape(2, 1, 1, 2)
+    fitted = Preprocessing().fit(train)
+    torch.testing.assert_close(fitted(train).flatten(), torch.tensor([0.0, 0.4, 0.6, 1.0]))
+    torch.testing.assert_close(fitted(torch.tensor([[[[-7.0, 8.0]]]])).flatten(), torch.tensor([-1.0, 2.0]))
+    torch.testing.assert_close(Preprocessing("symmetric").fit(train)(train).flatten(), torch.tensor([-1.0, -0.2, 0.2, 1.0]))
+
+
+def test_only_the_given_samples_are_fitted_on():
+    images = torch.cat([torch.rand(5, 1, 4, 4), 100 + torch.rand(5, 1, 4, 4)])
+    fitted = Preprocessing("gcn", class_mean=True).fit(images, torch.arange(5))
+    alone = Preprocessing("gcn", class_mean=True).fit(images[:5])
+    assert torch.equal(fitted(images), alone(images))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_each_column_of_a_table_is_scaled_by_its_own_range(dtype):
+    train = torch.tensor([[0, 10, 7], [4, 20, 7]], dtype=dtype)
+    fitted = Preprocessing().fit(train)
+    torch.testing.assert_close(fitted(train), torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 0.0]]))
+    torch.testing.assert_close(fitted(torch.tensor([[8, 15, 9]], dtype=dtype)), torch.tensor([[2.0, 0.5, 2.0]]))
+
+
+def test_a_table_keeps_differences_that_single_precision_would_lose():
+    train = torch.tensor([[1e9], [1e9 + 1.0], [1e9 + 4.0]], dtype=torch.float64)
+    torch.testing.assert_close(Preprocessing().fit(train)(train), torch.tensor([[0.0], [0.25], [1.0]]))
+
+
+@pytest.mark.parametrize(("normalization", "class_mean", "size", "channels"), SETTINGS)
+def test_any_setting_for_rows(normalization, class_mean, size, channels):
+    rows = torch.from_numpy(np.random.default_rng(0).normal(5, 3, (12, 7)))
+    before = rows.clone()
+    fitted = Preprocessing(normalization, class_mean, size, channels).fit(rows)
+    out = fitted(rows)
+    assert out.shape == (12, 7)
+    assert out.dtype == torch.float32
+    assert out.isfinite().all()
+    assert torch.equal(rows, before)
+    torch.testing.assert_close(torch.cat([fitted(row[None]) for row in rows]), out)
+
+
+@pytest.mark.parametrize(("normalization", "class_mean", "size", "channels"), SETTINGS)
+def test_float_images_are_treated_as_uint8_images_of_full_range(normalization, class_mean, size, channels):
+    images = random_images()
+    images[0, 0, 0, :2] = torch.tensor([0, 255])
+    options = (normalization, class_mean, size, channels)
+    expected = Preprocessing(*options).fit(images)(images)
+    floats = images.double() / 255 * 40 - 7
+    torch.testing.assert_close(Preprocessing(*options).fit(floats)(floats), expected, atol=0.02, rtol=0.02)
+
+
+def test_far_values_stay_finite():
+    fitted = Preprocessing("gcn").fit(torch.rand(5, 3, dtype=torch.float64))
+    assert fitted(torch.full((1, 3), 1e300, dtype=torch.float64)).isfinite().all()
+
+
+def test_uint8_images_forget_a_range():
+    floats = Preprocessing().fit(torch.rand(5, 1, 4, 4))
+    assert floats.minimum is not None
+    assert floats.fit(random_images()).minimum is None

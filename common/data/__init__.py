@@ -1,8 +1,13 @@
 """Data sets, protocols, preprocessing and the data module that joins them."""
 
-from common.data.datamodule import OneClassDataModule, Sample
-from common.data.datasets import DATASETS, ImageData, load
-from common.data.protocols import PROTOCOLS, Splits, parse_protocol
+from common.data.arrays import image_data, load_arrays, save_arrays
+from common.data.datamodule import OneClassDataModule
+from common.data.datasets import DATASETS, dataset_label, load
+from common.data.digest import content_digest
+from common.data.images import ImageData
+from common.data.loaders import ResidentLoader, Sample
+from common.data.protocols import PROTOCOLS, Splits
+from common.data.splitting import parse_protocol
 from common.data.transforms import Preprocessing
 
 __all__ = [
@@ -11,8 +16,14 @@ __all__ = [
     "ImageData",
     "OneClassDataModule",
     "Preprocessing",
+    "ResidentLoader",
     "Sample",
     "Splits",
+    "content_digest",
+    "dataset_label",
+    "image_data",
     "load",
+    "load_arrays",
     "parse_protocol",
+    "save_arrays",
 ]

@@ -1,4 +1,4 @@
-"""Features of frozen layers, computed once for a whole data set and kept in a file."""
+"""Features of frozen layers, computed once for a whole data set and cached in a file."""
 
 import hashlib
 import os
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
-from common.data.datasets import ImageFiles, Images, Patches
+from common.data.digest import images_digest
+from common.data.images import Images
 from common.data.transforms import Preprocessing
 from common.errors import InputError
 
@@ -54,18 +55,18 @@ def features(
         images: Of the data set.
         preprocessing: Fitted.
         folder: Where the file is, or will be.
-        name: Its name's beginning.
+        name: The beginning of the file's name.
         device: Where to compute.
 
     Returns:
-        ``(N, F)``, mapped from the file and not read before it is used.
+        ``(N, F)``, mapped from the file and read when it is used.
 
     Raises:
         InputError: An image that cannot be read, or a folder that cannot be written.
     """
     digest = hashlib.sha256(extractor.key().encode())
-    for part in (*preprocessing_content(preprocessing), *images_content(images)):
-        digest.update(part)
+    digest.update(repr(tuple(images.shape)).encode() + images_digest(images))
+    digest.update(preprocessing_content(preprocessing))
     path = folder / f"{name}-{digest.hexdigest()[:16]}.npy"
     if not path.is_file():
         try:
@@ -75,8 +76,7 @@ def features(
                     _write(path, extractor, images, preprocessing, device)
         except OSError as error:
             raise InputError(f"cannot write features to {folder}: {error.strerror or error}") from error
-    kept: NDArray[np.float32] = np.load(path, mmap_mode="r")
-    return kept
+    return np.load(path, mmap_mode="r")
 
 
 def extract(
@@ -123,44 +123,28 @@ def writable_folder(root: Path, dataset: str, cache: Path) -> Path:
     return (root if dataset != "folder" and os.access(root, os.W_OK) else cache) / "features"
 
 
-def images_content(images: Images) -> Iterator[bytes]:
-    """What tells a set of images from any other: pixels, or the files' names, sizes and times."""
-    yield repr(tuple(images.shape)).encode()
-    if isinstance(images, ImageFiles):
-        for path in images.paths:
-            stat = path.stat()
-            yield f"{path.parent.name}/{path.name}:{stat.st_size}:{stat.st_mtime_ns}\n".encode()
-        yield repr(images.boxes).encode()
-    elif isinstance(images, Patches):
-        yield images.frames.numpy().tobytes()
-        yield images.corners.numpy().tobytes()
-    elif isinstance(images, Tensor):
-        yield images.contiguous().numpy().tobytes()
-
-
-def preprocessing_content(preprocessing: Preprocessing) -> Iterator[bytes]:
-    """Likewise, of what happens to the images."""
+def preprocessing_content(preprocessing: Preprocessing) -> bytes:
+    """What tells a preprocessing from any other."""
     p = preprocessing
-    yield repr((p.normalization, p.size, p.channels, p.low, p.high)).encode()
-    if p.mean is not None:
-        yield p.mean.numpy().tobytes()
+    fitted = [values.numpy().tobytes() for values in (p.mean, p.minimum, p.span) if values is not None]
+    return repr((p.normalization, p.size, p.channels, p.low, p.high, fitted)).encode()
 
 
 def _write(path: Path, extractor: Extractor, images: Images, preprocessing: Preprocessing, device: torch.device | str) -> None:
     extractor.to(device)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    kept: np.memmap[Any, Any] | None = None
+    cached: np.memmap[Any, Any] | None = None
     try:
         n = images.shape[0]
         batches = extract(extractor.to(memory_format=torch.channels_last), images, preprocessing, device)
         start = 0
         for batch in track(batches, f"features of {n} images", total=-(-n // BATCH), transient=True):
-            if kept is None:
-                kept = np.lib.format.open_memmap(temporary, "w+", np.float32, (n, batch.shape[1]))
-            kept[start : start + len(batch)] = batch.numpy()
+            if cached is None:
+                cached = np.lib.format.open_memmap(temporary, "w+", np.float32, (n, batch.shape[1]))
+            cached[start : start + len(batch)] = batch.numpy()
             start += len(batch)
-        assert kept is not None
-        kept.flush()
+        assert cached is not None
+        cached.flush()
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

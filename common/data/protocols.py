@@ -1,12 +1,25 @@
-"""Who is trained on and who is tested: pure functions from class labels to index arrays.
+"""Protocols: which samples are trained on and which are tested, as pure functions from class labels to index arrays.
 
-Every protocol takes the class of each sample of a data set, the data set's own train/test flag and the normal classes, and
-returns :class:`Splits`. Nothing here knows about images.
+A protocol takes
+
+* ``targets`` ``(N,)``, the class of every sample,
+* ``official_test`` ``(N,)``, true where the sample belongs to the data set's own test set,
+* ``normal``, the numbers of the normal classes,
+
+and by keyword its options and the ``seed`` of its random choices. It returns :class:`Splits`. Three options are common to all
+protocols of :data:`PROTOCOLS`:
+
+* ``val_fraction``: share of the normal training samples that is held out, in [0, 1);
+* ``contamination``: anomalies mixed into training, unlabelled, as a share of the number of normal training samples (before
+  the validation samples are held out), in [0, 1);
+* ``anomalous``: the classes that count as anomalies, in contamination and test; all others by default.
+
+All raise :class:`common.errors.InputError` for a share outside its range, a class without samples or too few anomalies.
+A protocol of a user's own is such a function, see :mod:`common.data.splitting`. Nothing here knows about images.
 """
 
-import inspect
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,19 +51,6 @@ def standard(
 
     Train and validation are the normal classes' official training samples; the test set is the whole official test set.
 
-    Args:
-        targets: ``(N,)`` class of every sample.
-        official_test: ``(N,)`` true where the sample belongs to the official test set.
-        normal: The normal classes.
-        val_fraction: Share of the normal training samples that is held out, in [0, 1).
-        contamination: Anomalies mixed into training, unlabelled, as a share of the number of normal training samples
-            (before the validation samples are held out), in [0, 1).
-        anomalous: The classes that count as anomalies, in contamination and test; all the others by default.
-        seed: Of the held-out choice and of the contamination.
-
-    Raises:
-        InputError: No official test set, no normal sample, or a share outside its range.
-
     Example:
         >>> targets = np.arange(100) % 10
         >>> splits = standard(targets, np.arange(100) >= 50, normal=[3], val_fraction=0.2)
@@ -62,9 +62,9 @@ def standard(
     is_normal, is_anomalous = _roles(targets, normal, anomalous)
     random = np.random.default_rng(seed)
     normals = random.permutation(np.flatnonzero(is_normal & ~official_test))
-    strangers = random.permutation(np.flatnonzero(is_anomalous & ~official_test))
+    anomalies = random.permutation(np.flatnonzero(is_anomalous & ~official_test))
     train, val = _hold_out(normals, val_fraction)
-    train = np.append(train, _contaminants(strangers, contamination, len(normals)))
+    train = np.append(train, _contaminants(anomalies, contamination, len(normals)))
     test = np.flatnonzero((is_normal | is_anomalous) & official_test)
     return Splits(np.sort(train), np.sort(val), test)
 
@@ -79,9 +79,9 @@ def balanced(
     anomalous: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Splits:
-    """Eighty per cent of all normal samples train, the rest is tested beside as many anomalies (OCGAN's protocol 1).
+    """Eighty per cent of all normal samples train, the rest and as many anomalies are tested (OCGAN's protocol 1).
 
-    The official split is ignored: both of its parts are pooled. Arguments and errors as in :func:`standard`.
+    The official split is ignored: both of its parts are pooled.
 
     Example:
         >>> targets = np.arange(100) % 10
@@ -92,14 +92,14 @@ def balanced(
     is_normal, is_anomalous = _roles(targets, normal, anomalous)
     random = np.random.default_rng(seed)
     normals = random.permutation(np.flatnonzero(is_normal))
-    strangers = random.permutation(np.flatnonzero(is_anomalous))
+    anomalies = random.permutation(np.flatnonzero(is_anomalous))
     n_train = round(0.8 * len(normals))
     n_test = len(normals) - n_train
-    if len(strangers) < n_test:
-        raise InputError(f"the protocol 'balanced' needs {n_test} anomalies and the data set has {len(strangers)}")
+    if len(anomalies) < n_test:
+        raise InputError(f"the protocol 'balanced' needs {n_test} anomalies and the data set has {len(anomalies)}")
     train, val = _hold_out(normals[:n_train], val_fraction)
-    train = np.append(train, _contaminants(strangers[n_test:], contamination, n_train))
-    test = np.append(normals[n_train:], strangers[:n_test])
+    train = np.append(train, _contaminants(anomalies[n_test:], contamination, n_train))
+    test = np.append(normals[n_train:], anomalies[:n_test])
     return Splits(np.sort(train), np.sort(val), np.sort(test))
 
 
@@ -116,10 +116,7 @@ def proportion(
 ) -> Splits:
     """As :func:`standard`, with anomalies drawn until they are ``share`` of the test set (ALOCC's Fig. 8: 0.1 to 0.5).
 
-    ``share`` lies in (0, 1); the other arguments are those of :func:`standard`.
-
-    Raises:
-        InputError: As :func:`standard`, or too few anomalies for the share.
+    ``share`` lies in (0, 1).
 
     Example:
         >>> targets = np.arange(1000) % 10
@@ -132,8 +129,8 @@ def proportion(
         val_fraction=val_fraction, contamination=contamination, anomalous=anomalous, seed=seed,
     )  # fmt: skip
     is_normal = np.isin(targets[splits.test], normal)
-    normals, strangers = splits.test[is_normal], splits.test[~is_normal]
-    chosen = _draw(strangers, share, len(normals), np.random.default_rng(seed))
+    normals, anomalies = splits.test[is_normal], splits.test[~is_normal]
+    chosen = _draw(anomalies, share, len(normals), np.random.default_rng(seed))
     return splits._replace(test=np.sort(np.append(normals, chosen)))
 
 
@@ -151,7 +148,7 @@ def in_sample(
 
     The normal classes' official training samples and ``contamination`` times as many anomalies are pooled; a share of
     the pool gives no gradients; the threshold and the test use the whole pool, so validation is *not* normal-only here.
-    Arguments and errors as in :func:`standard`, except that no official test set is needed.
+    No official test set is needed.
 
     Example:
         >>> targets = np.arange(1000) % 10
@@ -162,8 +159,8 @@ def in_sample(
     is_normal, is_anomalous = _roles(targets, normal, anomalous)
     random = np.random.default_rng(seed)
     normals = np.flatnonzero(is_normal & ~official_test)
-    strangers = random.permutation(np.flatnonzero(is_anomalous & ~official_test))
-    pool = random.permutation(np.append(normals, _contaminants(strangers, contamination, len(normals))))
+    anomalies = random.permutation(np.flatnonzero(is_anomalous & ~official_test))
+    pool = random.permutation(np.append(normals, _contaminants(anomalies, contamination, len(normals))))
     train, _ = _hold_out(pool, val_fraction)
     return Splits(np.sort(train), np.sort(pool), np.sort(pool))
 
@@ -180,24 +177,14 @@ def no_split(
     anomalous: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Splits:
-    """The normals that were trained on are tested again, beside anomalies that were not (a reading of ALOCC's Sec. 4).
+    """The normals that were trained on are tested again, with anomalies that were not (a reading of ALOCC's Sec. 4).
 
     Training and test see the same normals, those of the official training samples (of all samples where a data set has no
     test set of its own): scores flatter the method. Validation gives no gradients but is tested as well.
 
-    Args:
-        targets: As in :func:`standard`, with ``official_test`` and ``normal``.
-        official_test: No sample of it is used.
-        normal: The normal classes.
-        share: The anomalies' share of the test set, in (0, 1); they are drawn. All are tested by default.
-        limit: The first so many samples of each normal class are used, at least 1; all by default.
-        val_fraction: Share of the normals that is held out from training, in [0, 1).
-        contamination: As in :func:`standard`; these anomalies are not tested.
-        anomalous: As in :func:`standard`.
-        seed: Of the held-out choice, the contamination and the drawn anomalies.
-
-    Raises:
-        InputError: No normal sample, too few anomalies, or a share or limit outside its range.
+    ``share``, in (0, 1), is the anomalies' share of the test set, for which they are drawn; all are tested by default.
+    ``limit``, at least 1, is the number of samples of each normal class that are used, the first ones; all by default. The
+    anomalies of a contamination are not tested.
 
     Example:
         >>> targets = np.arange(1000) % 10
@@ -209,12 +196,12 @@ def no_split(
         raise InputError(f"limit is the number of samples of each normal class and at least 1, not {limit}")
     _, is_anomalous = _roles(targets, normal, anomalous)
     random = np.random.default_rng(seed)
-    of_class = [np.flatnonzero((targets == k) & ~official_test)[:limit] for k in np.unique(normal)]
-    normals = random.permutation(np.concatenate(of_class))
-    strangers = random.permutation(np.flatnonzero(is_anomalous & ~official_test))
+    members = [np.flatnonzero((targets == k) & ~official_test)[:limit] for k in np.unique(normal)]
+    normals = random.permutation(np.concatenate(members))
+    anomalies = random.permutation(np.flatnonzero(is_anomalous & ~official_test))
     train, val = _hold_out(normals, val_fraction)
-    contaminants = _contaminants(strangers, contamination, len(normals))
-    tested = strangers[len(contaminants) :]
+    contaminants = _contaminants(anomalies, contamination, len(normals))
+    tested = anomalies[len(contaminants) :]
     if share is not None:
         tested = _draw(tested, share, len(normals), random)
     return Splits(np.sort(np.append(train, contaminants)), np.sort(val), np.sort(np.append(normals, tested)))
@@ -223,57 +210,6 @@ def no_split(
 PROTOCOLS: dict[str, Callable[..., Splits]] = {
     protocol.__name__: protocol for protocol in (standard, balanced, proportion, in_sample, no_split)
 }
-
-
-def check_options(protocol: str, options: Iterable[str]) -> None:
-    """Refuses what a protocol does not know.
-
-    Args:
-        protocol: A key of :data:`PROTOCOLS`.
-        options: Names of keyword arguments, less ``seed``.
-
-    Raises:
-        InputError: Unknown protocol or option.
-
-    Example:
-        >>> check_options("proportion", ["share", "val_fraction"])
-    """
-    if protocol not in PROTOCOLS:
-        raise InputError(f"unknown protocol '{protocol}': choose from {', '.join(PROTOCOLS)}")
-    parameters = inspect.signature(PROTOCOLS[protocol]).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "seed"]
-    for option in options:
-        if option not in known:
-            raise InputError(f"protocol '{protocol}' has no option '{option}': {', '.join(known)}")
-
-
-READERS: dict[str, Callable[[str], Any]] = {"anomalous": lambda text: [int(k) for k in text.split("+")], "limit": int}
-"""How the options that are no ``float`` are read."""
-
-
-def parse_protocol(text: str) -> dict[str, Any]:
-    """The data module's arguments for a protocol as it is named on the command line and in a record.
-
-    Args:
-        text: ``name[,option=value]…``; several classes are joined by ``+``.
-
-    Raises:
-        InputError: Unknown protocol or option, or a value that is no number.
-
-    Example:
-        >>> parse_protocol("standard,contamination=0.01,anomalous=3")
-        {'protocol': 'standard', 'contamination': 0.01, 'anomalous': [3]}
-    """
-    name, *options = text.split(",")
-    arguments: dict[str, Any] = {"protocol": name}
-    pairs = [option.partition("=")[::2] for option in options]
-    check_options(name, [key for key, _ in pairs])
-    for key, value in pairs:
-        try:
-            arguments[key] = READERS.get(key, float)(value)
-        except ValueError:
-            raise InputError(f"'{value}' is no value for {key} in protocol '{text}'") from None
-    return arguments
 
 
 def _roles(
@@ -299,19 +235,19 @@ def _hold_out(indices: Indices, fraction: float) -> tuple[Indices, Indices]:
     return indices[n_val:], indices[:n_val]
 
 
-def _contaminants(strangers: Indices, contamination: float, n_normal: int) -> Indices:
+def _contaminants(anomalies: Indices, contamination: float, n_normal: int) -> Indices:
     if not 0 <= contamination < 1:
         raise InputError(f"contamination lies in [0, 1), not {contamination}")
     wanted = int(contamination * n_normal)
-    if wanted > len(strangers):
-        raise InputError(f"contamination {contamination} needs {wanted} anomalies and there are {len(strangers)}")
-    return strangers[:wanted]
+    if wanted > len(anomalies):
+        raise InputError(f"contamination {contamination} needs {wanted} anomalies and there are {len(anomalies)}")
+    return anomalies[:wanted]
 
 
-def _draw(strangers: Indices, share: float, n_normal: int, random: np.random.Generator) -> Indices:
+def _draw(anomalies: Indices, share: float, n_normal: int, random: np.random.Generator) -> Indices:
     if not 0 < share < 1:
         raise InputError(f"share is the anomalies' share of the test set and lies in (0, 1), not {share}")
     wanted = round(n_normal * share / (1 - share))
-    if len(strangers) < wanted:
-        raise InputError(f"share={share} needs {wanted} anomalies and there are {len(strangers)}")
-    return random.choice(strangers, wanted, replace=False)
+    if len(anomalies) < wanted:
+        raise InputError(f"share={share} needs {wanted} anomalies and there are {len(anomalies)}")
+    return random.choice(anomalies, wanted, replace=False)

@@ -1,6 +1,6 @@
-"""Image preprocessing on whole tensors: a data set is transformed once, not image by image in every epoch."""
+"""Preprocessing on whole tensors: a data set is transformed once, not image by image in every epoch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from common.data.images import Images, is_table
+
 Normalization = Literal["unit", "symmetric", "gcn"]
+
+IMAGES_PER_PART = 1000
+FURTHEST = 1e9
+"""Scaled values of tables and float images are clipped here, so that any finite number stays finite in single precision."""
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -34,37 +40,51 @@ def to_channels(images: Tensor, channels: int) -> Tensor:
 
 
 def global_contrast_normalization(images: Tensor) -> Tensor:
-    """Each image minus its own mean, divided by its own mean absolute deviation.
+    """Each sample minus its own mean, divided by its own mean absolute deviation.
 
-    The statistics run over all pixels and channels of an image together, the L1 variant that Deep SVDD (Ruff et al., ICML
-    2018) applies; a constant image becomes zeros.
+    The statistics run over all pixels and channels of an image, or all columns of a row, together: the L1 variant that Deep
+    SVDD (Ruff et al., ICML 2018) applies. A constant sample becomes zeros.
 
     Args:
-        images: ``(B, C, H, W)`` float.
+        images: ``(B, C, H, W)`` or ``(B, F)`` float.
 
     Example:
         >>> out = global_contrast_normalization(torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]]))
         >>> out.flatten().tolist()
         [-1.5, -0.5, 0.5, 1.5]
     """
+    dims = tuple(range(1, images.ndim))
     # in float32 a constant image's mean is off by its last bit, which the division would blow up to 1
-    mean = images.mean(dim=(1, 2, 3), keepdim=True, dtype=torch.float64)
+    mean = images.mean(dim=dims, keepdim=True, dtype=torch.float64)
     centred = images - mean.to(images.dtype)
-    scale = centred.abs().mean(dim=(1, 2, 3), keepdim=True)
+    scale = centred.abs().mean(dim=dims, keepdim=True)
     return centred / scale.clamp_min(torch.finfo(images.dtype).eps)
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From stored ``uint8`` images to what a net sees; whatever is fitted is fitted on training images alone.
+    """From stored samples to what a net sees; everything that is fitted is fitted on training samples alone.
 
-    ``unit`` scales to [0, 1] and ``symmetric`` to [-1, 1]. ``gcn`` is Deep SVDD's: global contrast normalisation, then
-    min-max with the training images' smallest and largest value, so that test images may leave [0, 1]. With
-    ``class_mean`` the mean training image is subtracted last (OCGAN's CIFAR-10 experiments).
+    First, samples are scaled: ``uint8`` images by 255, float images by the range of all training pixels, tables by the range
+    of each column in training. Later samples may lie outside of [0, 1]. Then ``unit`` leaves them as they are and
+    ``symmetric`` maps [0, 1] to [-1, 1]. ``gcn`` is Deep SVDD's: global contrast normalisation, then min-max with the
+    training samples' smallest and largest value. With ``class_mean`` the mean training sample is subtracted last (OCGAN's
+    CIFAR-10 experiments).
+
+    Attributes:
+        normalization: See above.
+        class_mean: See above.
+        size: ``(height, width)`` to which images are resized; tables ignore it.
+        channels: 1 or 3, to which images are converted; tables ignore it.
+        low: The smallest value after global contrast normalisation.
+        high: The largest.
+        mean: The mean training sample.
+        minimum: The smallest stored value, ``()`` of float images or ``(F,)`` of a table; None for ``uint8`` images.
+        span: The largest stored value minus the smallest, likewise; 1 where they are equal.
 
     Example:
         >>> images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
-        >>> fitted = Preprocessing("gcn", class_mean=True).fit([images])
+        >>> fitted = Preprocessing("gcn", class_mean=True).fit(images)
         >>> bool(fitted(images).mean(0).abs().max() < 1e-5)
         True
     """
@@ -76,11 +96,42 @@ class Preprocessing:
     low: float = 0.0
     high: float = 1.0
     mean: Tensor | None = None
+    minimum: Tensor | None = None
+    span: Tensor | None = None
 
-    def fit(self, batches: Iterable[Tensor]) -> "Preprocessing":
-        """A copy that has seen the training images, given as an iterable of ``(B, C, H, W)`` uint8 batches."""
-        if self.normalization != "gcn" and not self.class_mean:
-            return self
+    def fit(self, images: Images, indices: Tensor | None = None) -> "Preprocessing":
+        """A copy that has seen the training samples.
+
+        Args:
+            images: ``(N, C, H, W)`` images or ``(N, F)`` rows; they are read in parts, and only if there is something to fit.
+            indices: Which of them are training samples; all by default.
+        """
+        parts = (torch.arange(images.shape[0]) if indices is None else indices).split(IMAGES_PER_PART)
+        fitted = replace(self, minimum=None, span=None)
+        if is_table(images) or images.dtype.is_floating_point:
+            fitted = fitted._fit_range(images[part] for part in parts)
+        if self.normalization == "gcn" or self.class_mean:
+            fitted = fitted._fit_statistics(images[part] for part in parts)
+        return fitted
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``(B, C, H, W)`` or ``(B, F)`` stored samples to float32 of the wanted size, channels and range."""
+        images = self._normalize(images)
+        if self.normalization == "gcn":
+            images = (images - self.low) / ((self.high - self.low) or 1.0)
+        return images if self.mean is None else images - self.mean
+
+    def _fit_range(self, batches: Iterator[Tensor]) -> "Preprocessing":
+        lowest, highest = [], []
+        for batch in batches:
+            dims = (0,) if batch.ndim == 2 else (0, 1, 2, 3)
+            lowest.append(batch.double().amin(dims))
+            highest.append(batch.double().amax(dims))
+        minimum = torch.stack(lowest).amin(0)
+        span = torch.stack(highest).amax(0) - minimum
+        return replace(self, minimum=minimum, span=torch.where(span > 0, span, 1.0))
+
+    def _fit_statistics(self, batches: Iterator[Tensor]) -> "Preprocessing":
         low, high, total, n = torch.inf, -torch.inf, torch.zeros(()), 0
         for batch in batches:
             images = self._normalize(batch)
@@ -91,19 +142,19 @@ class Preprocessing:
         mean = ((total / n - low) / ((high - low) or 1.0)).float() if self.class_mean else None
         return replace(self, low=low, high=high, mean=mean)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """``(B, C, H, W)`` uint8 to float32 of the wanted size, channels and range."""
-        images = self._normalize(images)
-        if self.normalization == "gcn":
-            images = (images - self.low) / ((self.high - self.low) or 1.0)
-        return images if self.mean is None else images - self.mean
-
     def _normalize(self, images: Tensor) -> Tensor:
+        if self.minimum is not None and self.span is not None:
+            scaled = (images.double() - self.minimum) / self.span
+            images = self._shaped(scaled.clamp_(-FURTHEST, FURTHEST).float())
+        else:
+            images = self._shaped(images).float().div_(255)
+        if self.normalization == "symmetric":
+            return images.mul(2).sub_(1)  # grey images in three channels share their memory
+        return global_contrast_normalization(images) if self.normalization == "gcn" else images
+
+    def _shaped(self, images: Tensor) -> Tensor:
+        if images.ndim == 2:
+            return images
         if self.channels is not None:
             images = to_channels(images, self.channels)
-        if self.size is not None:
-            images = resize(images, self.size)
-        images = images.float().div_(255)
-        if self.normalization == "symmetric":
-            return images.mul_(2).sub_(1)
-        return global_contrast_normalization(images) if self.normalization == "gcn" else images
+        return images if self.size is None else resize(images, self.size)

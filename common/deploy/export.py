@@ -46,20 +46,22 @@ class ChosenScore(nn.Module):
 def metadata(detector: Detector) -> dict[str, Any]:
     """What a user of the program has to know, as plain values.
 
-    ``input`` is ``(C, H, W)`` of the float32 images it takes, ``stored`` that of the decoded uint8 images, ``preprocessing``
-    what leads from these to those, as the fields of :class:`common.data.transforms.Preprocessing`; ``threshold`` is the score
-    from which on an image is anomalous, null where the checkpoint has none.
+    ``input`` is the shape of the float32 samples that the program takes, ``stored`` their shape before preprocessing.
+    ``preprocessing`` leads from these to those, as the fields of :class:`common.data.transforms.Preprocessing`. ``threshold``
+    is the score from which on an image is anomalous, null where the checkpoint has none.
     """
     module, preprocessing = detector.module, asdict(detector.preprocessing)
     threshold = float(module.threshold)
-    mean = preprocessing["mean"]
+    for name, value in preprocessing.items():
+        if isinstance(value, Tensor):
+            preprocessing[name] = value.tolist()
     return {
         "method": type(module).__qualname__,
         "score": module.hparams["score"],
         "threshold": threshold if np.isfinite(threshold) else None,
         "input": list(module.hparams["shape"]),
         "stored": list(detector.stored),
-        "preprocessing": {**preprocessing, "mean": None if mean is None else mean.tolist()},
+        "preprocessing": preprocessing,
     }
 
 

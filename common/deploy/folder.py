@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from common.data.datasets import EXTENSIONS, ImageFiles
 from common.data.features import ahead
+from common.data.images import EXTENSIONS, ImageFiles
 from common.deploy.load import Detector, load_detector
 from common.errors import InputError, UnreadableError
 from common.evaluation import conformal_p_value, contact_sheet, score_histogram, threshold_by
@@ -59,8 +59,7 @@ def judge(detector: Detector, paths: Sequence[Path]) -> Iterator[Judged]:
         detector: Of images.
         paths: Decoded as the training images were: scaled and centre-cropped to ``detector.stored``.
     """
-    channels, height, width = detector.stored
-    files = ImageFiles(list(paths), (height, width), channels)
+    files = _files(detector, paths)
 
     def decoded(index: int) -> tuple[Path, Tensor | str]:
         try:
@@ -99,14 +98,16 @@ def predict_folder(
         device: Of the module.
 
     Raises:
-        InputError: What :func:`common.deploy.load.load_detector` and :func:`image_files` refuse, no image that can be read,
-            or a place that cannot be written.
+        InputError: What :func:`common.deploy.load.load_detector` and :func:`image_files` refuse, a detector of table rows or
+            of float images, no image that can be read, or a place that cannot be written.
 
     Example:
         >>> predict_folder(Path("runs/fit/version_0/checkpoints/last.ckpt"), Path("new"))  # doctest: +SKIP
     """
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    detector, paths = load_detector(checkpoint, device), image_files(folder)
+    detector = load_detector(checkpoint, device)
+    _check_that_files_fit(checkpoint, detector)
+    paths = image_files(folder)
     calibration = detector.module.calibration.numpy()
     limit = float(detector.module.threshold) if threshold is None else threshold_by(threshold, calibration)
     parts = []
@@ -137,6 +138,18 @@ def predict_folder(
     return judged
 
 
+def _check_that_files_fit(checkpoint: Path, detector: Detector) -> None:
+    if len(detector.stored) != 3:
+        raise InputError(f"{checkpoint} scores rows of {detector.stored[0]} columns, not images: score them in Python")
+    if detector.preprocessing.minimum is not None:
+        raise InputError(f"{checkpoint} was trained on float images, whose range image files do not have: score them in Python")
+
+
+def _files(detector: Detector, paths: Sequence[Path]) -> ImageFiles:
+    channels, height, width = detector.stored
+    return ImageFiles(list(paths), (height, width), channels)
+
+
 def _rows(part: Judged, calibration: NDArray[np.float64], limit: float) -> Iterator[tuple[object, ...]]:
     p_values = conformal_p_value(part.scores, calibration) if len(calibration) and part.paths else [""] * len(part.paths)
     for path, score, p_value in zip(part.paths, part.scores, p_values, strict=True):
@@ -144,8 +157,7 @@ def _rows(part: Judged, calibration: NDArray[np.float64], limit: float) -> Itera
 
 
 def _draw(detector: Detector, judged: Judged, limit: float, folder: Path) -> Iterator[Path]:
-    channels, height, width = detector.stored
-    images = ImageFiles(judged.paths, (height, width), channels)
+    images = _files(detector, judged.paths)
     order = np.argsort(-judged.scores, kind="stable")
     most = order[: min(ON_SHEET, (len(order) + 1) // 2)]
     least = order[::-1][: min(ON_SHEET, len(order) // 2)]

@@ -37,17 +37,17 @@ class Detector:
     """A trained module, in eval mode, and how an image gets to it.
 
     Attributes:
-        module: Scores ``(B, C, H, W)`` preprocessed images.
-        stored: ``(C, H, W)`` of decoded images, before the preprocessing.
-        preprocessing: From ``(B, *stored)`` uint8 images to what the module sees.
+        module: Scores preprocessed samples.
+        stored: ``(C, H, W)`` of images before the preprocessing, ``(F,)`` of a table's rows.
+        preprocessing: From ``(B, *stored)`` samples, uint8 or float as the training samples were, to what the module sees.
     """
 
     module: OneClassModule
-    stored: tuple[int, int, int]
+    stored: tuple[int, ...]
     preprocessing: Preprocessing
 
     def scores(self, images: Tensor) -> Tensor:
-        """``(B,)`` float64 scores on the CPU, higher = more anomalous, of ``(B, *stored)`` uint8 images."""
+        """``(B,)`` float64 scores on the CPU, higher = more anomalous, of ``(B, *stored)`` samples."""
         with torch.inference_mode():
             return self.module(self.preprocessing(images).to(self.module.device)).double().cpu()
 

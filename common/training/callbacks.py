@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from common.data import OneClassDataModule, Sample
+from common.data.images import is_table
 from common.data.transforms import resize
 from common.errors import InputError
 from common.evaluation import figures
@@ -245,13 +246,16 @@ class Figures(Callback):
             [data.data.classes[t], "anomalous" if label else "normal", f"{s:.6g}"]
             for t, label, s in zip(scored.target[chosen], scored.label[chosen], score, strict=True)
         ]
+        thumbnails = None if is_table(data.data.images) else self._thumbnails(data, parts)
+        header = ["class", "label", "score"]
+        writer.add_embedding(latent.cpu(), metadata, thumbnails, module.current_epoch, "latent", header)
+
+    def _thumbnails(self, data: OneClassDataModule, parts: Sequence[NDArray[np.int64]]) -> Tensor:
         size = (min(data.shape[1], self.thumbnail), min(data.shape[2], self.thumbnail))
         thumbnails = torch.cat([resize(data.images(part), size) for part in parts])
         thumbnails = thumbnails - thumbnails.amin()
         thumbnails = thumbnails / thumbnails.amax().clamp_min(1e-12)
-        thumbnails = thumbnails.expand(-1, 3, -1, -1) if thumbnails.shape[1] == 1 else thumbnails
-        header = ["class", "label", "score"]
-        writer.add_embedding(latent.cpu(), metadata, thumbnails, module.current_epoch, "latent", header)
+        return thumbnails.expand(-1, 3, -1, -1) if thumbnails.shape[1] == 1 else thumbnails
 
     def _hparams(self, trainer: Trainer, data: OneClassDataModule, module: OneClassModule) -> None:
         assert isinstance(trainer.logger, TensorBoardLogger)
@@ -319,10 +323,13 @@ def result_figures(data: OneClassDataModule, scored: Scored, name: str, threshol
         drawn |= {
             "roc": figures.roc_curve_figure(scores, label),
             "precision_recall": figures.precision_recall_figure(scores, label),
-            "extremes": figures.extremes_figure(
-                data.images(scored.index[highest]), scores[highest], data.images(scored.index[lowest]), scores[lowest]
-            ),
         }
+    if is_table(data.data.images):
+        return drawn
+    if len(normal) and len(anomalous):
+        drawn["extremes"] = figures.extremes_figure(
+            data.images(scored.index[highest]), scores[highest], data.images(scored.index[lowest]), scores[lowest]
+        )
     flagged = np.flatnonzero(scores >= threshold)
     if len(flagged):
         shown = flagged[np.argsort(-scores[flagged])][:16]

@@ -1,0 +1,220 @@
+"""Data sets from arrays: in memory, in ``.npz`` files, and the checks that anybody's data have to pass."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from common.data.images import ImageData, Images
+from common.errors import InputError
+from common.files import whole
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+def image_data(
+    X_train: ArrayLike,
+    y_train: ArrayLike,
+    X_test: ArrayLike | None = None,
+    y_test: ArrayLike | None = None,
+    classes: Sequence[str] | None = None,
+) -> ImageData:
+    """A data set from arrays of images or of table rows, and their labels.
+
+    Args:
+        X_train: ``(N, H, W)`` or ``(N, C, H, W)`` images with 1 or 3 channels, or a table ``(N, F)``; ``uint8`` or numbers of
+            any other type, finite.
+        y_train: ``(N,)`` labels, whole numbers or text.
+        X_test: The official test set, of the same shape; none by default.
+        y_test: Its labels.
+        classes: The classes' names. By default the labels themselves in ascending order. Whole numbers as labels count the
+            given names from 0.
+
+    Raises:
+        InputError: Arrays that do not fit each other or are none of the above.
+
+    Example:
+        >>> data = image_data(np.zeros((3, 8, 8)), ["good", "good", "bad"])
+        >>> tuple(data.images.shape), data.classes, data.targets.tolist(), data.official_test.any()
+        ((3, 1, 8, 8), ('bad', 'good'), [1, 1, 0], np.False_)
+    """
+    if (X_test is None) != (y_test is None):
+        raise InputError("X_test and y_test belong together: give both or neither")
+    images, labels = [_samples(X_train, "X_train")], [_labels(y_train, "y_train")]
+    if X_test is not None and y_test is not None:
+        images.append(_samples(X_test, "X_test"))
+        labels.append(_labels(y_test, "y_test"))
+    _check_fit(images, labels)
+    targets, names = _targets(np.concatenate(labels), classes)
+    official_test = np.arange(len(targets)) >= len(images[0])
+    return checked(ImageData(torch.from_numpy(np.concatenate(images)), targets, official_test, names))
+
+
+def save_arrays(
+    path: Path | str,
+    X_train: ArrayLike,
+    y_train: ArrayLike,
+    X_test: ArrayLike | None = None,
+    y_test: ArrayLike | None = None,
+    classes: Sequence[str] | None = None,
+) -> None:
+    """Writes arrays, as :func:`image_data` takes them, into a ``.npz`` that is a data set by its path.
+
+    Raises:
+        InputError: What :func:`image_data` refuses, another ending, or a place that cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_arrays(Path(folder, "my.npz"), np.zeros((4, 3)), [0, 0, 1, 1])
+        ...     load_arrays(Path(folder, "my.npz")).images.shape
+        torch.Size([4, 3])
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise InputError(f"{path} does not end in .npz")
+    data = image_data(X_train, y_train, X_test, y_test, classes)
+    X, y, test = np.asarray(data.images), data.targets, data.official_test
+    arrays: Arrays = {"X": X, "y": y}
+    if test.any():
+        arrays = {"X_train": X[~test], "y_train": y[~test], "X_test": X[test], "y_test": y[test]}
+    arrays["classes"] = np.array(data.classes)
+    with whole(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def load_arrays(path: Path) -> ImageData:
+    """The data set in a ``.npz`` with ``X_train, y_train, X_test, y_test``, or ``X, y`` if there is no official test set.
+
+    An array ``classes`` holds the classes' names, see :func:`image_data`.
+
+    Raises:
+        InputError: No such file, one that cannot be read, missing arrays, or what :func:`image_data` refuses.
+    """
+    arrays = _read(path)
+    try:
+        if {"X", "y"} <= arrays.keys():
+            return image_data(arrays["X"], arrays["y"], classes=_names(arrays))
+        missing = [key for key in ("X_train", "y_train", "X_test", "y_test") if key not in arrays]
+        if missing:
+            raise InputError(f"no {', '.join(missing)}: X_train, y_train, X_test and y_test are expected, or X and y")
+        return image_data(arrays["X_train"], arrays["y_train"], arrays["X_test"], arrays["y_test"], _names(arrays))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def checked(data: object) -> ImageData:
+    """A data set whose parts fit each other, with arrays in place of what only resembles them.
+
+    Raises:
+        InputError: It is no :class:`ImageData`, or its parts contradict each other.
+    """
+    if not isinstance(data, ImageData):
+        raise InputError(f"a {type(data).__name__} is no data set: give an ImageData, such as common.data.image_data makes")
+    images: Images = data.images
+    if isinstance(images, np.ndarray | Tensor):
+        images = torch.from_numpy(_samples(images, "images"))
+    targets, official_test = np.asarray(data.targets), np.asarray(data.official_test)
+    n, classes = images.shape[0], tuple(map(str, data.classes))
+    if targets.shape != (n,) or official_test.shape != (n,):
+        raise InputError(f"{n} images need as many targets and official_test, not {targets.shape} and {official_test.shape}")
+    if targets.dtype.kind not in "iu" or not 0 <= targets.min() <= targets.max() < len(classes):
+        raise InputError(f"targets are class numbers from 0 to {len(classes) - 1}, by the number of class names")
+    if len(set(classes)) < len(classes):
+        raise InputError(f"class names must differ: {', '.join(classes)}")
+    groups = None if data.groups is None else np.asarray(data.groups)
+    if groups is not None:
+        _check_groups(groups, targets, official_test)
+        groups = groups.astype(np.int64)
+    return ImageData(images, targets.astype(np.int64), official_test.astype(np.bool_), classes, groups)
+
+
+def _check_fit(images: list[NDArray[np.generic]], labels: list[NDArray[np.generic]]) -> None:
+    """Compares samples with labels, and training with test."""
+    for samples, own in zip(images, labels, strict=True):
+        if len(samples) != len(own):
+            raise InputError(f"there are {len(samples)} samples and {len(own)} labels")
+    train, test = images[0], images[-1]
+    if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
+        raise InputError(f"X_train and X_test differ: {train.shape[1:]} {train.dtype} and {test.shape[1:]} {test.dtype}")
+    if labels[0].dtype.kind != labels[-1].dtype.kind:
+        raise InputError(f"y_train and y_test differ: {labels[0].dtype} and {labels[-1].dtype}")
+
+
+def _check_groups(groups: NDArray[np.generic], targets: NDArray[np.generic], official_test: NDArray[np.generic]) -> None:
+    if groups.shape != targets.shape or groups.dtype.kind not in "iu":
+        raise InputError(f"groups are one whole number for each of {len(targets)} images, not {groups.shape} {groups.dtype}")
+    _, first, number = np.unique(groups, return_index=True, return_inverse=True)
+    for name, values in (("class", targets), ("official part", official_test)):
+        if (values != values[first][number]).any():
+            raise InputError(f"the images of a group share their {name}, and here they do not")
+
+
+def _read(path: Path) -> Arrays:
+    if not path.is_file():
+        raise InputError(f"no data set {path}: there is no such file")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except (OSError, ValueError, EOFError, BadZipFile, AttributeError, TypeError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path} is not a .npz of plain arrays: {reason}") from error
+
+
+def _names(arrays: Arrays) -> list[str] | None:
+    return [str(name) for name in arrays["classes"].ravel()] if "classes" in arrays else None
+
+
+def _samples(X: ArrayLike | Tensor, name: str) -> NDArray[np.generic]:
+    """``(N, C, H, W)`` images or ``(N, F)`` rows, ``uint8``, ``float32`` or ``float64``, in the machine's byte order."""
+    samples = np.asarray(X)
+    if samples.dtype.kind not in "biuf":
+        raise InputError(f"{name} holds {samples.dtype}: numbers are expected")
+    if samples.dtype == np.float16:
+        samples = samples.astype(np.float32)
+    elif samples.dtype not in (np.uint8, np.float32, np.float64):
+        samples = samples.astype(np.float64)
+    samples = np.ascontiguousarray(samples, samples.dtype.newbyteorder("="))
+    if samples.ndim == 3:
+        samples = samples[:, None]
+    if samples.ndim not in {2, 4} or not samples.size:
+        raise InputError(f"{name} is (N, H, W), (N, C, H, W) or (N, F), not {np.shape(X)}")
+    if samples.ndim == 4 and samples.shape[1] not in {1, 3}:
+        hint = ": channels come first, try X.transpose(0, 3, 1, 2)" if samples.shape[3] in {1, 3} else ""
+        raise InputError(f"{name} has images of {samples.shape[1]} channels, and 1 or 3 are expected{hint}")
+    if samples.dtype.kind == "f" and not np.isfinite(samples).all():
+        raise InputError(f"{name} holds NaN or infinity")
+    return samples
+
+
+def _labels(y: ArrayLike, name: str) -> NDArray[np.generic]:
+    """``(N,)`` int64 or text."""
+    labels = np.asarray(y)
+    if labels.ndim != 1:
+        raise InputError(f"{name} is (N,), one label for each sample, not {labels.shape}")
+    if labels.dtype.kind == "U":
+        return labels
+    if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels):
+        return labels.astype(np.str_)  # a column of pandas
+    if labels.dtype.kind not in "biuf" or (labels != np.rint(labels)).any():
+        raise InputError(f"{name} holds {labels.dtype}: labels are whole numbers or text")
+    return labels.astype(np.int64)
+
+
+def _targets(labels: NDArray[np.generic], classes: Sequence[str] | None) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """The class number of each label, and the classes' names."""
+    values, numbers = np.unique(labels, return_inverse=True)
+    found = [str(value) for value in values]
+    if classes is None:
+        return numbers.astype(np.int64), tuple(found)
+    names = [str(name) for name in classes]
+    if labels.dtype.kind != "U":
+        return labels, tuple(names)  # type: ignore[return-value]
+    if unnamed := sorted(set(found) - set(names)):
+        raise InputError(f"classes do not name the label {unnamed[0]}: {', '.join(names)}")
+    of_value = np.array([names.index(value) for value in found])
+    return of_value[numbers], tuple(names)

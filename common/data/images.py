@@ -1,0 +1,240 @@
+"""A data set's images, in memory or in files that are decoded on demand."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from common.errors import InputError, UnreadableError
+
+EXTENSIONS = frozenset(Image.registered_extensions())
+Box = tuple[int, int, int, int]
+
+
+class Images(Protocol):
+    """Samples by their index: a tensor, or an object that reads them when they are asked for."""
+
+    @property
+    def shape(self) -> torch.Size | tuple[int, ...]:
+        """``(N, C, H, W)`` of images, ``(N, F)`` of a table."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """``torch.uint8`` or a float type."""
+
+    def __getitem__(self, indices: Tensor, /) -> Tensor:
+        """``(B,)`` indices to ``(B, C, H, W)`` or ``(B, F)`` samples."""
+
+
+class ImageData(NamedTuple):
+    """A data set: images, the class of each, whether each is in the official test set, and the classes' names.
+
+    Attributes:
+        images: ``(N, C, H, W)`` images or a table ``(N, F)``, ``uint8`` or float.
+        targets: ``(N,)`` class numbers.
+        official_test: ``(N,)``, true in the data set's own test set; nowhere true if it has none.
+        classes: The name of each class number.
+        groups: ``(N,)`` group numbers (0, 1, …) where images are parts of something larger that is split and judged as one,
+            such as a video frame. All images of a group share their class and their official part.
+    """
+
+    images: Images
+    targets: NDArray[np.int64]
+    official_test: NDArray[np.bool_]
+    classes: tuple[str, ...]
+    groups: NDArray[np.int64] | None = None
+
+
+def is_table(images: Images) -> bool:
+    """Whether samples are rows ``(N, F)`` rather than images.
+
+    Example:
+        >>> is_table(torch.zeros(10, 3)), is_table(torch.zeros(10, 1, 8, 8))
+        (True, False)
+    """
+    return len(images.shape) == 2
+
+
+class ImageFiles:
+    """Image files of one size, decoded on demand in threads.
+
+    A file of another aspect ratio is scaled and centre-cropped to ``size``.
+
+    Args:
+        paths: The ``N`` files.
+        size: ``(height, width)``; by default that of the first file, and then every file must have it.
+        channels: 1 (grey) or 3 (RGB); by default that of the first file.
+        boxes: For each file the part to use, as left, top, right, bottom, or None for all of it. Boxes need a ``size``.
+
+    Raises:
+        InputError: Some files cannot be read (the message names them all), or a file has another size although ``size`` is not
+            given.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(
+        self,
+        paths: list[Path],
+        size: tuple[int, int] | None,
+        channels: int | None,
+        boxes: Sequence[Box | None] | None = None,
+    ) -> None:
+        self.paths, self.boxes = paths, boxes
+        self.resize = size is not None
+        if size is None or channels is None:
+            first = _open(paths[0])
+            is_grey = first.mode in {"1", "L", "F"}
+            size = size or (first.height, first.width)
+            channels = channels or (1 if is_grey else 3)
+        self.size, self.channels = size, channels
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(N, C, H, W)``."""
+        return (len(self.paths), self.channels, *self.size)
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        """``(B,)`` indices to ``(B, C, H, W)`` uint8."""
+        out = np.empty((len(indices), *self.size, self.channels), np.uint8)
+
+        def decode(position: int, index: int) -> None:
+            out[position] = self.decode(index)
+
+        with ThreadPoolExecutor() as pool:
+            try:
+                list(pool.map(decode, range(len(indices)), indices.tolist()))
+            except UnreadableError as error:
+                raise UnreadableError(_unreadable(self.paths, pool) or str(error)) from error
+        return torch.from_numpy(out).permute(0, 3, 1, 2)
+
+    def decode(self, index: int) -> NDArray[np.uint8]:
+        """``(H, W, C)`` of one file."""
+        path = self.paths[index]
+        image = _open(path).convert("L" if self.channels == 1 else "RGB")
+        if self.boxes and (box := self.boxes[index]):
+            image = image.crop(box)
+        height, width = self.size
+        if (image.height, image.width) != self.size:
+            if not self.resize:
+                raise InputError(
+                    f"{path} is {image.height}x{image.width} and the first image {height}x{width}: give image_size"
+                )
+            image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+        return np.asarray(image).reshape(height, width, self.channels)
+
+
+class Patches:
+    """Windows of frames, cut out on demand.
+
+    Args:
+        frames: ``(F, H, W)`` uint8; not copied.
+        corners: ``(N, 3)`` frame, top and left of each window.
+        size: ``(height, width)`` of the windows.
+
+    Example:
+        >>> frames = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 4)
+        >>> Patches(frames, np.array([[0, 0, 0], [1, 1, 2]]), (2, 2))[torch.tensor([1])].tolist()
+        [[[[18, 19], [22, 23]]]]
+    """
+
+    dtype = torch.uint8
+
+    def __init__(self, frames: Tensor, corners: NDArray[np.int64], size: tuple[int, int]) -> None:
+        self.frames, self.corners = frames, torch.from_numpy(corners)
+        self._windows = frames.unfold(1, size[0], 1).unfold(2, size[1], 1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(N, 1, H, W)`` with the windows' height and width."""
+        return (len(self.corners), 1, *self._windows.shape[3:])
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        """``(B,)`` indices to ``(B, 1, H, W)`` uint8."""
+        frame, top, left = self.corners[indices].unbind(1)
+        return self._windows[frame, top, left].unsqueeze(1)
+
+
+def class_folders(root: Path, size: tuple[int, int] | None, channels: int | None, pattern: str = "*") -> ImageData:
+    """A tree of image files, ``ROOT/{train,test}/<class>/`` or ``ROOT/<class>/``, with the classes in alphabetical order.
+
+    Hidden folders and files, and files that are no images, are ignored.
+
+    Args:
+        root: Of the tree.
+        size: Passed to :class:`ImageFiles`, as ``channels``.
+        channels: See ``size``.
+        pattern: Which folders are classes.
+
+    Raises:
+        InputError: There are no class folders, or one is empty.
+    """
+    has_split = (root / "train").is_dir() and (root / "test").is_dir()
+    parts = [root / "train", root / "test"] if has_split else [root]
+    names: set[str] = set()
+    for part in parts:
+        names.update(path.name for path in part.glob(pattern) if path.is_dir() and not path.name.startswith("."))
+    classes = tuple(sorted(names))
+    if not classes:
+        raise InputError(f"{root} has no class folders: ROOT/<class>/ or ROOT/{{train,test}}/<class>/ is expected")
+    paths: list[Path] = []
+    targets: list[int] = []
+    official_test: list[bool] = []
+    for part in parts:
+        for target, name in enumerate(classes):
+            files = image_files(part / name)
+            paths += files
+            targets += [target] * len(files)
+            official_test += [has_split and part.name == "test"] * len(files)
+    return ImageData(ImageFiles(paths, size, channels), np.array(targets), np.array(official_test), classes)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a class folder in the order of their names, without hidden ones.
+
+    Raises:
+        InputError: There are none.
+    """
+    entries = folder.iterdir() if folder.is_dir() else ()
+    files = sorted(path for path in entries if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
+    if not files:
+        raise InputError(f"no images in the class folder {folder}")
+    return files
+
+
+def _unreadable(paths: Sequence[Path], pool: ThreadPoolExecutor) -> str:
+    """One line that names all files that cannot be read, or an empty one."""
+
+    def reason(path: Path) -> str:
+        try:
+            _open(path)
+        except UnreadableError as error:
+            return str(error)
+        return ""
+
+    reasons = dict(zip(paths, pool.map(reason, paths), strict=True))
+    unreadable = [path for path in paths if reasons[path]]
+    if not unreadable:
+        return ""
+    if len(unreadable) == 1:
+        return reasons[unreadable[0]]
+    return f"cannot read {len(unreadable)} images: {', '.join(map(str, unreadable))}"
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        image: Image.Image = Image.open(path)
+        image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnreadableError(f"cannot read the image {path}: {error}") from error
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        # 16 bits: Pillow's own conversion would clip everything above 255
+        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+    return image

@@ -1,0 +1,165 @@
+"""Batches of samples, from one tensor on the device or from a stream of decoded files."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, distributed
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from common.data.images import ImageData
+from common.data.transforms import Preprocessing
+from common.training.seeding import epoch_generator
+
+
+class Sample(NamedTuple):
+    """A batch: ``image (B, C, H, W)`` float, ``label (B,)`` 1 = anomalous, ``target (B,)`` class, ``index (B,)``.
+
+    ``image`` is ``(B, F)`` for a table, and for a module with frozen layers, whose features it then holds.
+    """
+
+    image: Tensor
+    label: Tensor
+    target: Tensor
+    index: Tensor  # type: ignore[assignment]
+
+
+class EpochSampler(Sampler[int]):
+    """A new order in each epoch that depends on nothing but the global seed and the epoch: a resumed run repeats it.
+
+    Batch norm cannot train on a batch of one sample. Where the last batch of a shuffled epoch would be such a batch, it is
+    left out; another epoch leaves out another sample.
+
+    The processes of a distributed run share the order: their k-th batches together are the k-th batch of one process whose
+    batches are as many times larger. All processes get equally many samples. The remainder is left out of a shuffled epoch,
+    and samples are repeated in one that is not shuffled, see :meth:`common.module.OneClassModule.whole`.
+    """
+
+    def __init__(self, n: int, batch_size: int, shuffle: bool) -> None:
+        self.n, self.batch_size, self.shuffle, self.epoch = n, batch_size, shuffle, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def order(self) -> Tensor:
+        """The positions of an epoch, or this process's share of them."""
+        rank, processes = _rank_and_processes()
+        if self.shuffle:
+            order = torch.randperm(self.n, generator=epoch_generator(self.epoch))
+        else:
+            order = torch.arange(len(self) * processes) % max(1, self.n)
+        return order[rank::processes][: len(self)]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order().tolist())
+
+    def __len__(self) -> int:
+        _, processes = _rank_and_processes()
+        if not self.shuffle:
+            return -(-self.n // processes)
+        share = self.n // processes
+        return share - 1 if share > self.batch_size > 1 and share % self.batch_size == 1 else share
+
+
+class ResidentLoader:
+    """Batches are slices of one tensor on the device.
+
+    Args:
+        samples: All the samples; images are kept channels-last.
+        batch_size: The last batch is smaller if it does not divide.
+        shuffle: In the order of :class:`EpochSampler`.
+
+    Example:
+        >>> n = torch.arange(5)
+        >>> loader = ResidentLoader(Sample(torch.rand(5, 1, 4, 4), n * 0, n, n), batch_size=2, shuffle=False)
+        >>> [batch.index.tolist() for batch in loader], len(loader)
+        ([[0, 1], [2, 3], [4]], 3)
+    """
+
+    def __init__(self, samples: Sample, batch_size: int, shuffle: bool) -> None:
+        self._channels_last = samples.image.movedim(1, -1).contiguous()
+        self._rest = samples[1:]
+        self.batch_size = batch_size
+        self.sampler = EpochSampler(len(self._channels_last), batch_size, shuffle)
+        self.batch_sampler = None  # Lightning asks every loader that has a sampler
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Sample]:
+        order = self.sampler.order().to(self._channels_last.device)
+        for chosen in order.split(self.batch_size):
+            image = self._channels_last.index_select(0, chosen).movedim(-1, 1)
+            yield Sample(image, *(values[chosen] for values in self._rest))
+
+
+Loader = ResidentLoader | DataLoader[Sample]
+
+
+class PreprocessedImages:
+    """What a net sees of images, decoded and preprocessed anew each time."""
+
+    def __init__(self, data: ImageData, preprocessing: Preprocessing) -> None:
+        self.data, self.preprocessing = data, preprocessing
+
+    def __call__(self, index: Tensor) -> Tensor:
+        """``(B,)`` indices to ``(B, *shape)``."""
+        return self.preprocessing(self.data.images[index])
+
+
+class CachedFeatures:
+    """Features of images, taken from an array of all of them."""
+
+    def __init__(self, features: NDArray[Any]) -> None:
+        self.features = features
+
+    def __call__(self, index: Tensor) -> Tensor:
+        """``(B,)`` indices to ``(B, F)``."""
+        return torch.from_numpy(self.features[index.numpy()])
+
+
+class _Stream(Dataset[Sample]):
+    """Makes one batch at a time in a worker of a DataLoader."""
+
+    def __init__(self, inputs: Callable[[Tensor], Tensor], samples: Sample) -> None:
+        self.inputs, self.samples = inputs, samples
+
+    def __len__(self) -> int:
+        return len(self.samples.index)
+
+    def __getitems__(self, positions: list[int]) -> Sample:
+        label, target, index = (values[positions] for values in self.samples[1:])
+        return Sample(self.inputs(index), label, target, index)
+
+
+def streamed(
+    inputs: Callable[[Tensor], Tensor], samples: Sample, batch_size: int, shuffle: bool, workers: int
+) -> DataLoader[Sample]:
+    """Batches whose images are made by ``inputs`` from their indices, in worker processes; the order of the resident loader.
+
+    Args:
+        inputs: ``(B,)`` indices to ``(B, *shape)`` images or features.
+        samples: All the samples, whose ``image`` is not used.
+        batch_size: The last batch is smaller if it does not divide.
+        shuffle: In the order of :class:`EpochSampler`.
+        workers: Their number; 0 for this process.
+    """
+    return DataLoader(
+        _Stream(inputs, samples),
+        batch_size,
+        sampler=EpochSampler(len(samples.index), batch_size, shuffle),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=_as_is,
+    )
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _rank_and_processes() -> tuple[int, int]:
+    running = distributed.is_available() and distributed.is_initialized()
+    return (distributed.get_rank(), distributed.get_world_size()) if running else (0, 1)
