@@ -11,13 +11,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 import torch
 from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from common.data import OneClassDataModule
@@ -26,9 +25,11 @@ from common.deploy.folder import predict_folder
 from common.deploy.load import load_checkpoint
 from common.errors import InputError
 from common.module import OneClassModule
-from common.training.callbacks import Figures, FiniteLoss, FirstBelow, Oracle, Predictions, Throughput
-from common.training.interruption import Interruptible
+from common.training.checkpoints import Oracle, Rule, checkpointing
+from common.training.predictions import Predictions
 from common.training.speed import Speed
+from common.training.tensorboard import Figures
+from common.training.watcher import Watcher
 
 LOGGER = {
     "class_path": "pytorch_lightning.loggers.TensorBoardLogger",
@@ -36,8 +37,6 @@ LOGGER = {
 }
 
 DESCRIPTION = "Two more commands, each with a --help of its own: oneclass predict-folder, oneclass export."
-
-Rule = Literal["last", "validation", "rho"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -79,7 +78,7 @@ class OneClassCLI(LightningCLI):
 
     model: OneClassModule
     datamodule: OneClassDataModule
-    throughput: Throughput
+    watcher: Watcher
     oracle: Oracle | None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -93,17 +92,15 @@ class OneClassCLI(LightningCLI):
         """Adds the callbacks that every run has."""
         rule = self._get(self.config_init, "rule")
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-        self.throughput = Throughput()
+        self.watcher = Watcher()
         self.oracle = Oracle() if self._get(self.config_init, "oracle") else None
         extra: list[Callback] = [
             self._get(self.config_init, "speed"),
-            self.throughput,
-            FiniteLoss(),
+            self.watcher,
             Figures(),
             Predictions(),
             *([self.oracle] if self.oracle else []),
-            Interruptible(),
-            *checkpointing(self.model, self.datamodule, rule),
+            *checkpointing(self.model, len(self.datamodule.splits.val) > 0, rule),
         ]
         return self._instantiate_trainer(config, extra)
 
@@ -120,32 +117,6 @@ def assemble(config: dict[str, Any]) -> OneClassCLI:
         if (message := _for_the_user(error)) is None:
             raise
         raise InputError(message) from error
-
-
-def checkpointing(module: OneClassModule, data: OneClassDataModule, rule: Rule) -> list[Checkpoint]:
-    """The files of :data:`CHOSEN`: ``last`` after every epoch; before it the rule's own, and ``rho`` wherever it is given.
-
-    Two callbacks, because Lightning's ``save_last`` writes only when the best has changed.
-
-    Raises:
-        InputError: The rule needs held-out samples, or the module's ``rho``, and there are none.
-    """
-    rho, held_out = module.hparams.get("rho"), len(data.splits.val) > 0
-    if rule != "last" and not held_out:
-        raise InputError(f"rule '{rule}' needs held-out normal samples: give data.val_fraction above 0")
-    if rule == "rho" and rho is None:
-        raise InputError("rule 'rho' needs its bound: give model.init_args.rho, where the method has it")
-    always: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-    callbacks: list[Checkpoint] = []
-    if rule == "validation":
-        callbacks.append(ModelCheckpoint(filename="best", monitor=module.monitor, mode=module.mode, **always))
-    if rho is not None and held_out:
-        callbacks.append(FirstBelow(module.monitor, rho))
-    return [*callbacks, ModelCheckpoint(filename="last", **always)]
-
-
-CHOSEN: dict[Rule, str] = {"last": "last.ckpt", "validation": "best.ckpt", "rho": "rho.ckpt"}
-"""The checkpoint of the epoch that a rule has chosen, if it has."""
 
 
 def chosen_device(name: str) -> str:

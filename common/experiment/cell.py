@@ -21,7 +21,7 @@ from pytorch_lightning import seed_everything
 from threadpoolctl import threadpool_limits
 
 from common.classical import detector, fit_and_score
-from common.cli import CHOSEN, assemble, settle
+from common.cli import assemble, settle
 from common.data import OneClassDataModule, parse_protocol
 from common.data.datamodule import default_root
 from common.data.datasets import fingerprint
@@ -30,6 +30,7 @@ from common.errors import InputError
 from common.files import write_whole
 from common.module import Scored
 from common.presets import REPOSITORY, Config, read_preset
+from common.training.checkpoints import CHOSEN
 
 
 @dataclass(frozen=True, order=True)
@@ -258,7 +259,7 @@ def _run_module(config: Config, directory: Path, settings: Settings) -> tuple[Sc
         "selected_epoch": _epoch(load_checkpoint(chosen)),
         "reached": reached,
         "epochs": cli.trainer.max_epochs,
-        "train_images_per_s": round(cli.throughput.images_per_s, 1),
+        "train_images_per_s": round(cli.watcher.images_per_s, 1),
         "parameters": sum(p.numel() for p in cli.model.parameters()),
         "threshold": float(cli.model.threshold),
         "device": str(cli.model.device),
