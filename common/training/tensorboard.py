@@ -175,7 +175,7 @@ def write_summary_runs(frame: pd.DataFrame, runs: Path) -> None:
             "method": name,
             "dataset": dataset,
             "protocol": protocol,
-            "normal": _one_or_mean(row["normal"], " classes"),
+            "normal": _one_or_mean(row["normal"]),
             "seed": _one_or_mean(row["seed"]),
         }
         folder = f"{name} {dataset} {protocol}".replace("/", "_")
@@ -246,9 +246,9 @@ def _thumbnails(data: OneClassDataModule, parts: list[NDArray[np.int64]], larges
     return images.expand(-1, 3, -1, -1)
 
 
-def _one_or_mean(values: "pd.Series[Any]", unit: str = "") -> str:
+def _one_or_mean(values: "pd.Series[Any]") -> str:
     distinct = values.unique()
-    return str(distinct[0]) if len(distinct) == 1 else f"mean of {len(distinct)}{unit}"
+    return str(distinct[0]) if len(distinct) == 1 else f"mean of {len(distinct)}"
 
 
 def _render(figure: Figure) -> NDArray[np.uint8]:
