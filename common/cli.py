@@ -28,8 +28,9 @@ from common.errors import InputError
 from common.module import OneClassModule
 from common.presets import make_importable, preset_path, split_preset
 from common.training.checkpoints import Oracle, Rule, checkpointing
+from common.training.predictions import Predictions
 from common.training.speed import Speed
-from common.training.tensorboard import Figures, Predictions
+from common.training.tensorboard import Figures
 from common.training.watcher import Watcher
 
 LOGGER = {

@@ -25,8 +25,8 @@ from common.errors import InputError
 from common.evaluation import quantile_threshold
 from common.module import OneClassModule
 from common.presets import Config, read_preset
-from common.training.callbacks import FiniteLoss
 from common.training.seeding import isolated
+from common.training.watcher import Watcher
 
 
 class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
@@ -214,7 +214,7 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             enable_checkpointing=False,
             enable_progress_bar=self.verbose,
             enable_model_summary=False,
-            callbacks=[FiniteLoss()],
+            callbacks=[Watcher()],
         )
         device = trainer.strategy.root_device
         frozen = (module.frozen() or nn.Identity()).to(device)

@@ -120,7 +120,7 @@ def scaling(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
             with tempfile.TemporaryDirectory() as folder:
                 cli = _parts(name, arguments, folder, protocol=f"no_split,limit={limit}")
                 cli.trainer.fit(cli.model, cli.datamodule)
-                seconds.append(cli.throughput.images / cli.throughput.images_per_s / arguments.epochs)
+                seconds.append(cli.watcher.images / cli.watcher.images_per_s / arguments.epochs)
         images = len(cli.datamodule.splits.train)
         lines.append({"images": images, "s": round(statistics.median(seconds[1:] or seconds), 3)})
     method, _, preset = name.rpartition("-")
@@ -192,8 +192,8 @@ def through_lightning(name: str, arguments: argparse.Namespace) -> dict[str, flo
         cli.trainer.test(cli.model, cli.datamodule, verbose=False)
         score_s = time.perf_counter() - start
     return {
-        "train": cli.throughput.images_per_s,
-        "fit": cli.throughput.images / fit_s,
+        "train": cli.watcher.images_per_s,
+        "fit": cli.watcher.images / fit_s,
         "score": len(cli.datamodule.splits.test) / score_s,
         "batch_size": cli.datamodule.batch_size,
         "begin_s": begin_s,

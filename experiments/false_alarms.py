@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import betabinom, binom
 
-from common.cli import CHOSEN, Parser, one_line_errors
+from common.cli import Parser, one_line_errors
 from common.deploy.load import load_checkpoint
 from common.evaluation import conformal_p_value
 from common.evaluation.metrics import Values
@@ -23,6 +23,7 @@ from common.experiment.cell import Settings, read_record
 from common.experiment.command import split_name
 from common.experiment.grid import run_grid
 from common.files import write_whole
+from common.training.checkpoints import CHOSEN
 
 PRESETS = ("autoencoder-small", "alocc-small", "ocgan-small", "ocnn-small")
 ALPHAS = (0.01, 0.05, 0.1)

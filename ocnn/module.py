@@ -13,7 +13,7 @@ from torch.optim import Adam
 from common.backbones import Frozen
 from common.data import Sample
 from common.module import OneClassModule
-from common.training.callbacks import Oracle
+from common.training.checkpoints import Oracle
 from ocnn.losses import cross_entropy, instance_norm, logit_difference, pseudo_negatives
 from ocnn.networks import classifier, extractor
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from autoencoder import Autoencoder
 from common.data import OneClassDataModule
-from common.training.callbacks import Predictions
+from common.training.predictions import Predictions
 
 GLOBAL_BATCH = 32
 

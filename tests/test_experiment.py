@@ -146,8 +146,10 @@ def test_tensorboard_holds_every_kind_of_thing(runs):
 
     events = EventAccumulator(str(CELL.directory(runs)), size_guidance={"images": 0}).Reload()
     tags = events.Tags()
-    assert set(tags["scalars"]) >= {"train/loss", "val/reconstruction", "test/auroc", "hp/auroc", "train/images_per_s"}
-    assert set(tags["images"]) >= {"reconstructions", "score_histogram", "roc", "precision_recall", "extremes"}
+    assert set(tags["scalars"]) >= {"train/loss", "val/reconstruction", "test/auroc", "compare/auroc", "train/images_per_s"}
+    drawn = {"reconstructions", "score_histogram", "roc", "precision_recall", "extremes"}
+    assert set(tags["images"]) >= {f"figures/{name}" for name in drawn}
+    assert {tag.partition("/")[0] for tag in tags["images"]} == {"figures"}
     assert {f"scores/anomalous {k}" for k in range(10) if k != 3} | {"scores/normal 3"} <= set(tags["distributions"])
     assert any("pr_curve" in str(events.SummaryMetadata(tag).plugin_data.plugin_name) for tag in tags["tensors"])
     assert "_hparams_/session_start_info" in events.PluginTagToContent("hparams")

@@ -6,12 +6,11 @@ import threading
 from contextlib import nullcontext
 
 import pytest
-from common.experiment.together import together
 from pytorch_lightning import Callback, Trainer
 
 from autoencoder import Autoencoder
 from common.testing import _loader, toy_samples
-from common.training.interruption import Interruptible, Interruption
+from common.training.watcher import Interruption, Watcher
 
 
 def press():
@@ -43,7 +42,7 @@ class Pressing(Callback):
     on_train_batch_end = on_validation_batch_end = on_test_batch_end = on_predict_batch_end = end
 
 
-def run(pressing, *callbacks, loop="fit", prepare=None):
+def run(pressing, *callbacks, loop="fit"):
     trainer = Trainer(
         max_epochs=2,
         accelerator="cpu",
@@ -54,15 +53,13 @@ def run(pressing, *callbacks, loop="fit", prepare=None):
         enable_model_summary=False,
     )
     module = Autoencoder((1, 16, 16), network="bounded", widths=[8], latent=8)
-    if prepare is not None:
-        prepare(module)
     getattr(trainer, loop)(module, _loader(toy_samples()))
 
 
 def train(times, loop="fit"):
     pressing = Pressing(times)
     with pytest.raises(SystemExit) if times else nullcontext():
-        run(pressing, Interruptible(), loop=loop)
+        run(pressing, Watcher(), loop=loop)
     return pressing.ended
 
 
@@ -106,11 +103,3 @@ def test_other_threads_and_handlers_are_left_alone():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     look()
     assert handlers == [signal.default_int_handler, signal.SIG_IGN]
-
-
-def test_tasks_side_by_side_end_between_two_steps():
-    both = [Pressing(1), Pressing(0)]
-    with pytest.raises(KeyboardInterrupt):
-        together([lambda prepare, pressing=pressing: run(pressing, prepare=prepare) for pressing in both])
-    assert [pressing.ended for pressing in both] == [[0], [0]]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

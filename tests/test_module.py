@@ -9,7 +9,7 @@ from autoencoder import Autoencoder
 from common.data import OneClassDataModule
 from common.errors import InputError
 from common.module import OneClassModule
-from common.training.callbacks import FiniteLoss, NonFiniteLossError, Throughput
+from common.training.watcher import NonFiniteLossError, Watcher
 
 
 def module(**changes):
@@ -136,15 +136,15 @@ class Explodes(Autoencoder):
 @pytest.mark.parametrize("every", [1, 50])
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data, every):
     with pytest.raises(NonFiniteLossError, match=r"loss_other is inf in epoch 1, batch 2"):
-        trainer(tmp_path, [FiniteLoss(every)], max_epochs=3).fit(Explodes((1, 8, 8), widths=(4, 8)), data)
+        trainer(tmp_path, [Watcher(every)], max_epochs=3).fit(Explodes((1, 8, 8), widths=(4, 8)), data)
 
 
 def test_throughput_counts_every_training_image(tmp_path, data):
-    count = Throughput()
+    count = Watcher()
     trainer(tmp_path, [count], max_epochs=3).fit(module(), data)
     assert count.images == 3 * len(data.splits.train)
     assert count.images_per_s > 0
-    resumed = Throughput()
+    resumed = Watcher()
     resumed.load_state_dict(count.state_dict())
     assert resumed.images_per_s == count.images_per_s
 

@@ -1,0 +1,159 @@
+"""Which epochs of a run are kept, which of them is tested, and the folder where a run's files go."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+
+from common.errors import InputError
+from common.module import OneClassModule
+
+Rule = Literal["last", "validation", "rho"]
+"""The epoch that is tested: the last, the best on held-out normals, or the first whose ``monitor`` is below ``rho``."""
+
+CHOSEN: dict[Rule, str] = {"last": "last.ckpt", "validation": "best.ckpt", "rho": "rho.ckpt"}
+"""The checkpoint of each rule's epoch; ``rho.ckpt`` is missing where no epoch was below the bound."""
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """The folder of a run's checkpoints, figures and predictions, the same for every logger and in every process.
+
+    It is ``trainer.default_root_dir`` where that was given. Otherwise it is the first logger's own folder, as in Lightning.
+
+    Example:
+        >>> run_folder(Trainer(default_root_dir="runs/mine", logger=False, enable_checkpointing=False)).as_posix()
+        'runs/mine'
+    """
+    root, logger = Path(trainer.default_root_dir), trainer.logger
+    # Lightning takes the current folder where none is given.
+    if logger is None or root.absolute() != Path.cwd():
+        return root
+    folder = logger.log_dir or Path(logger.save_dir or root, str(logger.name), str(logger.version))
+    # A logger counts its versions in each process by itself.
+    return Path(trainer.strategy.broadcast(str(folder)))
+
+
+def checkpointing(module: OneClassModule, held_out: bool, rule: Rule) -> list[Checkpoint]:
+    """The callbacks that write the files of :data:`CHOSEN`.
+
+    ``last`` is written after every epoch, ``best`` under its own rule only, and ``rho`` wherever the module has the bound.
+
+    Args:
+        module: Has the ``monitor`` and its ``mode``, and perhaps ``hparams.rho``.
+        held_out: Whether there are held-out samples.
+        rule: The epoch that will be tested.
+
+    Raises:
+        InputError: The rule needs held-out samples, or the module's ``rho``, and there are none.
+    """
+    rho = module.hparams.get("rho")
+    if rule != "last" and not held_out:
+        raise InputError(f"rule '{rule}' needs held-out normal samples: give data.val_fraction above 0")
+    if rule == "rho" and rho is None:
+        raise InputError("rule 'rho' needs its bound: give model.init_args.rho, where the method has it")
+    callbacks: list[Checkpoint] = []
+    if rule == "validation":
+        callbacks.append(EpochCheckpoint("best", module.monitor, module.mode))
+    if rho is not None and held_out:
+        callbacks.append(FirstBelow(module.monitor, rho))
+    # Not Lightning's save_last, which writes only when the best has changed. It comes after the others, whose state it keeps.
+    return [*callbacks, EpochCheckpoint("last")]
+
+
+class EpochCheckpoint(ModelCheckpoint):
+    """Writes ``checkpoints/<filename>.ckpt`` in the run's folder after each epoch, or after the best one so far.
+
+    Args:
+        filename: Without its ending; the file is replaced.
+        monitor: A logged key; None writes after every epoch.
+        mode: Whether ``monitor`` is best when it is lowest (``min``) or highest (``max``).
+    """
+
+    def __init__(self, filename: str, monitor: str | None = None, mode: Literal["min", "max"] = "min") -> None:
+        always: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+        super().__init__(filename=filename, monitor=monitor, mode=mode, **always)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Takes the run's folder, whatever the logger says."""
+        self.dirpath = str(run_folder(trainer) / "checkpoints")
+        super().setup(trainer, pl_module, stage)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best epoch so far, without the folder: Lightning would forget that epoch where a resumed run was moved."""
+        return {key: value for key, value in super().state_dict().items() if key != "dirpath"}
+
+
+class FirstBelow(Checkpoint):
+    """Writes ``rho.ckpt`` after the first epoch whose ``monitor`` is below ``rho``: ALOCC's stopping rule, on held-out normals.
+
+    Training goes on, so that later epochs can be compared. ``val/rho`` is logged beside the monitored curve, and
+    ``val/below_rho`` (0 or 1) shows the chosen epoch.
+
+    Args:
+        monitor: A logged key.
+        rho: The bound, in the unit of ``monitor``.
+
+    Attributes:
+        epoch: The chosen epoch, counted from 1; None until there is one.
+    """
+
+    epoch: int | None
+
+    def __init__(self, monitor: str, rho: float) -> None:
+        self.monitor, self.rho, self.epoch = monitor, rho, None
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Compares and writes, after the epoch's validation."""
+        below = bool(trainer.callback_metrics[self.monitor] < self.rho)
+        if below and self.epoch is None:
+            self.epoch = trainer.current_epoch + 1
+            trainer.save_checkpoint(run_folder(trainer) / "checkpoints" / "rho.ckpt")
+        module.log_dict({"val/rho": self.rho, "val/below_rho": float(below)})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The chosen epoch travels with the checkpoint."""
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """A resumed run keeps to the epoch that was chosen."""
+        self.epoch = state_dict["epoch"]
+
+
+class Oracle(Callback):
+    """Scores the test set after every epoch, to show what a choice by test labels *would* give; nothing is chosen by it.
+
+    Logs ``oracle/auroc_<score>``.
+
+    Attributes:
+        curve: For every score, the AUROC after each epoch.
+        best: For every score, the metrics of the epoch where that AUROC is highest, with that ``epoch``, from 1.
+    """
+
+    def __init__(self) -> None:
+        self.curve: dict[str, list[float]] = {}
+        self.best: dict[str, dict[str, float]] = {}
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Scores and logs."""
+        assert isinstance(module, OneClassModule)
+        scored = module.score(trainer.datamodule.test_dataloader())  # type: ignore[attr-defined]
+        for name, metrics in module.metrics_of(scored).items():
+            curve = self.curve.setdefault(name, [])
+            if not curve or metrics["auroc"] > max(curve):
+                self.best[name] = {**metrics, "epoch": trainer.current_epoch + 1}
+            curve.append(metrics["auroc"])
+            module.log(f"oracle/auroc_{name}", metrics["auroc"])
+
+    def results(self, last: int = 10) -> dict[str, dict[str, float]]:
+        """``best``, and as ``auroc_spread`` the range, max - min, of the AUROC over the ``last`` epochs."""
+        return {name: {**best, "auroc_spread": float(np.ptp(self.curve[name][-last:]))} for name, best in self.best.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The curve travels with the checkpoint."""
+        return {"curve": self.curve, "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """A resumed run goes on with the curve."""
+        self.curve, self.best = state_dict["curve"], state_dict["best"]

@@ -1,0 +1,162 @@
+"""One callback for all that happens per batch: losses that must stay finite, throughput, and Ctrl-C."""
+
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from common.data import Sample
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became NaN or infinite: training is over."""
+
+
+class Interruption:
+    """A block in which the first Ctrl-C waits for :meth:`look`; a second one takes effect at once.
+
+    Python raises KeyboardInterrupt wherever the main thread is. TensorBoard's writer wakes another thread for every number.
+    An interrupt between the two halves of such a wake-up leaves that thread asleep, and the program waits for it for ever.
+    Outside of the main thread, and where the signal is not Python's own to handle, the block changes nothing.
+
+    Example:
+        >>> with Interruption() as interruption:
+        ...     for step in range(3):
+        ...         interruption.look()
+    """
+
+    def __init__(self) -> None:
+        self._asked = self._installed = False
+
+    def __enter__(self) -> "Interruption":
+        """Begins to wait."""
+        own = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if own and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._note)
+            self._installed = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None = None, error: BaseException | None = None, trace: TracebackType | None = None
+    ) -> None:
+        """Gives the signal back to Python; a waiting Ctrl-C takes effect, unless something else ends the block."""
+        if self._installed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self._installed = False
+        if error is None:
+            self.look()
+
+    def look(self) -> None:
+        """Lets a waiting Ctrl-C take effect here.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed since the block began.
+        """
+        if self._asked:
+            self._asked = False
+            raise KeyboardInterrupt
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            self._asked = False
+            signal.default_int_handler(number, frame)
+        self._asked = True
+
+
+class Watcher(Callback):
+    """Stops a training whose loss is not finite, measures its speed, and ends it between two batches on Ctrl-C.
+
+    Every callback costs time in every batch, so one does all three. Losses are checked every ``every_n_batches`` and at the
+    epoch's end, so that a GPU need not wait after each batch. The speed leaves validation and checkpoints out, covers all
+    sittings of a resumed run, and is logged as ``train/images_per_s``. Ctrl-C works as :class:`Interruption` says.
+
+    Args:
+        every_n_batches: How many batches may pass between two checks of the losses.
+
+    Attributes:
+        images: Training images so far, of all processes.
+        seconds: Training time so far.
+
+    Raises:
+        NonFiniteLossError: Names epoch, batch and loss; before the epoch's checkpoint is written.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[Watcher()], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, every_n_batches: int = 50) -> None:
+        self.every_n_batches = every_n_batches
+        self.images, self.seconds, self._start = 0, 0.0, 0.0
+        self._losses: list[tuple[int, Mapping[str, Tensor]]] = []
+        self._interruption = Interruption()
+
+    @property
+    def images_per_s(self) -> float:
+        """Training images per second, the mean over the run."""
+        return self.images / self.seconds if self.seconds else 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Starts the clock."""
+        self._losses.clear()
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Sample, batch_idx: int
+    ) -> None:
+        """Counts the images, keeps the losses and looks for Ctrl-C; after the last batch it stops the clock."""
+        self.images += len(batch.image) * trainer.world_size
+        self._losses.append((batch_idx, {name: loss.detach() for name, loss in outputs.items()}))
+        if trainer.is_last_batch:
+            if module.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.seconds += time.perf_counter() - self._start
+        if trainer.is_last_batch or len(self._losses) >= self.every_n_batches:
+            self._check(trainer.current_epoch)
+        self._interruption.look()
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Logs ``train/images_per_s``."""
+        module.log("train/images_per_s", self.images_per_s)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts travel with the checkpoint."""
+        return {"images": self.images, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """A resumed run goes on counting."""
+        self.images, self.seconds = state_dict["images"], state_dict["seconds"]
+
+    def _look(self, *_: Any, **__: Any) -> None:
+        self._interruption.look()
+
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _look
+
+    def _begin(self, *_: Any, **__: Any) -> None:
+        # Not in setup: just before its loops Lightning puts back the handler that it found there.
+        self._interruption.__enter__()
+
+    on_train_start = on_validation_start = on_test_start = on_predict_start = _begin
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Gives Ctrl-C back to Python."""
+        self._interruption.__exit__()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        """Gives Ctrl-C back to Python; the exception comes first."""
+        self._interruption.__exit__(type(exception), exception)
+
+    def _check(self, epoch: int) -> None:
+        losses, self._losses = self._losses, []
+        rows = [torch.stack(list(by_name.values())) for _, by_name in losses]
+        bad = (~torch.isfinite(torch.stack(rows))).nonzero().tolist()
+        if bad:
+            row, column = bad[0]
+            batch_idx, by_name = losses[row]
+            name, loss = list(by_name.items())[column]
+            raise NonFiniteLossError(f"{name} is {loss.item()} in epoch {epoch}, batch {batch_idx}: lower the learning rate")
