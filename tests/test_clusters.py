@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pkgutil
 import secrets
 import signal
 import socket
@@ -11,6 +12,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
+from concurrent.futures import BrokenExecutor, Future, wait
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,9 +22,9 @@ import torch
 from rich.console import Console
 
 from common.errors import InputError
-from common.experiment import Cell, Experiment, Grid, grid, run_experiment
+from common.experiment import Cell, Experiment, Grid, engines, grid, run_experiment
 from common.experiment.cell import Settings, run
-from common.experiment.engines import local_slots
+from common.experiment.engines import Engine, engine, local_slots, result_of
 from common.experiment.grid import run_grid
 
 psutil = pytest.importorskip("psutil")
@@ -180,7 +183,9 @@ def wait_for(port):
 
 
 @pytest.mark.parametrize("backend", ["ray", "dask"])
-def test_a_cluster_gives_the_records_of_one_machine_though_a_worker_is_killed(backend, alone, tmp_path, capsys, request):
+def test_a_cluster_gives_the_records_of_one_machine_though_a_worker_is_killed(
+    backend, alone, tmp_path, capsys, request, monkeypatch
+):
     request.getfixturevalue(f"{backend}_cluster")
     with Killer(CELLS[0], tmp_path, times=1) as killer:
         failures = run_grid(CELLS, settings(tmp_path), 2, Console(), backend)
@@ -188,6 +193,27 @@ def test_a_cluster_gives_the_records_of_one_machine_though_a_worker_is_killed(ba
     assert killer.times == 0, "no worker was killed"
     assert results(CELLS, tmp_path) == results(CELLS, alone)
     assert capsys.readouterr().out.count("AUROC") == len(CELLS)
+    workers_find_what_this_process_finds(backend, tmp_path, monkeypatch)
+
+
+def test_a_worker_of_this_machine_finds_what_this_process_finds(tmp_path, monkeypatch):
+    workers_find_what_this_process_finds("loky", tmp_path, monkeypatch)
+
+
+def workers_find_what_this_process_finds(backend, tmp_path, monkeypatch):
+    """Modules in the folders made importable after the workers began, and files below the current folder."""
+    modules, current = tmp_path / "modules", tmp_path / "current"
+    modules.mkdir()
+    current.mkdir()
+    (modules / "brought_along.py").write_text("NUMBER = 7")
+    monkeypatch.setattr(engines, "importable_folders", lambda: [str(modules)])
+    monkeypatch.chdir(current)
+    with engine(backend, 1, 0) as executor:
+        monkeypatch.chdir(tmp_path)
+        assert result_of(executor.submit(pkgutil.resolve_name, "brought_along:NUMBER")) == 7
+        assert result_of(executor.submit(os.getcwd)) == str(current)
+        with pytest.raises(InputError, match="a worker has No module named 'nowhere'"):
+            result_of(executor.submit(pkgutil.resolve_name, "nowhere:NUMBER"))
 
 
 @pytest.mark.parametrize("package", ["ray", "distributed"])
@@ -202,9 +228,9 @@ def test_a_missing_package_is_named(package, tmp_path, capsys, monkeypatch):
 
 
 def test_a_machine_without_the_runs_folder_is_told_of(tmp_path):
-    work = grid._Grid("a", Settings(runs=tmp_path / "elsewhere"), 1)
+    work = grid._Work("a", Settings(runs=tmp_path / "elsewhere"), 1)
     with pytest.raises(InputError, match=r"has no folder .*elsewhere: share runs and data"):
-        grid._attempt(LONG[0], work, wait=False)
+        grid._attempt(LONG[0], work, patient=False)
 
 
 def test_cells_spread_over_gpus_and_share_them(tmp_path, monkeypatch):
@@ -212,15 +238,77 @@ def test_cells_spread_over_gpus_and_share_them(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: SimpleNamespace(uuid=f"gpu-{gpu}"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(grid, "_HELD", [])
     assert local_slots("cuda", 3) == 6
-    places = [grid._gpu.__wrapped__(2) for _ in range(4)]
-    assert places == [0, 1, 0, 1]
+    places = [grid._place.__wrapped__(2) for _ in range(4)]
+    assert [gpu for gpu, _ in places] == [0, 1, 0, 1]
     fifth = []
-    waiting = threading.Thread(target=lambda: fifth.append(grid._gpu.__wrapped__(2)))
+    waiting = threading.Thread(target=lambda: fifth.append(grid._place.__wrapped__(2)))
     waiting.start()
     waiting.join(0.2)
     assert waiting.is_alive()
-    grid._HELD[1].release()
+    places[1][1].release()
     waiting.join(10)
-    assert fifth == [1]
+    assert fifth[0][0] == 1
+
+
+class Script:
+    """An engine that runs nothing; each cell comes to what ``play`` says, which hears how often the cell was begun."""
+
+    def __init__(self, play):
+        self.play, self.begun, self.submitted = play, Counter(), []
+        self.engine = Engine(self.submit, (BrokenExecutor,))
+
+    def submit(self, function, cell, work, patient):
+        assert function is grid._attempt
+        self.submitted.append((cell, patient))
+        self.begun[cell] += 1
+        future = Future()
+        try:
+            future.set_result(self.play(cell, work, self.begun[cell]))
+        except BrokenExecutor as error:
+            future.set_exception(error)
+        return future
+
+    def results(self, runs, at_a_time):
+        work = grid._Work("a", settings(runs), 1)
+        return dict(grid._results(LONG, work, self.engine, at_a_time, Console()))
+
+
+def killed_at(cell, work, times):
+    note = grid._beside(cell, work, "begun")
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(f"{work.name} {times} host 1")
+    raise BrokenExecutor
+
+
+def test_a_cell_whose_workers_were_killed_twice_runs_last_and_by_itself(tmp_path, capsys, monkeypatch):
+    together = []
+
+    def noted(running, return_when):
+        together.append(set(running.values()))
+        return wait(running, return_when=return_when)
+
+    def play(cell, work, times):
+        return killed_at(cell, work, times) if cell in LONG[:2] and times < 3 else "over"
+
+    monkeypatch.setattr(grid, "wait", noted)
+    assert Script(play).results(tmp_path, at_a_time=2) == dict.fromkeys(LONG, "over")
+    first, second, third = LONG
+    assert together[0] == {first, second}
+    assert [cells for cells in together if third in cells] == together[1:2]
+    assert sorted(map(list, together[-2:])) == [[first], [second]]
+    assert capsys.readouterr().out.count("a worker was killed") == 4
+
+
+def test_cells_of_another_grid_are_waited_for_last(tmp_path):
+    script = Script(lambda cell, work, times: None if cell == LONG[0] and times == 1 else "over")
+    assert script.results(tmp_path, at_a_time=1) == dict.fromkeys(LONG, "over")
+    assert script.submitted == [(LONG[0], False), (LONG[1], False), (LONG[2], False), (LONG[0], True)]
+
+
+def test_workers_that_never_begin_a_cell_end_the_grid(tmp_path):
+    def play(cell, work, times):
+        raise BrokenExecutor("out of memory")
+
+    with pytest.raises(InputError, match="workers are killed before they begin a cell: out of memory"):
+        Script(play).results(tmp_path, at_a_time=2)

@@ -1,16 +1,22 @@
-"""Where cells run: processes of this machine, or the workers of a Ray or Dask cluster, all of them behind joblib."""
+"""Where cells run: processes of this machine, or the workers of a Ray or Dask cluster.
+
+All three give :class:`concurrent.futures.Future`, so that a grid is the same on each.
+"""
 
 import os
-from collections.abc import Callable, Iterator
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from typing import Any, Literal
 
 import torch
-from joblib import cpu_count
-from joblib.parallel import ParallelBackendBase
+from loky import cpu_count, get_reusable_executor
 
 from common.errors import InputError
 
@@ -22,87 +28,82 @@ class Engine:
     """A running engine.
 
     Attributes:
-        backend: For :class:`joblib.Parallel`.
+        submit: Begins ``function(*args)`` in a worker; returns a future, whose result :func:`result_of` gives.
         lost: What a task raises whose process was killed, more often than the engine itself runs it again.
     """
 
-    backend: str | ParallelBackendBase
+    submit: Callable[..., "Future[Any]"]
     lost: tuple[type[Exception], ...]
-
-
-class Futures(ParallelBackendBase):  # type: ignore[misc]
-    """joblib over anything that takes a function and gives a :class:`concurrent.futures.Future`.
-
-    Ray's own joblib backend is a multiprocessing pool, which gives no results one by one, hands tasks to busy workers and
-    ends with the first that is killed; joblib's Dask backend waits for ever for a task that Dask gave up, ignores
-    ``n_jobs`` and spreads the loops inside of a task over the cluster too.
-
-    Example:
-        >>> from concurrent.futures import ThreadPoolExecutor
-        >>> from joblib import Parallel, delayed
-        >>> with ThreadPoolExecutor(2) as pool:
-        ...     Parallel(n_jobs=2, backend=Futures(pool.submit))(delayed(abs)(i) for i in (-1, -2))
-        [1, 2]
-    """
-
-    supports_retrieve_callback = True
-
-    def __init__(self, submit: Callable[[Callable[[], Any]], "Future[Any]"]) -> None:
-        super().__init__()
-        self._submit = submit
-
-    def effective_n_jobs(self, n_jobs: int) -> int:
-        """At least 2, since joblib runs a single job itself; ``pre_dispatch`` says how many tasks there are at a time."""
-        return max(2, n_jobs)
-
-    def submit(self, func: Callable[[], Any], callback: Callable[["Future[Any]"], None] | None = None) -> "Future[Any]":
-        """Begins a task."""
-        future = self._submit(func)
-        if callback is not None:
-            future.add_done_callback(callback)
-        return future
-
-    def retrieve_result_callback(self, out: "Future[Any]") -> Any:
-        """Its result.
-
-        Raises:
-            InputError: The workers have not what this process has.
-        """
-        try:
-            return out.result()
-        except Exception as error:
-            own: Exception = getattr(error, "cause", error)  # what Ray wraps
-            if isinstance(own, ModuleNotFoundError):
-                raise InputError(f"a worker has {own}: install oneclass on every machine of the cluster") from error
-            raise own from None
 
 
 @contextmanager
 def engine(backend: Backend, jobs: int, share: float) -> Iterator[Engine]:
-    """The engine by its name, from the cluster that is there, else from one that is started here and ended with the block.
+    """Connects to the cluster that is there, or starts workers here that end with the block.
+
+    A task finds the modules that this process was made to find, and begins in this process's folder.
 
     Args:
-        backend: ``loky`` are processes of this machine. ``ray`` connects to ``RAY_ADDRESS`` or the cluster that this machine
-            belongs to, ``dask`` to ``DASK_SCHEDULER_ADDRESS``.
-        jobs: Processes, where they are started here.
-        share: Of a GPU, for each cell; 0 where they run on CPUs.
+        backend: ``loky`` starts processes on this machine. ``ray`` connects to ``RAY_ADDRESS`` or the cluster that this
+            machine belongs to, ``dask`` to ``DASK_SCHEDULER_ADDRESS``.
+        jobs: Number of processes, where they are started here.
+        share: Of a GPU, for each task; 0 where they run on CPUs.
 
     Raises:
         InputError: The package is not installed, or the cluster cannot be reached or used.
     """
     if backend == "loky":
-        yield Engine("loky", (BrokenExecutor,))
+        running = _loky(jobs)
     elif backend == "ray":
-        with _ray(jobs, share) as running:
-            yield running
+        running = _ray(jobs, share)
     else:
-        with _dask(jobs) as running:
-            yield running
+        running = _dask(jobs)
+    with running as executor:
+        yield replace(executor, submit=partial(executor.submit, importable_folders(), os.getcwd()))
+
+
+def result_of(future: "Future[Any]") -> Any:
+    """Waits for a task's result, or raises what the task raised.
+
+    Raises:
+        InputError: The worker lacks a module that this process has.
+    """
+    try:
+        return future.result()
+    except Exception as error:
+        own: Exception = getattr(error, "cause", error)  # Ray wraps it
+        if isinstance(own, ModuleNotFoundError):
+            raise InputError(f"a worker has {own}: install oneclass on every machine of the cluster") from error
+        raise own from None
 
 
 def local_slots(device: str, cells_per_gpu: int) -> int:
     """Cells at a time on this machine: one per core, or ``cells_per_gpu`` for each GPU."""
-    return max(1, torch.cuda.device_count()) * cells_per_gpu if device == "cuda" else cpu_count()
+    if device == "cuda":
+        return max(1, torch.cuda.device_count()) * cells_per_gpu
+    return int(cpu_count())
+
+
+def importable_folders() -> list[str]:
+    """Folders that this process has added to ``sys.path``."""
+    return list(_IMPORTABLE)
+
+
+_IMPORTABLE: list[str] = []
+
+
+@contextmanager
+def _loky(jobs: int) -> Iterator[Engine]:
+    pool = partial(get_reusable_executor, jobs, timeout=None, initializer=_end_with, initargs=(os.getpid(),))
+
+    def submit(*task: Any) -> "Future[Any]":
+        while True:
+            with suppress(BrokenExecutor):  # a worker was killed since the last call: there is another pool at the next
+                return pool().submit(_call, *task)
+
+    try:
+        yield Engine(submit, (BrokenExecutor,))
+    finally:
+        pool().shutdown(kill_workers=True)
 
 
 @contextmanager
@@ -118,11 +119,11 @@ def _ray(jobs: int, share: float) -> Iterator[Engine]:
             ) from error
         ray.init(address="local", num_cpus=jobs, include_dashboard=False, object_store_memory=100 * 2**20, **quiet)
     try:
-        task = ray.remote(_call).options(num_cpus=1, num_gpus=share, scheduling_strategy="SPREAD")
         if share and not ray.cluster_resources().get("GPU"):
             raise InputError("the Ray cluster has no GPU: start a node that has one, or leave out --device cuda")
+        task = ray.remote(_call).options(num_cpus=1, num_gpus=share, scheduling_strategy="SPREAD")
         lost = (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError)
-        yield Engine(Futures(lambda function: task.remote(function).future()), lost)
+        yield Engine(lambda *arguments: task.remote(*arguments).future(), lost)
     finally:
         ray.shutdown()
 
@@ -131,27 +132,17 @@ def _ray(jobs: int, share: float) -> Iterator[Engine]:
 def _dask(jobs: int) -> Iterator[Engine]:
     distributed = _import("distributed")
     address = _import("dask").config.get("scheduler-address", None)
-    where = address or distributed.LocalCluster(
-        n_workers=jobs, threads_per_worker=1, memory_limit=0, dashboard_address=None, silence_logs="ERROR"
-    )
-    try:
-        client = distributed.Client(where, timeout=30)
-        client.wait_for_workers(1, timeout=30)
-    except (OSError, TimeoutError) as error:
-        raise InputError(f"no Dask scheduler with a worker answers at {address}: start both") from error
-    try:
-        if max(client.nthreads().values()) > 1:
-            raise InputError("a Dask worker takes one cell at a time: start it with --nthreads 1, and --nworkers for more")
-        submit = client.get_executor(pure=False).submit
-        yield Engine(Futures(lambda function: submit(_call, function)), (distributed.scheduler.KilledWorker,))
-    finally:
-        client.close()
-        if address is None:
-            where.close()
-
-
-def _call(function: Callable[[], Any]) -> Any:
-    return function()
+    here: dict[str, Any] = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None, "silence_logs": "ERROR"}
+    with nullcontext(address) if address else distributed.LocalCluster(n_workers=jobs, **here) as cluster:
+        try:
+            client = distributed.Client(cluster, timeout=30)
+            client.wait_for_workers(1, timeout=30)
+        except (OSError, TimeoutError) as error:
+            raise InputError(f"no Dask scheduler with a worker answers at {address}: start both") from error
+        with client:
+            if max(client.nthreads().values()) > 1:
+                raise InputError("a Dask worker takes one cell at a time: start it with --nthreads 1, and --nworkers for more")
+            yield Engine(partial(client.get_executor(pure=False).submit, _call), (distributed.scheduler.KilledWorker,))
 
 
 def _import(package: str) -> Any:
@@ -159,3 +150,26 @@ def _import(package: str) -> Any:
         return import_module(package)
     except ImportError as error:
         raise InputError(f"there is no package '{package}': pip install -e '.[cluster]'") from error
+
+
+def _call(folders: Sequence[str], current: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Runs a task in a worker, where relative paths and modules are found as in the process that submitted it."""
+    sys.path += [folder for folder in folders if folder not in sys.path]
+    before = os.getcwd()
+    if os.path.isdir(current):
+        os.chdir(current)
+    try:
+        return function(*args)
+    finally:
+        os.chdir(before)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent ends, even by ``kill -9``, so that the next grid finds no one in its cells."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
