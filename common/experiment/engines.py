@@ -19,6 +19,7 @@ import torch
 from loky import cpu_count, get_reusable_executor
 
 from common.errors import InputError
+from common.presets import importable_folders
 
 Backend = Literal["loky", "ray", "dask"]
 
@@ -81,14 +82,6 @@ def local_slots(device: str, cells_per_gpu: int) -> int:
     if device == "cuda":
         return max(1, torch.cuda.device_count()) * cells_per_gpu
     return int(cpu_count())
-
-
-def importable_folders() -> list[str]:
-    """Folders that this process has added to ``sys.path``."""
-    return list(_IMPORTABLE)
-
-
-_IMPORTABLE: list[str] = []
 
 
 @contextmanager

@@ -34,8 +34,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 
 from common.data.datamodule import default_root
 from common.errors import InputError, WeightsMissingError
-from common.experiment.cell import Cell, Record, Settings, finished, run
+from common.experiment.cell import Cell, Settings
 from common.experiment.engines import Backend, Engine, engine, local_slots, result_of
+from common.experiment.records import Record
+from common.experiment.run import finished, run
 
 ATTEMPTS = 3
 """Maximum number of attempts at a cell whose worker is killed."""
@@ -56,7 +58,7 @@ def run_grid(
     backend: Backend = "loky",
     cells_per_gpu: int = 1,
 ) -> list[Failure]:
-    """Runs every cell that has no record yet, and returns those that failed; see the module's docstring.
+    """Runs every cell that has no current record, and returns those that failed; see the module's docstring.
 
     Args:
         cells: What to run.
@@ -75,7 +77,7 @@ def run_grid(
             mistake: only their cells fail.
     """
     failures: list[Failure] = []
-    left = [cell for cell in cells if finished(cell, settings) is None]
+    left = [cell for cell in cells if not is_done(cell, settings)]
     if not left:
         return failures
 
@@ -84,8 +86,8 @@ def run_grid(
         if isinstance(result, str):
             failures.append(Failure(cell, result))
 
-    limit = min(jobs or local_slots(settings.device, cells_per_gpu), len(cells))
-    settings = replace(settings, threads=max(1, torch.get_num_threads() // limit))
+    limit = cells_at_a_time(cells, settings, jobs, cells_per_gpu)
+    settings = replace(settings, threads=threads_per_cell(limit))
     if backend != "loky":
         settings = replace(settings, runs=settings.runs.absolute(), root=(settings.root or default_root()).absolute())
     work = _Work(uuid4().hex, settings, cells_per_gpu)
@@ -104,6 +106,22 @@ def run_grid(
             report(cell, result)
             bar.advance(task)
     return failures
+
+
+def is_done(cell: Cell, settings: Settings) -> bool:
+    """Whether a cell has a record that it would get now."""
+    record = finished(cell, settings)
+    return record is not None and not record["stale"]
+
+
+def cells_at_a_time(cells: Sequence[Cell], settings: Settings, jobs: int | None, cells_per_gpu: int = 1) -> int:
+    """How many cells run side by side on this machine."""
+    return min(jobs or local_slots(settings.device, cells_per_gpu), len(cells))
+
+
+def threads_per_cell(limit: int) -> int:
+    """Each cell's share of this process's threads, where ``limit`` cells run side by side."""
+    return max(1, torch.get_num_threads() // max(1, limit))
 
 
 @dataclass(frozen=True)
@@ -237,4 +255,4 @@ def _line(cell: Cell, result: Record | str) -> str:
 
 
 def _title(cell: Cell) -> str:
-    return f"{cell.method}-{cell.preset} {cell.dataset} {cell.protocol} normal={cell.normal} seed={cell.seed}"
+    return f"{cell.name} {cell.dataset} {cell.protocol} normal={cell.normal} seed={cell.seed}"
