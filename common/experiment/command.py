@@ -2,14 +2,11 @@
 
 import argparse
 import itertools
-import shlex
-import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-import pandas as pd
 from rich.console import Console
 
 from common.cli import Parser, chosen_device, one_line_errors
@@ -19,8 +16,11 @@ from common.errors import DataMissingError, InputError
 from common.experiment.cell import Cell, Settings, finished, is_seeded
 from common.experiment.engines import Backend
 from common.experiment.grid import Failure, run_grid
-from common.experiment.presentation import add, show, write
-from common.experiment.report import COLUMNS, KEY, only_reported, reported, tabulate
+from common.experiment.published import tabulate
+from common.experiment.records import FILE, read_record
+from common.experiment.render import write_tables
+from common.experiment.table import Place
+from common.experiment.terminal import show
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Experiment:
         title: Of the result page.
         main: The grid that the flags of the command line replace.
         also: Further grids; a flag narrows them to the values it names, and drops what has none of them.
-        compare: Whose reported numbers stand beside ours, see :func:`common.experiment.report.tabulate`.
+        compare: Whose reported numbers stand beside ours, see :func:`common.experiment.table.summarise`.
         labels: Short names of methods, scores and metrics, for the terminal.
         seeds: By default.
     """
@@ -58,7 +58,7 @@ class Experiment:
 
 
 def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) -> None:
-    """Runs an experiment's cells, prints its tables and writes them into the runs folder, or adds them to what is in ``--out``.
+    """Runs an experiment's cells, prints its tables and writes them into the runs folder or ``--out``.
 
     A preset is ``<preset>`` of the experiment's own method, or ``<method>-<preset>``; ``,key=value`` after it changes an
     argument of the module.
@@ -96,29 +96,28 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
         if not arguments.report_only:
             how = (arguments.jobs, console, arguments.backend, arguments.cells_per_gpu)
             failures = run_grid(wanted, settings, *how)
-        numbers = reported(experiment.name)
-        tables = []
-        for grid, of_grid in zip(grids, cells, strict=True):
-            done = (finished(cell, replace(settings, force=False, oracle=False)) for cell in of_grid)
-            measured = tabulate(filter(None, done), numbers, experiment.compare, grid.metrics, of_grid)
-            names = ["-".join(split_name(preset, experiment.name)) for preset in grid.presets]
-            places = itertools.product(names, grid.datasets, grid.protocols)
-            beside = only_reported(measured, places, numbers, experiment.compare, grid.metrics)
-            tables += [measured, beside]
-        table = pd.concat([table for table in tables if len(table)] or [pd.DataFrame(columns=list(COLUMNS))])
-        table = table.drop_duplicates([*KEY, "normal", "reference"], ignore_index=True)
+        done = [cell for cell in wanted if finished(cell, replace(settings, force=False, oracle=False))]
+        records = [read_record(cell.directory(settings.runs) / FILE) for cell in done]
+        table = tabulate(experiment.name, records, experiment.compare, places(experiment.name, grids))
         if not table["n_seeds"].any():
             raise InputError("no cell is done: there is nothing to report")
         show(table, console, experiment.labels)
-        flags = [flag for flag in (sys.argv[1:] if argv is None else argv) if flag != "--report-only"]
-        command = shlex.join(["python", "-m", f"experiments.{experiment.name}", *flags])
-        put = add if arguments.out else write
-        for path in put(table, arguments.out or settings.runs, experiment.name, experiment.title, command):
+        for path in write_tables(table, arguments.out or settings.runs, experiment.name, experiment.title):
             console.print(f"written: {path}", highlight=False, soft_wrap=True)
         console.print(f"look at the runs: tensorboard --logdir {settings.runs}", highlight=False, soft_wrap=True)
         if failures:
             console.print(f"{len(failures)} cells failed; each has an error.txt in its folder", style="red")
             raise SystemExit(1)
+
+
+def places(name: str, grids: Iterable[Grid]) -> list[Place]:
+    """The rows that an experiment's table should hold."""
+    found = []
+    for grid in grids:
+        for preset, dataset, protocol in itertools.product(grid.presets, grid.datasets, grid.protocols):
+            row = "-".join(split_name(preset, name))
+            found.append(Place(row, dataset, protocol, grid.metrics, grid.normal))
+    return found
 
 
 def _parser(experiment: Experiment) -> argparse.ArgumentParser:
@@ -141,7 +140,7 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     add("--presets", nargs="+", help="PRESET of this method, or METHOD-PRESET; ,KEY=VALUE changes an argument")
     add("--root", type=Path, help="where data sets lie; $ONECLASS_DATA or the user's cache by default")
     add("--runs", type=Path, default=Path("runs"), help="where records go (default: runs)")
-    add("--out", type=Path, help="where the tables go, beside earlier commands' rows (default: the runs folder)")
+    add("--out", type=Path, help="where the tables go (default: the runs folder)")
     add("--jobs", type=_positive, help="cells at a time (default: one per core, --cells-per-gpu for each GPU, or a cluster)")
     add("--backend", choices=get_args(Backend), default="loky", help="processes of this machine, or a cluster's")
     add("--cells-per-gpu", type=_positive, default=1, help="with --device cuda, how many share a GPU (default: 1)")
