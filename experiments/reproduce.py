@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -120,27 +121,28 @@ def show(compared: pd.DataFrame, console: Console) -> None:
     table = Table("", box=SIMPLE_HEAD)
     for column in ("published (seeds)", "interval", "again", "by seed", ""):
         table.add_column(column, no_wrap=True)
-    for row in compared.itertuples():
-        cell = f"{row.name} {row.score}\n  {row.dataset} {row.protocol} normal={row.normal}"
-        interval = f"{row.ci_low:.4f}–{row.ci_high:.4f}" if row.ci_low == row.ci_low else ""
-        largest = f"±{row.difference:.4f}" if np.isfinite(row.difference) else ""
-        verdict = "[red]outside[/red]" if row.verdict == "outside" else row.verdict
-        table.add_row(cell, f"{row.mean:.4f} ({row.n_seeds})", interval, f"{row.again:.4f}", largest, verdict)
+    for _, row in compared.iterrows():
+        cell = f"{row['name']} {row['score']}\n  {row['dataset']} {row['protocol']} normal={row['normal']}"
+        bounds = row["ci_low"], row["ci_high"]
+        interval = "" if np.isnan(row["ci_low"]) else "{:.4f}–{:.4f}".format(*bounds)
+        largest = f"±{row['difference']:.4f}" if np.isfinite(row["difference"]) else ""
+        verdict = "[red]outside[/red]" if row["verdict"] == "outside" else row["verdict"]
+        table.add_row(cell, f"{row['mean']:.4f} ({row['n_seeds']})", interval, f"{row['again']:.4f}", largest, verdict)
     console.print(table)
 
 
 def _cells(rows: pd.DataFrame, before: pd.DataFrame) -> list[Cell]:
     """Of records the seeds that they have, of aggregates as many as they are of."""
     cells = []
-    for row in rows.drop_duplicates(ROW).itertuples():
-        same = before[(before[ROW] == [row.name, row.dataset, row.protocol, row.normal]).all(axis=1)]
-        seeds = sorted(set(same["seed"])) or range(row.n_seeds)
-        cells += [_cell(row.name, row.dataset, row.protocol, row.normal, seed) for seed in seeds]
+    for _, row in rows.drop_duplicates(ROW).iterrows():
+        same = before[(before[ROW] == row[ROW]).all(axis=1)]
+        seeds = sorted(set(same["seed"])) or range(row["n_seeds"])
+        cells += [_cell(row, seed) for seed in seeds]
     return cells
 
 
-def _cell(name: str, dataset: str, protocol: str, normal: str, seed: int) -> Cell:
-    return Cell(*split_name(name, ""), dataset, protocol, normal, seed)
+def _cell(row: "pd.Series[Any]", seed: int) -> Cell:
+    return Cell(*split_name(row["name"], ""), row["dataset"], row["protocol"], row["normal"], seed)
 
 
 def _is_seeded(name: str) -> bool:

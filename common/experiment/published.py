@@ -8,7 +8,7 @@ import pandas as pd
 
 from common.errors import InputError
 from common.experiment.records import Record, dataset_label, read_published
-from common.experiment.table import COLUMNS, KEY, Place, as_summary, long, number_of_classes, summarise, unmeasured
+from common.experiment.table import KEY, Place, as_summary, long, number_of_classes, summarise, unmeasured
 from common.presets import REPOSITORY
 
 RESULTS = REPOSITORY / "experiments" / "results"
@@ -158,8 +158,8 @@ def _of_records(
     default = places[0].metrics if places else ("auroc",)
     numbers, made_by = reported(name), commands(name, records)
     tables = [
-        summarise(cells, numbers, compare, metrics.get(place, default))
-        for place, cells in long(records).groupby(["dataset", "protocol"], sort=False)
+        summarise(cells, numbers, compare, metrics.get((str(dataset), str(protocol)), default))
+        for (dataset, protocol), cells in long(records).groupby(["dataset", "protocol"], sort=False)
     ]
     table = _joined(*tables)
     rows = zip(table["name"], table["dataset"], table["protocol"], strict=True)

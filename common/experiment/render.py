@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -48,7 +48,7 @@ def sections(table: pd.DataFrame) -> Iterator[Section]:
     for (dataset, protocol), rows in table.groupby(["dataset", "protocol"], sort=False):
         rows = rows.iloc[np.argsort(~is_mean(rows), kind="stable")]
         metrics = list(dict.fromkeys(rows["metric"]))
-        yield Section(f"{dataset}, {protocol}", rows, metrics, is_mean(rows).any() and len(metrics) > 2)
+        yield Section(f"{dataset}, {protocol}", rows, metrics, bool(is_mean(rows).any()) and len(metrics) > 2)
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -60,9 +60,9 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         >>> rows[["method", "normal", "paper", "Δ"]].values.tolist()
         [['DAE', '3 Dress', '0.877', '']]
     """
-    spread = [f" ± {number(std)}" if seeds > 1 else "" for std, seeds in zip(table["std"], table["n_seeds"])]
+    spread = [f" ± {number(std)}" if seeds > 1 else "" for std, seeds in zip(table["std"], table["n_seeds"], strict=True)]
     seeds = table["n_seeds"].astype(str).where(table["n_seeds"] > 0, "")
-    base = between(table["base_low"], table["base_high"], "+.3f")
+    base = between(table["base_low"], table["base_high"], difference, " to ")
     return pd.DataFrame({
         "method": table["name"] + np.where(table["stale"] == "", "", " (stale)"),
         "score": table["score"],
@@ -71,7 +71,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         "measured": table["mean"].map(number) + spread,
         "seeds": seeds,
         "Δ": table["delta"].map(difference),
-        "95 % interval": table["ci_low"].map(number) + table["ci_high"].map(number).radd("–").where(table["ci_low"].notna(), ""),
+        "95 % interval": between(table["ci_low"], table["ci_high"], number, "–"),
         "Δ to base": table["base_delta"].map(difference) + base.map(" ({})".format).where(base != "", ""),
         "base": table["base"].where(table["base_delta"].notna(), ""),
         "rule": table["rule"],
@@ -92,9 +92,9 @@ def difference(value: float) -> str:
     return "" if np.isnan(value) else f"{value:+.3f}"
 
 
-def between(low: "pd.Series[float]", high: "pd.Series[float]", form: str) -> "pd.Series[str]":
-    """Intervals of differences as text; nothing for NaN."""
-    return (low.map(f"{{:{form}}} to ".format) + high.map(f"{{:{form}}}".format)).where(low.notna(), "")
+def between(low: "pd.Series[float]", high: "pd.Series[float]", text: Callable[[float], str], to: str) -> "pd.Series[str]":
+    """Intervals as text; nothing for NaN."""
+    return (low.map(text) + to + high.map(text)).where(low.notna(), "")
 
 
 def pivoted(rows: pd.DataFrame, metrics: Sequence[str], text: Callable[[float, float], str]) -> pd.DataFrame:
@@ -106,25 +106,25 @@ def pivoted(rows: pd.DataFrame, metrics: Sequence[str], text: Callable[[float, f
         text: Of a value and its standard deviation.
 
     Returns:
-        Columns ``name, score, rule, seeds, kind, stale, command`` and the metrics; ``kind`` is empty where the line was measured, else
-        ``reported`` or ``not run`` and whose numbers they are. A name stands once beside each of these.
+        Columns ``name, score, rule, seeds, kind, stale, command`` and the metrics; ``kind`` is empty where the line was
+        measured, else ``reported`` or ``not run`` and whose numbers they are. A name stands once beside each of these.
     """
     lines = []
-    shown: set[tuple[str, str]] = set()
+    shown: set[tuple[Any, Any]] = set()
     for (name, score, rule), of_one in rows.groupby(["name", "score", "rule"], sort=False):
         line = {"name": name, "score": score, "rule": rule, "kind": ""}
         line |= of_one[["stale", "command"]].iloc[0].to_dict()
         measured = of_one[of_one["n_seeds"] > 0]
         if len(measured):
-            values = zip(measured["metric"], measured["mean"], measured["std"], strict=True)
-            seeds = str(measured["n_seeds"].max())
-            lines.append({**line, "seeds": seeds} | {metric: text(mean, std) for metric, mean, std in values})
+            line["seeds"] = str(measured["n_seeds"].max())
+            cells = zip(measured["metric"], measured["mean"], measured["std"], strict=True)
+            lines.append(line | {metric: text(mean, std) for metric, mean, std in cells})
         for reference, theirs in of_one[of_one["reference"] != ""].groupby("reference", sort=False):
             if (name, reference) not in shown:
                 shown.add((name, reference))
                 kind = "reported" if len(measured) else theirs["status"].iloc[0]
-                values = {row.metric: text(row.paper, np.nan) for row in theirs.itertuples()}
-                lines.append({**line, "kind": f"{kind}: {reference}"} | values)
+                values = {metric: text(paper, np.nan) for metric, paper in zip(theirs["metric"], theirs["paper"], strict=True)}
+                lines.append({**line, "kind": f"{kind}: {reference}", "seeds": ""} | values)
     columns = ["name", "score", "rule", "seeds", "kind", "stale", "command", *metrics]
     return pd.DataFrame(lines, columns=columns).fillna("")
 
@@ -134,8 +134,8 @@ def made_by(table: pd.DataFrame) -> dict[str, str]:
     measured = table[table["command"] != ""]
     commits = {}
     for command, rows in measured.groupby("command", sort=False):
-        names = dict.fromkeys(", ".join(filter(None, rows["commit"])).split(", "))
-        commits[str(command)] = ", ".join(re.sub(r"^(\w{7})\w+", r"\1", name) for name in names)
+        names = dict.fromkeys(rows["commit"].str.split(", ").explode())
+        commits[str(command)] = ", ".join(re.sub(r"^(\w{7})\w+", r"\1", str(name)) for name in names if name)
     return commits
 
 
@@ -224,7 +224,13 @@ def _longtable(rows: pd.DataFrame, title: str) -> str:
     text["method"] = text["method"].str.replace(",", ", ")  # may be broken there
     text["measured"] = text["measured"].where(rows["n_seeds"] > 0, text["status"])
     shown = text[["method", "score", "normal", "rule", "paper", "measured", "seeds", "Δ", "Δ to base", "reference"]]
-    names = {"measured": "ours", "seeds": "$n$", "Δ": r"$\Delta$", "Δ to base": r"$\Delta$ to base", "reference": "whose number"}
+    names = {
+        "measured": "ours",
+        "seeds": "$n$",
+        "Δ": r"$\Delta$",
+        "Δ to base": r"$\Delta$ to base",
+        "reference": "whose number",
+    }
     style = shown.rename(columns=names).style.hide(axis="index").format(escape="latex")
     fragment: str = style.to_latex(
         environment="longtable",
@@ -233,7 +239,9 @@ def _longtable(rows: pd.DataFrame, title: str) -> str:
         caption=f"{title}; mean ± standard deviation over $n$ seeds".replace("_", r"\_"),
         label="tab:" + re.sub(r"[^a-z0-9]+", "-", title.lower()),
     )
-    return fragment.replace("±", r"$\pm$").replace("& -", "& $-$") + "\n"
+    for character, symbol in {"±": r"$\pm$", "Δ": r"$\Delta$", "& -": "& $-$"}.items():
+        fragment = fragment.replace(character, symbol)
+    return fragment + "\n"
 
 
 def write_tables(

@@ -81,8 +81,8 @@ def _values(record: Record) -> Iterator[dict[str, Any]]:
 
 def number_of_classes(record: Record) -> float:
     """How many classes can be normal in turn; infinite where neither the record nor its data set says it."""
-    number: float = record.get("n_classes") or CHOICES.get(record["cell"]["dataset"], np.inf)
-    return number
+    number = record.get("n_classes") or CHOICES.get(record["cell"]["dataset"])
+    return float(number or "inf")
 
 
 def _class_name(normal: str, classes: Sequence[str]) -> str:
@@ -157,22 +157,22 @@ def summarise(
     long = long.assign(together=long["normal"].str.count(r"\+") + 1)
     current = dict(list(long[long["stale"] == ""].groupby(KEY, sort=False)))
     rows = []
-    for (*key, together), cells in long.groupby([*KEY, "together"], sort=False):
+    for (*key, _), cells in long.groupby([*KEY, "together"], sort=False):
         base = current.get((cells["base"].iloc[0], *key[1:]))
         seeds = _by_seed(cells)
-        choices = [[normal] for normal in seeds]
+        choices = [[str(normal)] for normal in seeds]
         if len(choices) > 1 and len(seeds.dropna()):
-            choices.append(list(seeds))
+            choices.append([str(normal) for normal in seeds])
         for normals in choices:
-            row = dict(zip(KEY, key, strict=True)) | _measured(cells, seeds[normals], _label(cells, normals, together))
+            row = dict(zip(KEY, key, strict=True)) | _measured(cells, seeds[normals], _label(cells, normals))
             row |= _beside_paper(row, normals, reported, compare)
             rows.append(row | (_beside_base(seeds[normals], base) if base is not None else {}))
     return as_summary(rows)
 
 
-def as_summary(rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
+def as_summary(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
     """A frame with the columns of a summary, in their types."""
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    frame = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
     text, counts = [column for column in COLUMNS if column in TEXT], ["n_classes", "n_seeds"]
     frame[text] = frame[text].astype(object).fillna("")
     frame[counts] = frame[counts].fillna(0).astype(int)
@@ -188,12 +188,12 @@ def _by_seed(cells: pd.DataFrame) -> pd.DataFrame:
     return cells.pivot_table(index="seed", columns="normal", values="value", sort=False)
 
 
-def _label(cells: pd.DataFrame, normals: Sequence[str], together: int) -> str:
+def _label(cells: pd.DataFrame, normals: Sequence[str]) -> str:
     """What the column ``normal`` says."""
     if len(normals) == 1:
         return normals[0]
-    if together > 1:
-        return f"mean of {together}"
+    if "+" in normals[0]:
+        return f"mean of {cells['together'].iloc[0]}"
     if len(normals) >= DRAWN.get(cells["dataset"].iloc[0], cells["n_classes"].max()):
         return "mean"
     named = f"mean of {', '.join(normals)}"

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -43,45 +43,40 @@ def show(table: pd.DataFrame, console: Console, labels: Mapping[str, str] | None
     labels = labels or {}
     for section in sections(table):
         title = section.title.replace(",", " ·", 1)
-        for name, rows in section.rows.groupby("normal", sort=False):
-            if is_mean(rows).any():
-                _show_means(f"{title} · {name} over the normal classes", section, rows, console, labels)
-        if not is_mean(section.rows).any():
-            _show_single(title, section, console, labels)
-            continue
-        for metric in section.metrics[:1] if section.pivoted else section.metrics:
-            heading = f"{title} · {labels.get(metric, metric)} · each class as the normal one"
-            _show_classes(heading, section.of(metric), console, labels)
+        if is_mean(section.rows).any():
+            headings = {mean: f"{title} · {mean} over the normal classes" for mean, _ in section.means()}
+        else:
+            headings = {normal: f"{title} · normal {normal}" for normal in dict.fromkeys(section.rows["normal"])}
+        for normal, heading in headings.items():
+            _show_rows(heading, section, section.rows[section.rows["normal"] == normal], console, labels)
+        if is_mean(section.rows).any():
+            for metric in section.metrics[:1] if section.pivoted else section.metrics:
+                heading = f"{title} · {labels.get(metric, metric)} · each class as the normal one"
+                _show_classes(heading, section.of(metric), console, labels)
 
 
-def _show_means(title: str, section: Section, rows: pd.DataFrame, console: Console, labels: Mapping[str, str]) -> None:
+def _show_rows(heading: str, section: Section, rows: pd.DataFrame, console: Console, labels: Mapping[str, str]) -> None:
     metrics = section.metrics
-    if section.pivoted:
-        _show_metrics(title, rows, metrics, console, labels)
-        metrics, rows = metrics[:1], rows[rows["n_seeds"] > 0]
+    if len(metrics) > 2:
+        _show_metrics(heading, rows, metrics, console, labels)
+        metrics, rows = metrics[:1] if section.pivoted else metrics, rows[rows["n_seeds"] > 0]
     for metric in metrics:
-        if len(of_metric := rows[rows["metric"] == metric]):
-            _show_details(f"{title} · {labels.get(metric, metric)}", of_metric, console, labels)
-
-
-def _show_single(title: str, section: Section, console: Console, labels: Mapping[str, str]) -> None:
-    for normal, rows in section.rows.groupby("normal", sort=False):
-        heading = f"{title} · normal {readable(rows)['normal'].iloc[0]}"
-        if len(section.metrics) > 2:
-            _show_metrics(heading, rows, section.metrics, console, labels)
-        for metric, of_metric in rows[rows["n_seeds"] > 0].groupby("metric", sort=False):
-            _show_details(f"{heading} · {labels.get(str(metric), str(metric))}", of_metric, console, labels)
+        of_metric = rows[rows["metric"] == metric]
+        if len(of_metric):
+            _show_details(f"{heading} · {labels.get(metric, metric)}", of_metric, console, labels)
 
 
 def _show_details(title: str, rows: pd.DataFrame, console: Console, labels: Mapping[str, str]) -> None:
     """A line for each row, with its interval, the paper's number and the difference to its base."""
     text, compared = readable(rows), (rows["reference"] != "").any()
-    change, bounds = rows["base_delta"].map(difference), between(rows["base_low"], rows["base_high"], "+.3f")
+    change, bounds = rows["base_delta"].map(difference), between(rows["base_low"], rows["base_high"], difference, " to ")
     lines = []
-    for index, name, variant in _variants(rows, labels):
+    for index, name, variant in _each(rows, labels):
         row = text.loc[index]
         measured = f"{row['measured']} ({row['seeds']})" if row["seeds"] else ""
-        cells = [measured, row["95 % interval"], *([row["paper"], row["Δ"], row["status"]] if compared else [])]
+        cells = [measured, row["95 % interval"]]
+        if compared:
+            cells += [row["paper"], row["Δ"], row["status"]]
         lines.append(Line(name, variant, cells, "" if row["seeds"] else "dim"))
         if row["base"]:
             below = [change[index], bounds[index].replace("0.", "."), *([""] * (len(cells) - 2))]
@@ -100,9 +95,7 @@ def _sources(rows: pd.DataFrame) -> Iterator[str]:
             yield reference.rpartition(", ")[2] if status == "reported" else reference
 
 
-def _show_metrics(
-    title: str, rows: pd.DataFrame, metrics: Sequence[str], console: Console, labels: Mapping[str, str]
-) -> None:
+def _show_metrics(title: str, rows: pd.DataFrame, metrics: Sequence[str], console: Console, labels: Mapping[str, str]) -> None:
     """A column for each metric, in as many tables as it takes."""
     table = pivoted(rows, metrics, lambda mean, _: _short(mean))
     room = console.width - NAMES
@@ -118,7 +111,7 @@ def _show_metrics(
 
 
 def _metric_lines(table: pd.DataFrame, metrics: Sequence[str], labels: Mapping[str, str]) -> Iterator[Line]:
-    for index, name, variant in _variants(table, labels):
+    for index, name, variant in _each(table, labels):
         row = table.loc[index]
         kind, _, reference = row["kind"].partition(": ")
         if not kind:
@@ -131,55 +124,58 @@ def _metric_lines(table: pd.DataFrame, metrics: Sequence[str], labels: Mapping[s
 
 def _show_classes(title: str, rows: pd.DataFrame, console: Console, labels: Mapping[str, str]) -> None:
     """A line for each row's name, score and rule, with a column for each class, and the classes' names below."""
-    rows = rows[(rows["n_seeds"] > 0) & (rows["rule"] != "oracle") & ~rows["normal"].str.contains(r"\+")]
-    rows = rows[~is_mean(rows) | ~rows["normal"].str.fullmatch(r"mean of \d+")]
+    together = rows["normal"].str.contains(r"\+|^mean of \d+$")
+    rows = rows[(rows["n_seeds"] > 0) & (rows["rule"] != "oracle") & ~together]
     single = rows[~is_mean(rows)]
     if not len(single):
         return
-    classes = sorted(dict.fromkeys(single["normal"]), key=lambda normal: (len(normal), normal))
-    means = dict.fromkeys(rows.loc[is_mean(rows), "normal"])
-    columns = [*classes, *(means if len(means) == 1 else ())]
-    texts = {normal: text for normal, text in zip(rows["normal"], readable(rows)["normal"], strict=True)}
+    names = dict(zip(single["normal"], readable(single)["normal"], strict=True))
+    classes = sorted(names, key=lambda normal: (len(normal), normal))
+    means = list(dict.fromkeys(rows.loc[is_mean(rows), "normal"]))
+    mean = means[0] if len(means) == 1 else ""  # means over other classes do not belong in one column
     is_narrow = sum(max(len(column), 4) + 1 for column in [*classes, "mean"]) <= console.width - NAMES
     lines = []
-    for (name, variant), of_one in _groups(rows, labels):
+    for name, variant, of_one in _groups(rows, labels):
         values = of_one.set_index("normal")
+        lines.append(Line(name, variant, _class_cells(values["mean"], classes, mean, {} if is_narrow else names)))
         reported = values[values["reference"] != ""]
-        shown = [(variant, values["mean"], "")]
         if not is_mean(reported).all():
-            shown.append((reported["reference"].iloc[0], reported["paper"], "dim"))
-        for label, series, style in shown:
-            cells = [_short(series.get(k)) for k in columns] if is_narrow else _extremes(series, classes, columns, texts)
-            lines.append(Line(name, label, cells, style, below=bool(style)))
-    names = [texts[normal] for normal in classes if texts[normal] != normal]
-    header = [*classes, *(["mean"] if len(means) == 1 else [])] if is_narrow else ["mean", "lowest", "highest"]
-    printed = _table(title, header, lines, ", ".join(names) if is_narrow else "")
-    printed.box = None if is_narrow else printed.box
-    console.print(printed)
+            cells = _class_cells(reported["paper"], classes, mean, {} if is_narrow else names)
+            lines.append(Line(name, reported["reference"].iloc[0], cells, "dim", below=True))
+    if is_narrow:
+        table = _table(title, [*classes, "mean"], lines, ", ".join(names[k] for k in classes if names[k] != k))
+        table.box = None
+    else:
+        table = _table(title, ["lowest", "highest", "mean"], lines, "")
+    console.print(table)
 
 
-def _extremes(values: "pd.Series[float]", classes: Sequence[str], columns: Sequence[str], texts: Mapping[str, str]) -> list[str]:
-    """The mean, and the lowest and the highest class with their names."""
-    single = values[values.index.isin(classes)]
-    low, high = single.idxmin(), single.idxmax()
-    mean = _short(values.get(columns[-1])) if len(columns) > len(classes) else ""
-    return [mean, f"{_short(single[low])} {texts[str(low)]}", f"{_short(single[high])} {texts[str(high)]}"]
+def _class_cells(values: "pd.Series[float]", classes: Sequence[str], mean: str, names: Mapping[str, str]) -> list[str]:
+    """Every class, or with their names the lowest and the highest; and the mean."""
+    last = _short(values.get(mean, np.nan))
+    if not names:
+        return [*(_short(values.get(k, np.nan)) for k in classes), last]
+    single = values[values.index.isin(classes)].sort_values()
+    found = [f"{_short(value)} {names[str(k)]}" for k, value in single.items()]
+    return [found[0], found[-1], last]
 
 
-def _variants(rows: pd.DataFrame, labels: Mapping[str, str]) -> Iterator[tuple[object, str, str]]:
-    """Each row's index, what it is called, and which of its name's scores and rules it is, where there are several."""
-    for (name, variant), group in _groups(rows, labels):
-        for index in group.index:
-            yield index, name, variant
-
-
-def _groups(rows: pd.DataFrame, labels: Mapping[str, str]) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
+def _groups(rows: pd.DataFrame, labels: Mapping[str, str]) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """What each of the rows' names is called, which of its scores and rules, where there are several, and their rows."""
     for name, of_name in rows.groupby("name", sort=False):
         label = labels.get(str(name), str(name)) + (" (stale)" if of_name["stale"].any() else "")
-        several = {column: of_name[column].nunique() > 1 for column in ("score", "rule")}
+        scores, rules = of_name["score"].nunique() > 1, of_name["rule"].nunique() > 1
         for (score, rule), group in of_name.groupby(["score", "rule"], sort=False):
-            parts = [labels.get(score, score) if several["score"] else "", rule if several["rule"] else ""]
-            yield (label, " ".join(filter(None, parts))), group
+            parts = [labels.get(str(score), str(score))] if scores else []
+            parts += [str(rule)] if rules else []
+            yield label, " ".join(filter(None, parts)), group
+
+
+def _each(rows: pd.DataFrame, labels: Mapping[str, str]) -> Iterator[tuple[Any, str, str]]:
+    """As :func:`_groups`, with the index of every row."""
+    for name, variant, group in _groups(rows, labels):
+        for index in group.index:
+            yield index, name, variant
 
 
 def _table(title: str, header: Sequence[str], lines: Iterable[Line], caption: str) -> Table:
@@ -207,9 +203,9 @@ def _breakable(name: str) -> str:
     return re.sub(r",(?! )", ", ", name)
 
 
-def _short(value: float | None) -> str:
+def _short(value: float) -> str:
     """``.984`` and ``1.00``: eleven of them fit a line."""
-    if value is None or np.isnan(value):
+    if np.isnan(value):
         return ""
     if abs(value) >= 10:
         return f"{value:.0f}"
