@@ -159,8 +159,10 @@ def markdown(table: pd.DataFrame, title: str) -> str:
 
 
 def _introduction(commands: dict[str, str]) -> list[str]:
-    entries = [f"`{command}`" + (f" (commit {commit})" if commit else "") for command, commit in commands.items()]
-    makers = "the commands below, to which the column `by` points" if len(entries) > 1 else "".join(entries) or "no command"
+    entries = [f"`{command}` (commit {commit})".replace(" (commit )", "") for command, commit in commands.items()]
+    makers = entries[0] if entries else "no command"
+    if len(entries) > 1:
+        makers = "the commands below, to which the column `by` points"
     lines = [
         f"Written by {makers}; not edited by hand. `paper` is the number reported by `reference`;",
         "measured is mean ± standard deviation over seeds, the interval a stratified bootstrap over them.",

@@ -176,7 +176,7 @@ def as_summary(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame
     text, counts = [column for column in COLUMNS if column in TEXT], ["n_classes", "n_seeds"]
     frame[text] = frame[text].astype(object).fillna("")
     frame[counts] = frame[counts].fillna(0).astype(int)
-    return frame.astype(dict.fromkeys(set(COLUMNS) - TEXT - set(counts), float))
+    return frame.astype(dict.fromkeys(set(COLUMNS) - TEXT - set(counts), float) | dict.fromkeys(text, object))
 
 
 def is_mean(table: pd.DataFrame) -> "pd.Series[bool]":
