@@ -118,7 +118,7 @@ class OneClassCLI(LightningCLI):
         cell = self.metadata["cell"]
         _, options = split_preset(cell["preset"])
         overrides = dict(option.split("=", 1) for option in options)
-        classes = "+".join(self.datamodule.class_names(self.datamodule.normal))
+        classes = "+".join(self.datamodule.class_names())
         shown = {"method": self.metadata["name"], **cell, "normal": classes}
         del shown["preset"]
         return Figures(cell={key: str(value) for key, value in shown.items()}, overrides=overrides)

@@ -19,9 +19,11 @@ from common.deploy.load import load_checkpoint
 from common.evaluation import conformal_p_value
 from common.evaluation.metrics import Values
 from common.experiment import Cell
-from common.experiment.cell import Settings, read_record
+from common.experiment.cell import Settings
 from common.experiment.command import split_name
 from common.experiment.grid import run_grid
+from common.experiment.records import FILE, read_record
+from common.experiment.render import table_lines
 from common.files import write_whole
 from common.training.checkpoints import CHOSEN
 
@@ -38,7 +40,7 @@ threshold as exact; held-out scores are a sample too, and `exact` counts by the 
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains every preset on every class, counts false alarms at three rates, and prints and writes the table."""
     parser = Parser(prog="python -m experiments.false_alarms", description=__doc__)
-    parser.add_argument("--presets", nargs="+", default=list(PRESETS), help="METHOD-PRESET")
+    parser.add_argument("--presets", nargs="+", default=list(PRESETS), help="METHOD-PRESET, or a YAML file")
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--normal", nargs="+", default=[str(k) for k in range(10)])
     parser.add_argument("--max-epochs", type=int, default=3, help="the promise does not depend on them (default: 3)")
@@ -63,12 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def false_alarms(directory: Path) -> list[dict[str, object]]:
     """One row for each rate α of a finished cell that its held-out samples are enough for; see :func:`count`."""
-    record = read_record(directory / "metrics.json")
+    record = read_record(directory / FILE)
     chosen = CHOSEN[record["rule"]] if record["reached"] else CHOSEN["last"]
     calibration = load_checkpoint(directory / "checkpoints" / chosen)["calibration"].numpy()
     scores = pd.read_csv(directory / "scores.csv").query("label == 0")[record["score"]]
-    about = {"method": f"{record['cell']['method']}-{record['cell']['preset']}", "normal": record["cell"]["normal"]}
-    return [about | count(scores, calibration, alpha) for alpha in ALPHAS if alpha * (len(calibration) + 1) >= 1]
+    row = {"method": record["name"], "normal": record["cell"]["normal"]}
+    return [row | count(scores, calibration, alpha) for alpha in ALPHAS if alpha * (len(calibration) + 1) >= 1]
 
 
 def count(scores: Values, calibration: Values, alpha: float) -> dict[str, object]:
@@ -114,7 +116,7 @@ def report(counts: pd.DataFrame, folder: Path, command: str, console: Console) -
     for line in body:
         table.add_row(*line)
     console.print(table)
-    lines = ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *body)]
+    lines = table_lines(pd.DataFrame(body, columns=list(header)))
     page = [f"# False alarms among fresh normals\n\nWritten by `{command}`; not edited by hand.\n{NOTE}", *lines]
     write_whole(folder / "false_alarms.csv", counts.to_csv(index=False))
     write_whole(folder / "false_alarms.md", "\n".join(page) + "\n")

@@ -1,13 +1,11 @@
-"""Every table in every form, from the committed results and from the records of a runs folder."""
+"""Every table in every form, from the committed records, the older aggregates and the records of a runs folder."""
 
-import contextlib
 import importlib
-import itertools
 import pkgutil
 import re
-import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -15,19 +13,23 @@ from rich.console import Console
 import experiments
 from common.cli import Parser, one_line_errors
 from common.errors import InputError
-from common.experiment import Cell, Experiment, Grid
-from common.experiment.cell import Record, Settings, config_sha256, read_record
-from common.experiment.command import split_name
-from common.experiment.gallery import galleries, scores_of
-from common.experiment.latex import latex
+from common.experiment import Experiment
+from common.experiment.command import places
+from common.experiment.gallery import galleries
+from common.experiment.identity import is_current
 from common.experiment.page import Chapter, Other, page
-from common.experiment.presentation import merged, read, save, show
-from common.experiment.report import COLUMNS, KEY, only_reported, reported, tabulate
+from common.experiment.published import RESULTS, published
+from common.data import dataset_label
+from common.experiment.records import FILE, Record, read_published, read_record
+from common.experiment.render import write_tables
+from common.experiment.table import Place
+from common.experiment.terminal import show
 from common.files import write_whole
-from common.presets import REPOSITORY
 
-RESULTS = REPOSITORY / "experiments" / "results"
-MORE = "# and what config.yaml says besides"
+Current = Callable[[Mapping[str, Any]], bool]
+
+FALLBACK = "quickstart"
+"""The experiment whose table holds the records that no other one declares."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,24 +43,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"there is no runs folder {arguments.runs}")
         runs, console = arguments.runs or Path("runs"), Console()
         known = declared()
-        records = [
-            (record, homes(record, known))
-            for path in sorted(runs.glob("*/*/*/normal=*/seed=*/metrics.json"))
-            if (record := read_record(path))
-        ]
-        chapters = []
-        for experiment in known:
-            table, idle = table_of(experiment, [record for record, of_record in records if experiment in of_record], runs)
-            drawn = galleries((record for record, of_record in records if of_record[:1] == [experiment]), runs)
-            chapters.append(Chapter(experiment.name, experiment.title, table, idle, list(drawn)))
-        for experiment, chapter in zip(known, chapters, strict=True):
-            if len(chapter.table):
+        records = list(records_of(runs))
+        chapters = [chapter(experiment, known, records) for experiment in known]
+        for experiment, part in zip(known, chapters, strict=True):
+            if len(part.table):
                 console.rule(experiment.title)
-                show(chapter.table, console, experiment.labels)
-                save(chapter.table, arguments.out, experiment.name, experiment.title)
-                write_whole(arguments.out / f"{experiment.name}.tex", latex(chapter.table, experiment.title))
+                show(part.table, console, experiment.labels)
+                console.print(part.note, highlight=False, soft_wrap=True)
+                write_tables(part.table, arguments.out, experiment.name, experiment.title, ("csv", "md", "tex"))
         write_whole(arguments.out / "index.html", page(chapters, others(known)))
-        console.print(f"{len(records)} records of {runs}, {sum(not of_record for _, of_record in records)} of no experiment")
+        stale = [record for record in records if record["stale"]]
+        for folder, reason in ((record["folder"], record["stale"]) for record in stale[:1]):
+            console.print(f"{len(stale)} records of {runs} are stale, as {folder}: {reason}", highlight=False, soft_wrap=True)
+        console.print(f"{len(records)} records of {runs}", highlight=False, soft_wrap=True)
         console.print(f"written: {arguments.out / 'index.html'}", highlight=False, soft_wrap=True)
 
 
@@ -73,142 +70,82 @@ def declared() -> list[Experiment]:
     return [module.EXPERIMENT for module in modules if hasattr(module, "EXPERIMENT")]
 
 
-def homes(record: Record, known: Sequence[Experiment]) -> list[Experiment]:
-    """The experiments that declare a record's cell, its own method's first; that alone for what nobody declares."""
-    cell = Cell(**record["cell"])
-    found = [experiment for experiment in known if _declares(experiment, cell)]
-    found = found or [experiment for experiment in known if experiment.name == cell.method]
-    return sorted(found, key=lambda experiment: experiment.name != cell.method)
+def records_of(runs: Path, current: Current = is_current) -> Iterator[Record]:
+    """The records of a runs folder with their ``folder``; those that the present source did not make are ``stale``."""
+    for path in sorted(runs.glob(f"*/*/*/normal=*/seed=*/{FILE}")):
+        record = read_record(path) | {"folder": path.parent}
+        yield record | {"stale": record["stale"] or ("" if current(record) else "the code has changed")}
 
 
-def table_of(experiment: Experiment, records: Sequence[Record], runs: Path) -> tuple[pd.DataFrame, list[tuple[str, str, str]]]:
-    """An experiment's table, and the method, data set and protocol of what it has no row for.
-
-    Of a method's rows (those of a preset, data set, protocol, score, metric and rule) the committed ones stand, unless the
-    records are of at least as many cells.
+def chapter(
+    experiment: Experiment,
+    known: Sequence[Experiment],
+    records: Sequence[Record],
+    current: Current = is_current,
+    results: Path = RESULTS,
+) -> Chapter:
+    """An experiment's part of the page.
 
     Args:
-        experiment: Declared in this package.
-        records: Of cells that are its own.
-        runs: Where they lie.
+        experiment: One of ``known``.
+        known: All experiments.
+        records: Of a runs folder; those of the experiment's own cells are added to what is published.
+        current: Whether the present source made a record.
+        results: The folder of published records and aggregates.
     """
-    path = RESULTS / f"{experiment.name}.csv"
-    table = read(path) if path.is_file() else pd.DataFrame(columns=[*COLUMNS, "command"])
-    numbers = reported(experiment.name)
-    if records:
-        table = _merged(table, _as_full(_measured(experiment, records, numbers, runs), table))
-    beside, idle = [], []
-    for grid in _grids(experiment):
-        names = ["-".join(split_name(preset, experiment.name)) for preset in grid.presets]
-        places = list(itertools.product(names, grid.datasets, grid.protocols))
-        rows = only_reported(table, places, numbers, experiment.compare, grid.metrics)
-        single = grid.normal or ()
-        beside.append(rows[rows["normal"].isin(single)] if len(single) == 1 else rows)  # beside one class no mean stands
-        idle += places
-    new = pd.concat(beside).drop_duplicates([*KEY, "normal", "reference"]).assign(command="python -m experiments.report")
-    listed = pd.MultiIndex.from_frame(table[KEY])
-    table = _merged(table, new[~pd.MultiIndex.from_frame(new[KEY]).isin(listed)])
-    present = set(zip(table["method"] + "-" + table["preset"], table["dataset"], table["protocol"], strict=True))
-    return table, [place for place in dict.fromkeys(idle) if place not in present]
+    rows = wanted(experiment)
+    found = {id(record): homes(record, known) for record in records}
+    own = [record for record in records if experiment.name in found[id(record)]]
+    table = published(experiment.name, experiment.compare, rows, own, results)
+    present = set(zip(table["name"], table["dataset"], table["protocol"], strict=True))
+    idle = dict.fromkeys(place[:3] for place in rows if place[:3] not in present)
+    drawn = galleries(record for record in own if found[id(record)][0] == experiment.name)
+    note = provenance(read_published(results / f"{experiment.name}.jsonl"), current)
+    return Chapter(experiment.name, experiment.title, table, note, list(idle), list(drawn))
 
 
-def others(known: Sequence[Experiment]) -> Iterator[Other]:
+def wanted(experiment: Experiment) -> list[Place]:
+    """All rows that an experiment declares."""
+    return places((experiment.main, *experiment.also), experiment.name)
+
+
+def provenance(committed: Sequence[Record], current: Current = is_current) -> str:
+    """How many records are published, and how many of them an earlier source made.
+
+    Example:
+        >>> provenance([{"identity": {}}, {"identity": {"source": "34efdfc16dd2"}}], lambda record: bool(record["identity"]))
+        '2 published records, 1 of an earlier source'
+    """
+    earlier = sum(not current(record) for record in committed)
+    return f"{len(committed)} published records, {earlier} of an earlier source"
+
+
+def homes(record: Record, known: Sequence[Experiment]) -> list[str]:
+    """The experiments that declare a record's cell or its base's, its own method's first; else that one, or the quickstart."""
+    cell = record["cell"]
+    dataset = dataset_label(cell["dataset"])
+    method = record["name"].partition("-")[0]
+
+    def declares(experiment: Experiment) -> bool:
+        for place in wanted(experiment):
+            here = place.name in (record["name"], record["base"]) and place[1:3] == (dataset, cell["protocol"])
+            if here and (place.normal is None or cell["normal"] in place.normal):
+                return True
+        return False
+
+    found = [experiment.name for experiment in known if declares(experiment)]
+    found = found or [experiment.name for experiment in known if experiment.name == method]
+    return sorted(found, key=lambda name: name != method) or [FALLBACK]
+
+
+def others(known: Sequence[Experiment], results: Path = RESULTS) -> Iterator[Other]:
     """The committed tables that are of another kind, with what their pages say of them."""
     names = {experiment.name for experiment in known}
-    for path in sorted(RESULTS.glob("*.csv")):
+    for path in sorted(results.glob("*.csv")):
         if path.stem not in names:
             text = about.read_text() if (about := path.with_suffix(".md")).is_file() else ""
             title, command = re.search(r"# (.*)", text), re.search(r"Written by `(.*?)`", text)
             yield Other(path.stem, title[1] if title else path.stem, command[1] if command else "", pd.read_csv(path))
-
-
-def _grids(experiment: Experiment) -> tuple[Grid, ...]:
-    return experiment.main, *experiment.also
-
-
-def _declares(experiment: Experiment, cell: Cell) -> bool:
-    return any(_in_grid(cell, experiment, grid) for grid in _grids(experiment))
-
-
-def _in_grid(cell: Cell, experiment: Experiment, grid: Grid) -> bool:
-    presets = {split_name(preset, experiment.name) for preset in grid.presets}
-    place = cell.dataset in grid.datasets and cell.protocol in grid.protocols
-    return place and (cell.method, cell.preset) in presets and (grid.normal is None or cell.normal in grid.normal)
-
-
-def _measured(experiment: Experiment, records: Sequence[Record], numbers: pd.DataFrame, runs: Path) -> pd.DataFrame:
-    """The records' table, each row with the command that makes it, in which all presets stand that differ in nothing else."""
-    groups: dict[tuple[str, str, str, str], list[Record]] = {}
-    for record in records:
-        cell = record["cell"]
-        groups.setdefault((cell["method"], cell["preset"], cell["dataset"], cell["protocol"]), []).append(record)
-    tables = []
-    presets: dict[str, list[str]] = {}
-    for (method, preset, *_), group in groups.items():
-        flags = _flags(group)
-        presets.setdefault(flags, []).append(f"{method}-{preset}")
-        for grid in _grids(experiment):
-            if of_grid := [record for record in group if _in_grid(Cell(**record["cell"]), experiment, grid)]:
-                tables.append(_tabulated(experiment, grid, of_grid, numbers, runs).assign(command=flags))
-        if not any(_declares(experiment, Cell(**record["cell"])) for record in group):
-            tables.append(_tabulated(experiment, experiment.main, group, numbers, runs).assign(command=flags))
-    python = f"python -m experiments.{experiment.name} --presets"
-    commands = {flags: f"{python} {shlex.join(names)} {flags}" for flags, names in presets.items()}
-    table = pd.concat(tables).drop_duplicates([*KEY, "normal"], ignore_index=True)
-    return table.assign(command=table["command"].map(commands))
-
-
-def _tabulated(
-    experiment: Experiment, grid: Grid, records: Sequence[Record], numbers: pd.DataFrame, runs: Path
-) -> pd.DataFrame:
-    return tabulate(records, numbers, experiment.compare, grid.metrics, _wanted(records, grid, runs))
-
-
-def _wanted(records: Sequence[Record], grid: Grid, runs: Path) -> list[Cell]:
-    """Cells without which there is no class mean: a stand-in for any class that is tested and was never the normal one."""
-    cell = Cell(**records[0]["cell"])
-    if grid.normal:
-        return [Cell(cell.method, cell.preset, cell.dataset, cell.protocol, normal, 0) for normal in grid.normal]
-    classes = scores_of(records[0], runs)["target"].nunique()
-    normal = {record["cell"]["normal"] for record in records}
-    return [Cell(cell.method, cell.preset, cell.dataset, cell.protocol, "another", 0)] if len(normal) < classes else []
-
-
-def _flags(records: Sequence[Record]) -> str:
-    """What comes after the presets in the command that makes records of one data set and protocol."""
-    cells = [Cell(**record["cell"]) for record in records]
-    flags = {
-        "datasets": [cells[0].dataset],
-        "protocols": [cells[0].protocol],
-        "normal": dict.fromkeys(cell.normal for cell in cells),
-        "seeds": sorted({str(cell.seed) for cell in cells}, key=int),
-    }
-    parts = [part for flag, values in flags.items() for part in (f"--{flag}", *values)]
-    oracle = ["--oracle"] if any("oracle" in record["also"] for record in records) else []
-    more = {_other_flags(record) for record in records}
-    return f"{shlex.join([*parts, *oracle])} {more.pop() if len(more) == 1 else MORE}".strip()
-
-
-def _other_flags(record: Record) -> str:
-    """What a record's hash says of the flags that change numbers."""
-    cell, epochs = Cell(**record["cell"]), record.get("epochs")
-    if cell.dataset != "folder":  # whose files are part of the hash
-        for flags, settings in (("", Settings()), (f"--max-epochs {epochs}", Settings(max_epochs=epochs))):
-            with contextlib.suppress(InputError):
-                if config_sha256(cell, settings) == record["config_sha256"]:
-                    return flags
-    return MORE
-
-
-def _as_full(table: pd.DataFrame, committed: pd.DataFrame) -> pd.DataFrame:
-    """A table less the methods of which more cells are committed."""
-    sizes, before = (rows[~rows["normal"].str.startswith("mean")].groupby(KEY)["n_seeds"].sum() for rows in (table, committed))
-    full = sizes.index[sizes >= before.reindex(sizes.index).fillna(0)]
-    return table[pd.MultiIndex.from_frame(table[KEY]).isin(full)]
-
-
-def _merged(earlier: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    return merged(earlier, table) if len(earlier) and len(table) else table if len(table) else earlier
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Random cells of the committed tables, trained again and set beside what is committed."""
+"""Random cells of the published tables, trained again and set beside what is published."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,24 +14,28 @@ from common.cli import Parser, chosen_device, one_line_errors
 from common.data import load
 from common.data.datamodule import default_root
 from common.errors import DataMissingError, InputError
-from common.experiment.cell import Cell, Settings, finished, is_seeded
+from common.experiment.cell import Cell, Settings
+from common.experiment.command import refuse_stale
 from common.experiment.grid import run_grid
-from common.experiment.presentation import read
-from common.experiment.report import KEY, tabulate
-from common.presets import REPOSITORY
-from experiments.report import declared
+from common.experiment.published import RESULTS, published
+from common.experiment.records import read_published
+from common.experiment.run import finished
+from common.experiment.table import KEY, long
+from experiments.report import declared, wanted
 
-CELL = ["method", "preset", "dataset", "protocol", "normal"]
+ROW = ["name", "dataset", "protocol", "normal"]
+VALUE = [*KEY, "normal"]
 ROUNDING = 0.0005
-"""Of the printed tables; what a detector without randomness may differ by."""
+"""What one seed's value may differ by, and that of a detector without randomness from a printed table."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draws cells that have an interval, trains each with the seeds of its row, and says whether the new mean lies in it.
+    """Draws rows of single classes, trains each with its seeds, and says whether the numbers come again.
 
-    A detector without randomness has no interval, and is to give its value again.
+    A published record is compared seed by seed. If a value differs, as between machines, and for the older aggregates, the
+    new mean is to lie in the row's interval.
 
-    Exit status: 0, 1 where a cell is not reproduced, 2 for a mistake of the user's.
+    Exit status: 0, 1 where a row is not reproduced, 2 for a mistake of the user's.
     """
     parser = Parser(prog="python -m experiments.reproduce", description=__doc__)
     add = parser.add_argument
@@ -41,57 +47,111 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--runs", type=Path, default=Path("reproduced"), help="where records go (default: reproduced)")
     add("--jobs", type=int, help="cells at a time (default: one per core)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--results", type=Path, default=REPOSITORY / "experiments" / "results", help="the tables (default: the committed ones)")
+    add("--results", type=Path, default=RESULTS, help="published records and aggregates (default: the committed ones)")
     arguments = parser.parse_args(argv)
     with one_line_errors():
         rows = candidates(arguments.results)
         rows = rows[rows["dataset"].map(lambda name: _is_there(name, arguments.root))]
-        for column, wanted in (("name", arguments.presets), ("dataset", arguments.datasets)):
-            rows = rows[rows[column].isin(wanted)] if wanted else rows
-        names = rows[[*CELL, "n_seeds"]].drop_duplicates()
+        for column, named in (("name", arguments.presets), ("dataset", arguments.datasets)):
+            rows = rows[rows[column].isin(named)] if named else rows
+        names = rows[ROW].drop_duplicates()
         if len(names) < arguments.cells:
-            raise InputError(f"of these {len(names)} cells are committed and have an interval: give fewer --cells")
-        drawn = names.sample(arguments.cells, random_state=arguments.draw)
-        chosen = rows.merge(drawn)
-        cells = [
-            Cell(row["method"], row["preset"], row["dataset"], row["protocol"], row["normal"], seed)
-            for row in drawn.to_dict("records")
-            for seed in range(row["n_seeds"])
-        ]
+            raise InputError(f"of these {len(names)} rows are published with all that it takes: give fewer --cells")
+        rows = rows.merge(names.sample(arguments.cells, random_state=arguments.draw))
+        before = expected(arguments.results)
         settings = Settings(arguments.root, arguments.runs, chosen_device(arguments.device))
         settings.runs.mkdir(parents=True, exist_ok=True)
-        console = Console()
+        console, cells = Console(), _cells(rows, before)
+        refuse_stale(cells, settings)
         failures = run_grid(cells, settings, arguments.jobs, console)
-        again = tabulate(filter(None, (finished(cell, settings) for cell in cells)), pd.DataFrame(columns=["method"]), {})
-        both = chosen.merge(again[[*KEY, "normal", "mean"]], how="left", on=[*KEY, "normal"], suffixes=("", "_again"))
-        table = Table("", box=SIMPLE_HEAD)
-        for column in ("committed (seeds)", "interval", "again", ""):
-            table.add_column(column, no_wrap=True)
-        for row in both.itertuples():
-            cell = f"{row.name} {row.score}\n  {row.dataset} {row.protocol} normal={row.normal}"
-            verdict = "within" if row.ci_low <= row.mean_again <= row.ci_high else "[red]outside[/red]"
-            interval = f"{row.ci_low:.4f}–{row.ci_high:.4f}"
-            table.add_row(cell, f"{row.mean:.4f} ({row.n_seeds})", interval, f"{row.mean_again:.4f}", verdict)
-        console.print(table)
-        if failures or not both["mean_again"].between(both["ci_low"], both["ci_high"]).all():
+        again = [record for cell in cells if (record := finished(cell, settings)) is not None]
+        compared = verdicts(rows, before, long(again))
+        show(compared, console)
+        if failures or (compared["verdict"] == "outside").any():
             raise SystemExit(1)
 
 
-def candidates(results: Path) -> pd.DataFrame:
-    """The rows of committed tables that a cell can be held to, with the bounds ``ci_low`` and ``ci_high``, and ``name``.
+def candidates(results: Path = RESULTS) -> pd.DataFrame:
+    """The rows of single classes in the published tables whose numbers can be told from others.
+
+    Those are rows with an interval, rows of detectors without randomness, whose interval is rounding, and rows of records.
 
     Example:
-        >>> "alocc-stable" in set(candidates(REPOSITORY / "experiments" / "results")["name"])
+        >>> "alocc-stable" in set(candidates()["name"])
         True
     """
-    paths = (results / f"{experiment.name}.csv" for experiment in declared())
-    rows = pd.concat([read(path) for path in paths if path.is_file()], ignore_index=True)
-    rows = rows[(rows["n_seeds"] > 0) & (rows["metric"] == "auroc") & (rows["rule"] != "oracle")]
-    rows = rows[~rows["normal"].str.startswith("mean")].drop_duplicates([*KEY, "normal"])
-    steady = [not is_seeded(method, preset) for method, preset in zip(rows["method"], rows["preset"], strict=True)]
+    tables = [published(known.name, known.compare, wanted(known), folder=results) for known in declared()]
+    rows = pd.concat([table for table in tables if len(table)], ignore_index=True)
+    rows = rows[(rows["n_seeds"] > 0) & (rows["metric"] == "auroc") & (rows["rule"] != "oracle") & (rows["n_classes"] == 1)]
+    rows = rows.drop_duplicates(VALUE)
+    steady = ~rows["name"].map(_is_seeded)
     rows.loc[steady, "ci_low"], rows.loc[steady, "ci_high"] = rows["mean"] - ROUNDING, rows["mean"] + ROUNDING
-    rows["name"] = rows["method"] + "-" + rows["preset"]
-    return rows[rows["ci_low"].notna()]
+    recorded = pd.MultiIndex.from_frame(rows[VALUE]).isin(pd.MultiIndex.from_frame(expected(results)[VALUE]))
+    return rows[rows["ci_low"].notna() | recorded]
+
+
+def expected(results: Path = RESULTS) -> pd.DataFrame:
+    """Every value of the published records, as :func:`common.experiment.table.long` gives it."""
+    records = [record for path in sorted(results.glob("*.jsonl")) if path.stem in _names() for record in read_published(path)]
+    return long(records).drop_duplicates([*VALUE, "seed"])
+
+
+def verdicts(rows: pd.DataFrame, before: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
+    """Rows with their new mean ``again``, the largest ``difference`` of a seed, and the ``verdict``.
+
+    Args:
+        rows: As :func:`candidates` gives them.
+        before: The published values, as :func:`expected` gives them.
+        again: The new ones.
+
+    Returns:
+        ``same`` where no seed of a record differs by more than :data:`ROUNDING`, else ``within`` where the new mean lies in the
+        interval, else ``outside``, as where a value is not there any more.
+    """
+    pairs = before.merge(again[[*VALUE, "seed", "value"]], how="left", on=[*VALUE, "seed"], suffixes=("", "_again"))
+    pairs["difference"] = (pairs["value"] - pairs["value_again"]).abs().fillna(np.inf)
+    table = rows.join(again.groupby(VALUE)["value"].mean().rename("again"), on=VALUE)
+    table = table.join(pairs.groupby(VALUE)["difference"].max(), on=VALUE)
+    same = table["difference"] <= ROUNDING
+    within = table["again"].between(table["ci_low"], table["ci_high"])
+    return table.assign(verdict=np.select([same, within], ["same", "within"], "outside"))
+
+
+def show(compared: pd.DataFrame, console: Console) -> None:
+    """Prints what :func:`verdicts` gives."""
+    table = Table("", box=SIMPLE_HEAD)
+    for column in ("published (seeds)", "interval", "again", "by seed", ""):
+        table.add_column(column, no_wrap=True)
+    for _, row in compared.iterrows():
+        cell = f"{row['name']} {row['score']}\n  {row['dataset']} {row['protocol']} normal={row['normal']}"
+        bounds = row["ci_low"], row["ci_high"]
+        interval = "" if np.isnan(row["ci_low"]) else "{:.4f}–{:.4f}".format(*bounds)
+        largest = f"±{row['difference']:.4f}" if np.isfinite(row["difference"]) else ""
+        verdict = "[red]outside[/red]" if row["verdict"] == "outside" else row["verdict"]
+        table.add_row(cell, f"{row['mean']:.4f} ({row['n_seeds']})", interval, f"{row['again']:.4f}", largest, verdict)
+    console.print(table)
+
+
+def _cells(rows: pd.DataFrame, before: pd.DataFrame) -> list[Cell]:
+    """Of records the seeds that they have, of aggregates as many as they are of."""
+    cells = []
+    for _, row in rows.drop_duplicates(ROW).iterrows():
+        same = before[(before[ROW] == row[ROW]).all(axis=1)]
+        seeds = sorted(set(same["seed"])) or range(row["n_seeds"])
+        cells += [_cell(row, seed) for seed in seeds]
+    return cells
+
+
+def _cell(row: "pd.Series[Any]", seed: int) -> Cell:
+    return Cell(row["name"], row["dataset"], row["protocol"], row["normal"], seed)
+
+
+def _is_seeded(name: str) -> bool:
+    return Cell(name, "", "", "", 0).seeded
+
+
+def _names() -> set[str]:
+    return {known.name for known in declared()}
 
 
 def _is_there(dataset: str, root: Path | None) -> bool:

@@ -1,6 +1,7 @@
-"""Cells of a table, the grid that runs them, and the report that reads their records."""
+"""Cells of a table, the grid that runs them, and the tables that their records make."""
 
-from common.experiment.cell import Cell
+from common.experiment.cell import Cell, Settings
 from common.experiment.command import Experiment, Grid, run_experiment
+from common.experiment.compare import compare
 
-__all__ = ["Cell", "Experiment", "Grid", "run_experiment"]
+__all__ = ["Cell", "Experiment", "Grid", "Settings", "compare", "run_experiment"]

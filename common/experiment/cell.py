@@ -131,7 +131,6 @@ class Cell:
         changed: Config = {}
         for path, value in self._changes(settings):
             assign(changed, path, value)
-        changed["data"]["normal"] = self.normal
         words += flags(changed)
         words += ["--oracle=true"] if settings.oracle else []
         words += [f"--threads={settings.threads}"] if settings.threads else []
@@ -159,7 +158,7 @@ class Cell:
             path, value = parse_override(option)
             yield (self._of_backbone(path) if self.detector is not None else path), value
         yield ("data", "dataset"), self.dataset
-        yield ("data", "normal"), self.normal.split("+")
+        yield ("data", "normal"), self.normal
         yield ("data", "protocol"), self.protocol
         if self.detector is not None and overrides:
             yield ("data", "channels"), 3

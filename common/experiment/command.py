@@ -2,28 +2,27 @@
 
 import argparse
 import itertools
-import shlex
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
-import pandas as pd
 from rich.console import Console
 
 from common.cli import Parser, chosen_device, one_line_errors
-from common.data import DATASETS, load
+from common.data import DATASETS, dataset_label, load
 from common.data.datamodule import default_root
 from common.errors import DataMissingError, InputError
 from common.experiment.cell import Cell, Settings
 from common.experiment.engines import Backend
-from common.experiment.grid import Failure, run_grid
+from common.experiment.grid import Failure, cells_at_a_time, run_grid, threads_per_cell
 from common.experiment.identity import import_class
+from common.experiment.published import RESULTS, published, tabulate
 from common.experiment.records import Record, publish
+from common.experiment.render import write_tables
 from common.experiment.run import finished
-from common.experiment.table import published, reported, results_file, summarise, tidy
-from common.experiment.render import show, write_tables
+from common.experiment.table import Place, long
+from common.experiment.terminal import show
 from common.presets import is_file, preset_path, read_config, row_name, split_preset
 from common.training.tensorboard import write_summary_runs
 
@@ -63,38 +62,95 @@ class Experiment:
 
 
 def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) -> None:
-    """Runs an experiment's cells, prints its tables and writes them into the runs folder.
+    """Runs an experiment's cells, prints its tables and writes them into the runs folder or ``--out``.
 
     Exit status: 0, 1 if a cell failed, 2 for a mistake of the user's, 130 after Ctrl-C.
     """
     with one_line_errors():
-        words = list(sys.argv[1:] if argv is None else argv)
-        arguments = _parser(experiment).parse_args(words)
+        arguments = _parser(experiment).parse_args(argv)
         console = Console()
         settings = _settings(arguments)
         grids = narrowed(experiment, arguments)
         missing = {} if arguments.datasets else _missing_data(grids, settings)
         seeds = arguments.seeds[:1] if arguments.smoke else arguments.seeds
-        cells = [cells_of(grid, seeds, settings, missing) for grid in grids]
-        wanted = list(dict.fromkeys(itertools.chain(*cells)))
+        wanted: list[Cell] = []
+        for grid in grids:
+            wanted += cells_of(grid, seeds, settings, missing)
+        wanted = list(dict.fromkeys(wanted))
         if arguments.dry_run:
-            _list(wanted, settings, console)
+            limit = cells_at_a_time(wanted, settings, arguments.jobs, arguments.cells_per_gpu)
+            _list(wanted, replace(settings, threads=threads_per_cell(limit)), console)
             return
         _say_what_is_run(wanted, missing, console)
         if not arguments.keep:
             refuse_stale(wanted, settings)
         failures: list[Failure] = []
         if not arguments.report_only:
-            _check_writable(settings.runs)
-            todo = [cell for cell in wanted if finished(cell, settings) is None] if arguments.keep else wanted
+            check_writable(settings.runs)
+            todo = [cell for cell in wanted if not (arguments.keep and finished(cell, settings))]
             failures = run_grid(todo, settings, arguments.jobs, console, arguments.backend, arguments.cells_per_gpu)
-        records = _records(wanted, settings)
+        records = records_of(wanted, settings)
         if not records:
             raise InputError("no cell is done: there is nothing to report")
-        _report(experiment, grids, cells, records, settings, arguments, words, console)
+        _report(experiment, grids, records, arguments, console)
         if failures:
             console.print(f"{len(failures)} cells failed; each has an error.txt in its folder", style="red")
             raise SystemExit(1)
+
+
+def records_of(cells: Sequence[Cell], settings: Settings) -> list[Record]:
+    """The records of the cells that are done; a preset file's name the row that it is a variant of."""
+    found = bases(dict.fromkeys(cell.preset for cell in cells))
+    records = []
+    for cell in cells:
+        record = finished(cell, replace(settings, force=False))
+        if record is not None:
+            records.append(record | {"base": record["base"] or found.get(cell.name)})
+    return records
+
+
+def places(grids: Iterable[Grid], experiment: str) -> list[Place]:
+    """The rows that a table of these grids should hold."""
+    found = []
+    for grid in grids:
+        for preset, dataset, protocol in itertools.product(grid.presets, grid.datasets, grid.protocols):
+            name = row_name(full_name(preset, experiment))
+            found.append(Place(name, dataset_label(dataset), protocol, grid.metrics, grid.normal))
+    return found
+
+
+def _report(
+    experiment: Experiment, grids: Sequence[Grid], records: Sequence[Record], arguments: argparse.Namespace, console: Console
+) -> None:
+    """Prints and writes the tables, and with ``--publish`` adds the records to the committed ones."""
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    table = tabulate(experiment.name, records, experiment.compare, places(grids, experiment.name))
+    show(table, console, experiment.labels)
+    for path in write_tables(table, arguments.out or arguments.runs, experiment.name, experiment.title):
+        say(f"written: {path}")
+    write_summary_runs(long(records), arguments.runs)
+    if arguments.publish:
+        say(f"published: {publish_records(experiment, records)} new lines in {RESULTS / experiment.name}.jsonl")
+    say(f"look at the runs: tensorboard --logdir {arguments.runs}")
+
+
+def publish_records(experiment: Experiment, records: Sequence[Record]) -> int:
+    """Adds records to an experiment's committed ones and makes its page again; returns the number of new lines.
+
+    Raises:
+        InputError: Uncommitted code made one of them.
+    """
+    dirty = [record for record in records if record["git"].endswith("-dirty") or not record["git"]]
+    if dirty:
+        raise InputError(f"uncommitted code made {len(dirty)} of {len(records)} records: commit, then run them with --force")
+    n = publish(records, RESULTS / f"{experiment.name}.jsonl")
+    rows = places((experiment.main, *experiment.also), experiment.name)
+    table = published(experiment.name, experiment.compare, rows)
+    write_tables(table, RESULTS, experiment.name, experiment.title, ("md",))
+    return n
 
 
 def narrowed(experiment: Experiment, arguments: argparse.Namespace) -> list[Grid]:
@@ -290,7 +346,7 @@ def _classes(dataset: str, settings: Settings) -> list[str]:
     return [str(k) for k in range(len(classes))] if dataset in DATASETS and dataset != "folder" else list(classes)
 
 
-def _check_writable(runs: Path) -> None:
+def check_writable(runs: Path) -> None:
     try:
         runs.mkdir(parents=True, exist_ok=True)
         probe = runs / ".writable"

@@ -12,10 +12,9 @@ from common.cli import chosen_device
 from common.data.arrays import save_arrays
 from common.errors import InputError
 from common.experiment.cell import Settings
-from common.experiment.command import Grid, cells_of, refuse_stale
+from common.experiment.command import Grid, cells_of, check_writable, places, records_of, refuse_stale
 from common.experiment.grid import run_grid
-from common.experiment.run import finished
-from common.experiment.table import summarise, tidy
+from common.experiment.published import tabulate
 
 
 def compare(
@@ -68,7 +67,7 @@ def compare(
         True
     """
     given = Settings(runs=Path(runs), **{"device": chosen_device("auto"), **settings})
-    given.runs.mkdir(parents=True, exist_ok=True)
+    check_writable(given.runs)
     path = given.runs / f"{name}.npz"
     save_arrays(path, X_train, y_train, X_test, y_test)
     grid = Grid(tuple(presets), (str(path),), (protocol,), None if normal is None else tuple(map(str, normal)))
@@ -77,5 +76,4 @@ def compare(
         refuse_stale(cells, given)
     if failures := run_grid(cells, given, jobs, Console()):
         raise InputError(f"{len(failures)} cells failed: {failures[0].message}")
-    records = [record for cell in cells if (record := finished(cell, given)) is not None]
-    return summarise(tidy(records))
+    return tabulate("", records_of(cells, given), {}, places([grid], ""))

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,8 @@ from sklearn.metrics import roc_curve
 
 from common.errors import InputError
 from common.evaluation.figures import ANOMALOUS, score_histogram
-from common.experiment.cell import Cell, Record
+from common.data import dataset_label
+from common.experiment.records import Record
 
 WIDTH = 640
 REDRAWN = {"roc", "precision_recall"}
@@ -38,40 +39,35 @@ class Gallery(NamedTuple):
     pictures: list[Picture]
 
 
-def galleries(records: Iterable[Record], runs: Path) -> Iterator[Gallery]:
-    """Of each method, data set and protocol, with its first seed: ROC curves of all classes, and the figures of one class.
+def galleries(records: Iterable[Record]) -> Iterator[Gallery]:
+    """Draws each row's data sets and protocols, with the first seed: ROC curves of all classes, and the figures of one class.
 
     That class is the one with the median AUROC (the lower of two).
 
     Args:
-        records: Of finished cells.
-        runs: Where these lie.
+        records: Of finished cells; ``folder`` says where each lies.
     """
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         cell = record["cell"]
-        groups.setdefault((f"{cell['method']}-{cell['preset']}", cell["dataset"], cell["protocol"]), []).append(record)
-    for (method, dataset, protocol), group in groups.items():
+        groups.setdefault((record["name"], dataset_label(cell["dataset"]), cell["protocol"]), []).append(record)
+    for (name, dataset, protocol), group in groups.items():
         seed = min(record["cell"]["seed"] for record in group)
         drawn = [record for record in group if record["cell"]["seed"] == seed and _auroc(record) is not None]
         if not drawn:
             continue
         drawn.sort(key=lambda record: (_auroc(record), record["cell"]["normal"]))
         middle = drawn[(len(drawn) - 1) // 2]
-        pictures = [_drawn(_roc_curves(drawn, runs), f"ROC, {len(drawn)} normal classes" if len(drawn) > 1 else "ROC")]
-        pictures += _of_one(middle, runs)
-        yield Gallery(f"{method} on {dataset}, {protocol}, seed {seed}", pictures)
+        pictures = [_drawn(_roc_curves(drawn), f"ROC, {len(drawn)} normal classes" if len(drawn) > 1 else "ROC")]
+        pictures += _of_class(middle)
+        yield Gallery(f"{name} on {dataset}, {protocol}, seed {seed}", pictures)
 
 
-def scores_of(record: Record, runs: Path) -> pd.DataFrame:
-    """A finished cell's scored test set: columns ``index``, ``target``, ``label`` and ``score``, the record's own.
-
-    Raises:
-        InputError: It is not there, or no such table.
-    """
-    path = Cell(**record["cell"]).directory(runs) / "scores.csv"
+def _scores(record: Record) -> pd.DataFrame:
+    """A finished cell's scored test set: columns ``target``, ``label`` and ``score``, the record's own."""
+    path = Path(record["folder"], "scores.csv")
     try:
-        return pd.read_csv(path).rename(columns={record["score"]: "score"})[["index", "target", "label", "score"]]
+        return pd.read_csv(path).rename(columns={record["score"]: "score"})[["target", "label", "score"]]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} cannot be read ({error}): run its cell again with --force") from error
 
@@ -81,12 +77,12 @@ def _auroc(record: Record) -> float | None:
     return value
 
 
-def _roc_curves(records: Iterable[Record], runs: Path) -> Figure:
+def _roc_curves(records: Sequence[Record]) -> Figure:
     """Thin: each class; thick: the mean of the true positive rates."""
     grid = np.linspace(0, 1, 201)
     curves = []
     for record in records:
-        scores = scores_of(record, runs)
+        scores = _scores(record)
         fpr, tpr, _ = roc_curve(scores["label"], scores["score"])
         curves.append(np.interp(grid, fpr, tpr))
     figure = Figure(figsize=(3.6, 3.8), layout="constrained")
@@ -99,11 +95,11 @@ def _roc_curves(records: Iterable[Record], runs: Path) -> Figure:
     return figure
 
 
-def _of_one(record: Record, runs: Path) -> Iterator[Picture]:
+def _of_class(record: Record) -> Iterator[Picture]:
     where = f"normal class {record['cell']['normal']}"
-    files = sorted((Cell(**record["cell"]).directory(runs) / "figures").glob("*.png"))
+    files = sorted(Path(record["folder"], "figures").glob("*.png"))
     if "score_histogram" not in {path.stem for path in files}:
-        scores = scores_of(record, runs)
+        scores = _scores(record)
         figure = score_histogram(scores["score"], scores["label"], record.get("threshold"), targets=scores["target"])
         yield _drawn(figure, f"score histogram, {where}")
     for path in files:

@@ -1,7 +1,7 @@
 """All result tables as one web page that needs nothing but itself."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +11,17 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from common.experiment.gallery import Gallery
-from common.experiment.presentation import means_first, readable
+from common.experiment.render import difference, made_by, readable, sections
+from common.experiment.table import is_mean
 
 SATURATED = 0.2
 """The difference from which on a heat map's colours are the darkest ones."""
+
+NUMBERS = {
+    "paper": "paper", "measured": "mean", "seeds": "n_seeds", "Δ": "delta", "95 % interval": "ci_low",
+    "Δ to base": "base_delta",
+}  # fmt: skip
+"""Columns of a page's tables that are sorted by a number, and the summary's column that holds it."""
 
 
 class Chapter(NamedTuple):
@@ -23,14 +30,16 @@ class Chapter(NamedTuple):
     Attributes:
         name: Of the experiment.
         title: Of the chapter.
-        table: As :func:`common.experiment.report.tabulate` gives it, with a column ``command``.
-        idle: Method, data set and protocol of what was not run and stands beside no reported number.
+        table: A summary.
+        note: On its records.
+        idle: Name, data set and protocol of what was not run and stands beside no reported number.
         galleries: Figures of its runs.
     """
 
     name: str
     title: str
     table: pd.DataFrame
+    note: str = ""
     idle: Sequence[tuple[str, str, str]] = ()
     galleries: Sequence[Gallery] = ()
 
@@ -48,7 +57,8 @@ def page(chapters: Iterable[Chapter], others: Iterable[Other] = ()) -> str:
     """The page; a click on a header sorts its table, and without scripts everything is there all the same.
 
     Example:
-        >>> print(page([Chapter("trial", "A trial", pd.DataFrame(columns=["command", "status"]))])[:15])
+        >>> from common.experiment.table import as_summary
+        >>> print(page([Chapter("trial", "A trial", as_summary([]))])[:15])
         <!doctype html>
     """
     environment = jinja2.Environment(
@@ -60,55 +70,69 @@ def page(chapters: Iterable[Chapter], others: Iterable[Other] = ()) -> str:
     )
     views = []
     for chapter in chapters:
-        commands = list(dict.fromkeys(chapter.table["command"]))
-        sections = list(_sections(chapter, commands)) if commands else []
-        views.append({**chapter._asdict(), "commands": commands, "sections": sections})
-    return environment.get_template("page.html").render(chapters=views, others=list(others), saturated=SATURATED)
+        commands = made_by(chapter.table)
+        numbers = {command: i for i, command in enumerate(commands, 1)}
+        parts = list(_parts(chapter, numbers))
+        idle = pd.DataFrame(chapter.idle, columns=["method", "data", "protocol"]).assign(status="not run")
+        views.append({**chapter._asdict(), "commands": commands, "sections": parts, "idle": _rows(idle)})
+    tables = [{**other._asdict(), "table": _rows(other.table)} for other in others]
+    return environment.get_template("page.html").render(chapters=views, others=tables, saturated=SATURATED)
 
 
-def _sections(chapter: Chapter, commands: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _parts(chapter: Chapter, numbers: Mapping[str, int]) -> Iterator[dict[str, Any]]:
     """One for each data set and protocol, with the tables of each metric."""
-    text = readable(chapter.table)
-    table = chapter.table.assign(
-        name=text["method"],
-        paper_text=text["paper"],
-        measured_text=text["measured (seeds)"].str.replace(r" \(\d+\)$", "", regex=True),
-        delta_text=text["Δ"],
-        interval=text["95 % interval"],
-        by=chapter.table["command"].map({command: i for i, command in enumerate(commands, 1)}),
-    )
-    for (dataset, protocol), group in table.groupby(["dataset", "protocol"], sort=False):
+    for section in sections(chapter.table):
         metrics = []
-        for metric, rows in group.groupby("metric", sort=False):
-            is_mean = rows["normal"].str.startswith("mean")
-            classes = rows[~is_mean] if is_mean.any() else rows[:0]
+        for metric in section.metrics:
+            rows = section.of(metric)
+            single = rows[~is_mean(rows)] if is_mean(rows).any() else rows[:0]
             metrics.append({
                 "name": metric,
                 "compared": rows["delta"].notna().any(),
-                "rows": list(means_first(rows.drop(classes.index)).itertuples()),
-                "classes": list(classes.itertuples()),
+                "rows": _summary_rows(rows.drop(single.index), numbers),
+                "classes": _summary_rows(single, numbers),
                 "heat": _heat(rows),
             })  # fmt: skip
         yield {
-            "id": re.sub(r"[^\w]+", "-", f"{chapter.name}-{dataset}-{protocol}"),
-            "title": f"{dataset}, {protocol}",
+            "id": re.sub(r"[^\w]+", "-", f"{chapter.name}-{section.title}"),
+            "title": section.title,
             "metrics": metrics,
-            "measured": int((group["n_seeds"] > 0).sum()),
-            "not_run": int((group["status"] == "not run").sum()),
+            "measured": int((section.rows["n_seeds"] > 0).sum()),
+            "not_run": int((section.rows["status"] == "not run").sum()),
         }
 
 
+def _summary_rows(rows: pd.DataFrame, numbers: Mapping[str, int]) -> dict[str, Any]:
+    text, keys = readable(rows), pd.DataFrame({column: rows[source] for column, source in NUMBERS.items()})
+    if not text["base"].any():
+        text = text.drop(columns=["Δ to base", "base"])
+    text = text.rename(columns={"reference": "whose number"}).assign(by=rows["command"].map(numbers))
+    keys["by"] = text["by"]
+    return {**_rows(text, keys), "measured": list(rows["n_seeds"] > 0)}
+
+
+def _rows(text: pd.DataFrame, keys: pd.DataFrame | None = None) -> dict[str, Any]:
+    """A table's header and body; each cell as its text and, where it is a number, the number."""
+    keys = text.select_dtypes("number") if keys is None else keys
+    columns = []
+    for column in text:
+        values = keys[column] if column in keys else [None] * len(text)
+        columns.append(list(zip(text[column], values, strict=True)))
+    return {"header": {column: column in keys for column in text}, "body": list(zip(*columns, strict=True)), "measured": None}
+
+
 def _heat(rows: pd.DataFrame) -> dict[str, Any] | None:
-    """Differences to the paper, a line for each method, score and rule and a column for each class; None without a class."""
+    """Differences to the paper, a line for each name, score and rule and a column for each class; None without a class."""
     rows = rows[rows["delta"].notna() & (rows["rule"] != "oracle")]
-    if rows[~rows["normal"].str.startswith("mean")]["normal"].nunique() < 2:
+    single = sorted(set(rows.loc[~is_mean(rows), "normal"]), key=lambda normal: (len(normal), normal))
+    if len(single) < 2:
         return None
     table = rows.pivot_table(index=["name", "score", "rule"], columns="normal", values="delta", sort=False)
-    classes = sorted(table, key=lambda normal: (normal.startswith("mean"), len(normal), normal))
-    single = [normal for normal in classes if not normal.startswith("mean")]
+    classes = [*single, *(normal for normal in table if normal not in single)]
     lines = []
     for key, deltas in table[classes].dropna(subset=single, how="all").iterrows():
-        lines.append({"key": key, "cells": [None if pd.isna(delta) else (delta, *_colors(delta)) for delta in deltas]})
+        cells = [None if pd.isna(delta) else (difference(delta), *_colors(delta)) for delta in deltas]
+        lines.append({"key": key, "cells": cells})
     return {"classes": classes, "lines": lines, "references": list(dict.fromkeys(rows["reference"]))}
 
 

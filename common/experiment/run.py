@@ -108,7 +108,7 @@ def run_command(arguments: Sequence[str]) -> Record:
     directory, threads = Path(str(config.pop("directory"))), config.pop("threads", None)
     data, seed = config["data"], config.setdefault("seed_everything", 0)
     cell = {"dataset": data.setdefault("dataset", "digits"), "protocol": data.setdefault("protocol", "standard"),
-            "normal": "+".join(data.setdefault("normal", ["0"])), "seed": seed}  # fmt: skip
+            "normal": data.setdefault("normal", "0"), "seed": seed}  # fmt: skip
     config.setdefault("trainer", {}).setdefault("accelerator", chosen_device("auto"))
     in_table = len(directory.parts) > 4 and directory.parts[-1] == f"seed={seed}"
     name = directory.parts[-5] if in_table else directory.name
@@ -135,7 +135,7 @@ def merged(arguments: Sequence[str]) -> Config:
 
     Example:
         >>> merged(["--config", "autoencoder-smoke", "--model.latent=4", "--data.normal", "3"])["data"]["normal"]
-        ['3']
+        '3'
     """
     config: Config = {"data": {}}
     words = iter(arguments)
@@ -149,10 +149,7 @@ def merged(arguments: Sequence[str]) -> Config:
                 config[group] = config.get(group, {}) | content if isinstance(content, dict) else content
             continue
         path = override_path(key) if "." in key else (key,)
-        read = read_value(value, key)
-        if path == ("data", "normal") and isinstance(read, str):
-            read = read.split("+")
-        assign(config, path, read)
+        assign(config, path, read_value(value, key))
     return config
 
 
@@ -217,7 +214,7 @@ def _run_module(config: Config, directory: Path, metadata: Record) -> tuple[Scor
     cli.trainer.test(cli.model, cli.datamodule, ckpt_path=str(chosen), weights_only=True, verbose=False)
     assert cli.model.scored is not None
     return cli.model.scored, {
-        "classes": cli.datamodule.class_names(cli.datamodule.normal),
+        **_classes(cli.datamodule),
         "rule": cli.config.rule,
         "score": cli.model.hparams["score"],
         "metrics": cli.model.test_metrics(),
@@ -244,7 +241,12 @@ def _run_classical(config: Config, directory: Path, detector: str) -> tuple[Scor
     write_whole(directory / "config.yaml", yaml.safe_dump(config, allow_unicode=True))
     data = OneClassDataModule(**config["data"])
     scored, results = fit_and_score(detector, data, config["seed_everything"], config.get("backbone"))
-    return scored, {"classes": data.class_names(data.normal), **results}
+    return scored, _classes(data) | results
+
+
+def _classes(data: OneClassDataModule) -> Record:
+    """The names of the normal classes, and how many classes there are."""
+    return {"classes": data.class_names(), "n_classes": len(data.data.classes)}
 
 
 def _logger(logger: Any, directory: Path) -> Any:

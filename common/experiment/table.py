@@ -1,0 +1,302 @@
+"""From records to the one summary that every table, page and comparison is made of: pure functions of frames."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from common.data import dataset_label
+from common.experiment.records import Record
+
+LONG = (
+    "name", "base", "dataset", "protocol", "normal", "class_name", "seed", "rule", "score", "metric", "value", "chosen",
+    "stale", "git", "command", "n_classes",
+)  # fmt: skip
+"""Columns of :func:`long`."""
+
+KEY = ["name", "dataset", "protocol", "score", "metric", "rule"]
+"""What one block of a summary shares: a row for each normal class, and one for their mean."""
+
+COLUMNS = (
+    *KEY[:3], "normal", "class_name", *KEY[3:], "n_classes", "paper", "mean", "std", "n_seeds", "delta", "ci_low", "ci_high",
+    "status", "reference", "base", "base_delta", "base_low", "base_high", "stale", "commit", "command",
+)  # fmt: skip
+"""Columns of a summary. ``reference`` says whose number ``paper`` is; ``n_classes`` is 1 in the row of a single class."""
+
+TEXT = {*KEY, "normal", "class_name", "status", "reference", "base", "stale", "commit", "command"}
+
+CHOICES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "coil100": 100, "cats_dogs": 2}
+"""How many classes the published data sets have, for records that do not say it."""
+
+DRAWN = {"caltech256": 3}
+"""Where a paper's mean is one over that many random choices of the normal classes."""
+
+
+class Place(NamedTuple):
+    """A row of an experiment that its table should hold.
+
+    Attributes:
+        name: Of the row, ``<method>-<preset>`` or a file's stem, with overrides.
+        dataset: Its label.
+        protocol: With its options.
+        metrics: To show, the most important first.
+        normal: The only normal choices that are asked for; all classes in turn by default.
+    """
+
+    name: str
+    dataset: str
+    protocol: str
+    metrics: Sequence[str] = ("auroc",)
+    normal: Sequence[str] | None = None
+
+
+def long(records: Iterable[Record]) -> pd.DataFrame:
+    """One row for each value of each record; columns :data:`LONG`.
+
+    The rules are the record's own and, where the test set was scored after every epoch, all others that it holds.
+    ``chosen`` marks the record's own rule and score, and ``n_classes`` is how many classes can be normal in turn.
+    """
+    return pd.DataFrame((row for record in records for row in _values(record)), columns=list(LONG))
+
+
+def _values(record: Record) -> Iterator[dict[str, Any]]:
+    cell, label = record["cell"], dataset_label(record["cell"]["dataset"])
+    shared = {
+        "name": record["name"], "base": record["base"] or "", "dataset": label, "protocol": cell["protocol"],
+        "normal": cell["normal"], "class_name": _class_name(cell["normal"], record["classes"]), "seed": cell["seed"],
+        "stale": record.get("stale", ""), "git": record.get("git", ""), "command": record.get("command", ""),
+        "n_classes": number_of_classes(record),
+    }  # fmt: skip
+    rules = {record["rule"]: record}
+    if "oracle" in record["rules"]:
+        rules |= record["rules"]
+    for rule, result in rules.items():
+        for score, values in result["metrics"].items():
+            chosen = (rule, score) == (record["rule"], record["score"])
+            for metric, value in values.items():
+                if value is not None:
+                    yield {**shared, "rule": rule, "score": score, "metric": metric, "value": value, "chosen": chosen}
+
+
+def number_of_classes(record: Record) -> float:
+    """How many classes can be normal in turn; infinite where neither the record nor its data set says it."""
+    number = record.get("n_classes") or CHOICES.get(record["cell"]["dataset"])
+    return float(number or "inf")
+
+
+def _class_name(normal: str, classes: Sequence[str]) -> str:
+    """A class's name where it says more than its number; torchvision calls a digit "3 - three"."""
+    name = ", ".join(classes)
+    return "" if "+" in normal or name == normal or name.startswith(f"{normal} - ") else name
+
+
+def bootstrap_interval(values: Sequence[ArrayLike], confidence: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:
+    """Percentile interval of a mean of class means, seeds resampled within each class (stratified bootstrap).
+
+    The classes of a table are all there are, so they are not resampled (Agarwal et al., NeurIPS 2021, do so with tasks).
+
+    Args:
+        values: For each class, its seeds' values.
+        confidence: In (0, 1).
+        resamples: Always the same ones.
+
+    Returns:
+        Low and high; NaN where a class has fewer than two seeds, which say nothing about spread.
+
+    Example:
+        >>> low, high = bootstrap_interval([[0.90, 0.92, 0.94], [0.80, 0.80, 0.80]])
+        >>> low < 0.86 < high
+        True
+    """
+    if not len(values) or any(len(np.atleast_1d(v)) < 2 for v in values):
+        return float("nan"), float("nan")
+    random = np.random.default_rng(0)
+    means = np.mean([random.choice(np.asarray(v, float), (resamples, len(v))).mean(1) for v in values], axis=0)  # type: ignore[arg-type]
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def status(paper: float, mean: float, low: float, high: float) -> str:
+    """``matches`` where the interval holds the paper's value, else ``close`` within 0.02, ``above`` or ``below``.
+
+    Example:
+        >>> status(0.957, 0.965, 0.964, 0.966), status(0.957, 0.9571, 0.95, 0.96), status(0.9, 0.99, 0.98, 1.0)
+        ('close', 'matches', 'above')
+    """
+    if np.isnan(paper):
+        return ""
+    if low <= paper <= high:
+        return "matches"
+    if abs(mean - paper) <= 0.02:
+        return "close"
+    return "above" if mean > paper else "below"
+
+
+def summarise(
+    long: pd.DataFrame, reported: pd.DataFrame, compare: Mapping[str, Sequence[str]], metrics: Sequence[str] = ("auroc",)
+) -> pd.DataFrame:
+    """One row for each block and normal class, and one for their mean.
+
+    A mean is called ``mean`` if it is over all classes of the data set, else it names its classes; ``mean of n`` is over
+    choices of ``n`` classes that are normal together. It stands beside the paper's mean over the same classes or beside
+    nothing. A variant has the difference to its base over the classes and seeds that both have.
+
+    Args:
+        long: As :func:`long` gives it.
+        reported: As :func:`common.experiment.published.reported` gives it.
+        compare: For a row's name, or ``<name> <score>``, whose reported numbers stand beside it: the first that has the
+            cell. ``<method>``, or ``<method>, <table>`` where several tables have it.
+        metrics: Which ones, in their order.
+
+    Returns:
+        Columns :data:`COLUMNS`; of a mean, ``std`` is that of the seeds' class means.
+    """
+    long = long[long["metric"].isin(metrics)]
+    long = long.sort_values("metric", key=lambda metric: metric.map(list(metrics).index), kind="stable")
+    long = long.assign(together=long["normal"].str.count(r"\+") + 1)
+    current = dict(list(long[long["stale"] == ""].groupby(KEY, sort=False)))
+    rows = []
+    for (*key, _), cells in long.groupby([*KEY, "together"], sort=False):
+        base = current.get((cells["base"].iloc[0], *key[1:]))
+        seeds = _by_seed(cells)
+        choices = [[str(normal)] for normal in seeds]
+        if len(choices) > 1 and len(seeds.dropna()):
+            choices.append([str(normal) for normal in seeds])
+        for normals in choices:
+            row = dict(zip(KEY, key, strict=True)) | _measured(cells, seeds[normals], _label(cells, normals))
+            row |= _beside_paper(row, normals, reported, compare)
+            rows.append(row | (_beside_base(seeds[normals], base) if base is not None else {}))
+    return as_summary(rows)
+
+
+def as_summary(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
+    """A frame with the columns of a summary, in their types."""
+    frame = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
+    text, counts = [column for column in COLUMNS if column in TEXT], ["n_classes", "n_seeds"]
+    frame[text] = frame[text].astype(object).fillna("")
+    frame[counts] = frame[counts].fillna(0).astype(int)
+    return frame.astype(dict.fromkeys(set(COLUMNS) - TEXT - set(counts), float) | dict.fromkeys(text, object))
+
+
+def is_mean(table: pd.DataFrame) -> "pd.Series[bool]":
+    """Which rows of a summary are means over classes."""
+    return table["n_classes"] != 1
+
+
+def _by_seed(cells: pd.DataFrame) -> pd.DataFrame:
+    return cells.pivot_table(index="seed", columns="normal", values="value", sort=False)
+
+
+def _label(cells: pd.DataFrame, normals: Sequence[str]) -> str:
+    """What the column ``normal`` says."""
+    if len(normals) == 1:
+        return normals[0]
+    if "+" in normals[0]:
+        return f"mean of {cells['together'].iloc[0]}"
+    if len(normals) >= DRAWN.get(cells["dataset"].iloc[0], cells["n_classes"].max()):
+        return "mean"
+    named = f"mean of {', '.join(normals)}"
+    return named if len(named) <= 24 else f"mean of {len(normals)} classes"
+
+
+def _measured(cells: pd.DataFrame, seeds: pd.DataFrame, label: str) -> dict[str, Any]:
+    cells = cells[cells["normal"].isin(list(seeds))]
+    means = seeds.dropna().mean(axis=1)
+    low, high = bootstrap_interval([seeds[normal].dropna() for normal in seeds])
+    return {
+        "normal": label,
+        "class_name": cells["class_name"].iloc[0] if seeds.shape[1] == 1 else "",
+        "n_classes": seeds.shape[1],
+        "mean": float(means.mean()),
+        "std": float(means.std(ddof=1)),
+        "n_seeds": len(means),
+        "ci_low": low,
+        "ci_high": high,
+        "base": cells["base"].iloc[0],
+        "stale": next(filter(None, cells["stale"]), ""),
+        "commit": ", ".join(dict.fromkeys(filter(None, cells["git"]))),
+    }
+
+
+def _beside_paper(
+    row: Mapping[str, Any], normals: Sequence[str], reported: pd.DataFrame, compare: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    same = (reported["dataset"] == row["dataset"]) & (reported["metric"] == row["metric"])
+    numbers = reported[same & (reported["protocol"] == row["protocol"].partition(",")[0])]
+    for wanted in compare.get(f"{row['name']} {row['score']}", compare.get(row["name"], ())):
+        found = numbers[(numbers["method"] == wanted) | (numbers["source"] == wanted)]
+        for source, of_source in found.groupby("source", sort=False):
+            values = of_source.set_index("normal")["value"]
+            if row["normal"] in values.index:
+                paper = float(values[row["normal"]])
+            elif set(normals) <= set(values.index):
+                paper = float(values[list(normals)].mean())
+            else:
+                continue
+            verdict = status(paper, row["mean"], row["ci_low"], row["ci_high"])
+            return {"paper": paper, "delta": row["mean"] - paper, "reference": source, "status": verdict}
+    return {}
+
+
+def _beside_base(seeds: pd.DataFrame, base: pd.DataFrame) -> dict[str, float]:
+    """The mean difference over the pairs of one class and seed, and a bootstrap interval in which pairs are resampled."""
+    pairs = (seeds - _by_seed(base).reindex(columns=seeds.columns)).to_numpy().ravel()
+    pairs = pairs[~np.isnan(pairs)]
+    if not len(pairs):
+        return {}
+    low, high = bootstrap_interval([pairs])
+    return {"base_delta": float(pairs.mean()), "base_low": low, "base_high": high}
+
+
+def unmeasured(
+    table: pd.DataFrame, places: Iterable[Place], reported: pd.DataFrame, compare: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """Rows of what stands in the papers' tables and was not measured.
+
+    Args:
+        table: What was measured, a summary.
+        places: What the table should hold.
+        reported: As :func:`common.experiment.published.reported` gives it.
+        compare: As in :func:`summarise`.
+
+    Returns:
+        A summary without measured values. Status ``reported``: other methods. Status ``not run``: ours, with the reported
+        numbers that it is to be compared with. Both for class means, or for single classes where a paper has no means.
+    """
+    ours = {source for sources in compare.values() for source in sources}
+    rows = []
+    for place in places:
+        theirs = _printed(reported, place)
+        others = theirs[~_is_one_of(theirs, ours)]
+        rows += [_not_measured(row, place, "reported", row["method"]) for row in others.to_dict("records")]
+        done = table[(table[["name", "dataset", "protocol"]] == place[:3]).all(axis=1)]
+        if set(done["normal"]) & set(theirs["normal"]):
+            continue
+        for key in (key for key in compare if key.partition(" ")[0] == place.name):
+            beside = theirs[_is_one_of(theirs, compare[key])]
+            rows += [_not_measured(row, place, "not run", *key.split(" ")) for row in beside.to_dict("records")]
+    return as_summary(rows).drop_duplicates([*KEY, "normal", "reference"], ignore_index=True)
+
+
+def _printed(reported: pd.DataFrame, place: Place) -> pd.DataFrame:
+    """What papers print of a place: means, or classes where there is no mean; beside one class no mean stands."""
+    same = (reported["dataset"] == place.dataset) & (reported["protocol"] == place.protocol.partition(",")[0])
+    theirs = reported[same & reported["metric"].isin(place.metrics)]
+    means = theirs["normal"].str.startswith("mean")
+    has_mean = means.groupby([theirs["source"], theirs["metric"]]).transform("any")
+    theirs = theirs[means | ~has_mean]
+    return theirs[theirs["normal"].isin(place.normal)] if place.normal and len(place.normal) == 1 else theirs
+
+
+def _is_one_of(reported: pd.DataFrame, sources: Iterable[str]) -> "pd.Series[bool]":
+    return reported["method"].isin(sources) | reported["source"].isin(sources)
+
+
+def _not_measured(row: Mapping[str, Any], place: Place, status: str, name: str, score: str = "") -> dict[str, Any]:
+    return {
+        "name": name, "dataset": place.dataset, "protocol": place.protocol, "normal": row["normal"], "score": score,
+        "metric": row["metric"], "n_classes": 0 if row["normal"].startswith("mean") else 1, "paper": row["value"],
+        "reference": row["source"], "status": status,
+    }  # fmt: skip

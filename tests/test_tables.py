@@ -1,0 +1,508 @@
+"""From records, aggregates and reported numbers to the summary, and from that to the terminal and the files."""
+
+import json
+from importlib import import_module
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from common.errors import InputError
+from common.experiment.published import RESULTS, aggregates, commands, published, reported, tabulate
+from common.experiment.render import latex, markdown, write_tables
+from common.experiment.table import COLUMNS, LONG, Place, as_summary, bootstrap_interval, long, status, summarise, unmeasured
+from common.experiment.terminal import show
+from experiments import autoencoder, classical
+from experiments.report import wanted
+from fake_records import of_classes, record
+
+FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+
+
+def numbers(*rows, table="T1"):
+    columns = ["dataset", "protocol", "method", "normal", "metric", "value"]
+    frame = pd.DataFrame(rows, columns=columns).assign(table=table)
+    return frame.assign(source=frame["method"] + ", " + frame["table"])
+
+
+NUMBERS = numbers(
+    ("mnist", "standard", "DAE", "3", "auroc", 0.90), ("mnist", "standard", "DAE", "mean", "auroc", 0.95)
+)  # fmt: skip
+COMPARE = {"autoencoder-small": ["AE only", "DAE"]}
+
+
+def summary(records, reported=NUMBERS, compare=COMPARE, metrics=("auroc",)):
+    return summarise(long(records), reported, compare, metrics)
+
+
+def printed(table, labels=None):
+    """What a terminal of 80 columns shows; nothing is cut off."""
+    console = Console(width=80, record=True, force_terminal=False)
+    show(table, console, labels)
+    text = console.export_text()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    return text
+
+
+@pytest.fixture
+def records():
+    """Two classes with three seeds, of a data set that has no others."""
+    values = {"3": (0.90, 0.92, 0.94), "4": (0.80, 0.80, 0.80)}
+    return [
+        record(normal, seed, auroc, n_classes=2) for normal, of_class in values.items() for seed, auroc in enumerate(of_class)
+    ]
+
+
+def test_the_long_frame_has_every_value_of_every_record(records):
+    one = record("3", 0, 0.9, "a-b,c=1", dataset="my/set.npz", metrics={"eer": 0.1, "f1_max": None}, classes=["Dress"])
+    frame = long([one])
+    assert list(frame) == list(LONG)
+    assert dict(zip(frame["metric"], frame["value"], strict=True)) == {"auroc": 0.9, "eer": 0.1}
+    assert frame[["name", "base", "dataset", "class_name"]].drop_duplicates().to_numpy().tolist() == [
+        ["a-b,c=1", "a-b", "set", "Dress"]
+    ]
+    assert frame["chosen"].all()
+    assert list(long([record("3", 0, 0.9, classes=["3 - three"])])["class_name"]) == [""]
+
+
+def test_rows_of_classes_and_of_their_mean(records):
+    table = summary(records).set_index("normal")
+    assert list(summary(records)) == list(COLUMNS)
+    assert table.loc["3", "mean"] == pytest.approx(0.92)
+    assert table.loc["3", "std"] == pytest.approx(np.std([0.90, 0.92, 0.94], ddof=1))
+    assert table.loc["4", "std"] == pytest.approx(0)
+    assert table.loc["mean", "mean"] == pytest.approx(0.86)
+    assert table.loc["mean", "std"] == pytest.approx(np.std([0.85, 0.86, 0.87], ddof=1))
+    assert (table["n_seeds"] == 3).all()
+    assert table["n_classes"].to_dict() == {"3": 1, "4": 1, "mean": 2}
+    assert table.loc["3", "delta"] == pytest.approx(0.02)
+    assert table.loc["3", "reference"] == "DAE, T1"
+    assert table.loc["4", "reference"] == ""
+    assert np.isnan(table.loc["4", "paper"])
+    assert table.loc["mean", "status"] == "below"
+
+
+def test_protocol_options_do_not_hide_the_reported_number(records):
+    with_option = [{**r, "cell": {**r["cell"], "protocol": "standard,contamination=0.01"}} for r in records]
+    assert summary(with_option).set_index("normal").loc["3", "paper"] == 0.90
+    other = [{**r, "cell": {**r["cell"], "protocol": "balanced"}} for r in records]
+    assert summary(other)["paper"].isna().all()
+
+
+def test_mean_row_uses_seeds_that_all_classes_have(records):
+    row = summary(records[:-1]).set_index("normal").loc["mean"]
+    assert row["n_seeds"] == 2
+    assert row["mean"] == pytest.approx(0.855)
+    assert list(summary([records[0], record("4", 7, 0.5)])["normal"]) == ["3", "4"], "no seed in common, no mean"
+
+
+def test_one_class_has_no_mean_row(records):
+    assert list(summary(records[:3])["normal"]) == ["3"]
+
+
+def test_metrics_that_are_missing_leave_no_row():
+    table = summary([record("3", 0, None, metrics={"f1_max": 0.5})], metrics=("auroc", "f1_max"))
+    assert list(table["metric"]) == ["f1_max"]
+    assert summary([]).empty
+
+
+def test_every_score_of_a_method_has_its_rows():
+    two = record("3", 0, 0.9)
+    two["metrics"]["discriminator"] = {"auroc": 0.7}
+    assert set(summary([two])["score"]) == {"reconstruction", "discriminator"}
+
+
+def test_a_mean_over_some_classes_says_which(records):
+    some = [{**one, "n_classes": 10} for one in records]
+    assert list(summary(some)["normal"]) == ["3", "4", "mean of 3, 4"]
+    assert summary(of_classes(range(9), 2))["normal"].iloc[-1] == "mean of 9 classes"
+    assert summary(of_classes(range(10), 2))["normal"].iloc[-1] == "mean"
+    unknown = [{**one, "n_classes": None, "cell": {**one["cell"], "dataset": "my.npz"}} for one in records]
+    assert summary(unknown)["normal"].iloc[-1] == "mean of 3, 4", "nobody says that these are all"
+
+
+def test_a_mean_stands_beside_the_same_classes_or_beside_nothing(records):
+    """The paper's mean over ten digits is not one over two of them."""
+    some = [{**one, "n_classes": 10} for one in records]
+    of_each = [("mnist", "standard", "DAE", k, "auroc", value) for k, value in (("3", 0.9), ("4", 0.7), ("5", 0.2))]
+    beside = {
+        "nothing": numbers(("mnist", "standard", "DAE", "mean", "auroc", 0.95)),
+        "one of them": NUMBERS,
+        "both": numbers(*of_each, ("mnist", "standard", "DAE", "mean", "auroc", 0.95)),
+    }
+    found = {name: summary(some, frame).set_index("normal").loc["mean of 3, 4"] for name, frame in beside.items()}
+    assert np.isnan([found["nothing"]["paper"], found["one of them"]["paper"]]).all()
+    assert found["both"]["paper"] == pytest.approx(0.8)
+    assert found["both"]["delta"] == pytest.approx(0.06)
+    assert found["both"]["reference"] == "DAE, T1"
+    without_mean = summary(records, numbers(*of_each)).set_index("normal").loc["mean"]
+    assert without_mean["paper"] == pytest.approx(0.8), "a paper that prints classes alone has a mean over the same"
+
+
+def test_interval_is_stratified():
+    low, high = bootstrap_interval([[0.5, 0.5, 0.5], [0.9, 0.9, 0.9]])
+    assert (low, high) == pytest.approx((0.7, 0.7))
+    low, high = bootstrap_interval([[0.90, 0.92, 0.94], [0.80, 0.82, 0.84]])
+    assert 0.85 <= low < 0.87 < high <= 0.89
+    assert all(np.isnan(bootstrap_interval([[0.9], [0.8, 0.9]])))
+    assert bootstrap_interval([[0.1, 0.4]]) == bootstrap_interval([[0.1, 0.4]])
+
+
+def test_interval_covers_the_mean_of_seeds():
+    random = np.random.default_rng(0)
+    inside = 0
+    for _ in range(200):
+        low, high = bootstrap_interval(random.normal(0.9, 0.01, (10, 5)), resamples=500)
+        inside += low <= 0.9 <= high
+    assert 170 <= inside <= 199
+
+
+@pytest.mark.parametrize(
+    ("paper", "mean", "low", "high", "expected"),
+    [
+        (0.957, 0.957, 0.95, 0.96, "matches"),
+        (0.957, 0.965, 0.964, 0.966, "close"),
+        (0.957, 0.93, 0.92, 0.94, "below"),
+        (0.957, 0.99, 0.98, 1.0, "above"),
+        (0.957, 0.96, np.nan, np.nan, "close"),
+        (np.nan, 0.96, 0.95, 0.97, ""),
+    ],
+)
+def test_status(paper, mean, low, high, expected):
+    assert status(paper, mean, low, high) == expected
+
+
+VARIANT = "autoencoder-small,latent=4"
+
+
+def variant(records, change):
+    return [record(r["cell"]["normal"], r["cell"]["seed"], r["metrics"]["reconstruction"]["auroc"] + change(i), VARIANT)
+            for i, r in enumerate(records)]  # fmt: skip
+
+
+def test_a_variant_has_the_paired_difference_to_its_base(records):
+    changes = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]
+    table = summary([*records, *variant(records, lambda i: changes[i])]).set_index(["name", "normal"])
+    row = table.loc[(VARIANT, "mean of 3, 4")]
+    assert row["base"] == "autoencoder-small"
+    assert row["base_delta"] == pytest.approx(0.035)
+    assert (row["base_low"], row["base_high"]) == pytest.approx(bootstrap_interval([changes]))
+    assert table.loc[(VARIANT, "3"), "base_delta"] == pytest.approx(0.02)
+    assert table.xs("autoencoder-small")["base_delta"].isna().all()
+    constant = summary([*records, *variant(records, lambda i: 0.01)]).iloc[-1]
+    assert (constant["base_low"], constant["base_high"]) == pytest.approx((0.01, 0.01)), "seeds that vary together cancel"
+
+
+def test_only_pairs_that_both_have_are_compared(records):
+    fewer = variant(records, lambda i: 0.01)[:2]
+    row = summary([*records, *fewer]).query("name == @VARIANT").iloc[0]
+    assert row["base_delta"] == pytest.approx(0.01)
+    one = summary([*records, fewer[0]]).query("name == @VARIANT").iloc[0]
+    assert one["base_delta"] == pytest.approx(0.01)
+    assert np.isnan(one["base_low"]), "one pair says nothing about spread"
+    elsewhere = [{**r, "cell": {**r["cell"], "protocol": "balanced"}} for r in fewer]
+    assert summary([*records, *elsewhere])["base_delta"].isna().all()
+    other_score = [{**r, "metrics": {"another": r["metrics"]["reconstruction"]}} for r in fewer]
+    assert summary([*records, *other_score])["base_delta"].isna().all()
+
+
+def test_what_is_stale_is_marked_and_last_and_no_base(records):
+    old = [{**one, "stale": "the code has changed"} for one in records]
+    table = tabulate("none", [*old, *variant(records, lambda i: 0.01)], {}, [])
+    assert table["base_delta"].isna().all(), "a difference between two sources is nobody's"
+    assert list(table["name"]) == [VARIANT] * 3 + ["autoencoder-small"] * 3
+    assert set(table.loc[table["name"] == "autoencoder-small", "stale"]) == {"the code has changed"}
+    for text in (printed(table), markdown(table, "A trial"), latex(table, "A trial")):
+        assert "autoencoder-small (stale)" in text
+        assert "latent=4 (stale)" not in text
+
+
+def test_differences_to_the_base_stand_in_every_form(records):
+    later = of_classes("34", 1, "classical-lof", n_classes=2)
+    table = tabulate("none", [*variant(records, lambda i: (0.01, 0.03)[i % 2]), *later, *records], {}, [])
+    assert list(dict.fromkeys(table["name"])) == ["autoencoder-small", VARIANT, "classical-lof"], "beside its base"
+    lines = [" ".join(line.split()) for line in printed(table).splitlines()]
+    assert "Δ to autoencoder-small +0.020 +.013 to +.027" in lines
+    assert "| +0.020 (+0.013 to +0.027) | autoencoder-small |" in markdown(table, "A trial")
+    assert "& +0.020 (+0.013 to +0.027) &" in latex(table, "A trial")
+    assert "base" not in markdown(table[table["name"] != VARIANT], "A trial")
+
+
+def test_class_means_are_computed_where_a_paper_prints_none():
+    table = reported("autoencoder")
+    row = table[
+        (table.method == "DCAE") & (table.dataset == "mnist") & (table.normal == "mean") & (table.table == "Ruff2018 T1")
+    ]
+    assert row["value"].item() == pytest.approx(0.8965, abs=5e-5)
+    assert row["source"].item() == "DCAE, Ruff2018 T1"
+    assert reported("no such paper").empty
+
+
+def test_tables_fit_a_terminal():
+    contaminated = [record("1", seed, 0.99, protocol="in_sample", metrics={"flagged": 7}) for seed in range(3)]
+    places = [Place("autoencoder-small", "mnist", "in_sample", ("auroc", "flagged"))]
+    table = pd.concat([summary(of_classes(range(10), 3)), tabulate("none", contaminated, {}, places)])
+    text = printed(table)
+    for expected in ("autoencoder-small", "0.946 ± 0.001 (3)", "DAE, T1", ".950", "flagged"):
+        assert expected in text
+
+
+def test_ten_perfect_classes_with_names_fit_a_terminal():
+    perfect = [record(str(k), seed, 1.0, classes=[FASHION[k]]) for k in range(10) for seed in (0, 1)]
+    long_name = [{**one, "name": f"{VARIANT},widths=[4,8],trainer.max_epochs=50,corruption=gaussian"} for one in perfect]
+    text = printed(summary([*perfect, *long_name]))
+    assert text.count("1.00 1.00 1.00 1.00 1.00 1.00 1.00 1.00 1.00 1.00 1.00") == 2
+    assert "0 T-shirt/top, 1 Trouser" in text
+    page = markdown(summary(perfect), "A trial")
+    assert "| 3 Dress |" in page
+
+
+@pytest.mark.parametrize("n", [12, 100])
+def test_of_many_classes_the_lowest_and_the_highest_are_named(n):
+    values = [record(str(k), seed, 0.5 + k / 1000, n_classes=n, classes=[f"object {k}"]) for k in range(n) for seed in (0, 1)]
+    text = printed(summary(values))
+    last = f"{0.5 + (n - 1) / 1000:.3f}"[1:]
+    mean = f"{0.5 + (n - 1) / 2000:.3f}"[1:]
+    (line,) = [line.split() for line in text.splitlines() if "object 0" in line]
+    assert line == ["autoencoder-small", ".500", "0", "object", "0", last, str(n - 1), "object", str(n - 1), mean]
+
+
+def test_more_metrics_than_fit_stand_in_several_tables():
+    metrics = {f"a_metric_of_a_long_name_{i}": 0.5 for i in range(7)}
+    records = [record(str(k), 0, 0.9, metrics=metrics, n_classes=2) for k in range(2)]
+    text = printed(summary(records, metrics=("auroc", *metrics)))
+    assert all(name in text for name in metrics)
+
+
+@pytest.mark.parametrize("experiment", [classical.EXPERIMENT, autoencoder.EXPERIMENT], ids=lambda declared: declared.name)
+def test_tables_of_classical_detectors_fit_a_terminal(experiment):
+    names = dict.fromkeys(place.name for place in wanted(experiment))
+    records = [one for name in names for one in of_classes(range(10), 3, name, score=name.partition("-")[2])]
+    places = [*wanted(experiment), Place("classical-ocsvm", "mnist", "standard")]
+    text = printed(tabulate(experiment.name, records, experiment.compare, places), experiment.labels)
+    assert all(name.partition("-")[2] in text for name in names)
+
+
+def test_written_files_hold_the_table_and_its_command(records, tmp_path):
+    table = tabulate("trial", records, COMPARE, [])
+    paths = write_tables(table, tmp_path / "results", "trial", "A trial")
+    assert [path.name for path in paths] == ["trial.csv", "trial.md"]
+    read = pd.read_csv(paths[0], dtype={"normal": str}, keep_default_na=False)
+    assert list(read) == list(COLUMNS)
+    assert len(read) == len(table)
+    page = paths[1].read_text()
+    assert page == markdown(table, "A trial")
+    command = "python -m experiments.trial --presets autoencoder-small --datasets mnist --protocols standard --seeds 0 1 2"
+    assert f"`{command}`" in page
+    assert set(read["command"]) == {command}
+    assert page.count("| autoencoder-small |") == 3
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"trial.csv", "trial.md"}
+
+
+def test_rows_that_share_all_flags_share_a_command(records):
+    others = of_classes("345", 1, "classical-lof", n_classes=2)
+    more = {"rules": {"oracle": {"metrics": {}}}, "command": "oneclass fit --config x --trainer.max_epochs=2 --data.normal=3"}
+    longer = of_classes("3", 1, "my/l1.yaml", **more)
+    made_by = commands("trial", [*records, *variant(records, lambda i: 0), *others, *longer])
+    python = "python -m experiments.trial --presets"
+    assert [*dict.fromkeys(made_by.values())] == [
+        f"{python} autoencoder-small --datasets mnist --protocols standard --seeds 0 1 2",
+        f"{python} autoencoder-small,latent=4 --datasets mnist --protocols standard --normal 3 4 --seeds 0 1 2",
+        f"{python} classical-lof --datasets mnist --protocols standard --seeds 0",
+        f"{python} my/l1.yaml --datasets mnist --protocols standard --normal 3 --seeds 0 --max-epochs 2 --oracle",
+    ]
+    same = of_classes("34", 3, "alocc-paper", n_classes=2)
+    assert len({*commands("trial", [*records, *same]).values()}) == 1
+    assert "--presets autoencoder-small alocc-paper " in commands("trial", [*records, *same]).popitem()[1]
+
+
+def test_a_page_names_commands_and_their_commits(records):
+    later = of_classes("34", 1, "classical-lof", git="0123456789ab-dirty", n_classes=2)
+    page = markdown(tabulate("trial", [*records, *later], {}, []), "A trial")
+    assert "\n1. `python -m experiments.trial --presets autoencoder-small" in page
+    assert "--seeds 0` (commit 0123456-dirty)\n" in page
+    by = {line.split(" | ")[0].strip("| "): line.split(" | ")[-1].strip("| ") for line in page.splitlines() if "-" in line[:20]}
+    assert (by["autoencoder-small"], by["classical-lof"]) == ("1", "2")
+
+
+def committed(folder, aggregates=None, records=()):
+    """A results folder with an aggregate's rows and records."""
+    old = ["method", "preset", *COLUMNS[1:4], "score", "metric", "paper", "mean", "std", "n_seeds", "delta", "ci_low", "ci_high",
+           "rule", "status", "reference", "command"]  # fmt: skip
+    if aggregates is not None:
+        table = aggregates.assign(method=aggregates["name"].str.partition("-")[0], preset=aggregates["name"].str.partition("-")[2])
+        (folder / "aggregates").mkdir(parents=True, exist_ok=True)
+        table[[c for c in old if c != "class_name"]].to_csv(folder / "aggregates" / "trial.csv", index=False)
+    (folder / "trial.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    return folder
+
+
+def test_aggregates_are_read_as_a_summary(records, tmp_path):
+    together = [record(normal, 0, 0.5) for normal in ("1+2+3", "4+5+6")]
+    table = tabulate("trial", [*records, *together], COMPARE, [])
+    read = aggregates("trial", committed(tmp_path, table))
+    shown = ["name", "normal", "n_classes", "mean", "paper", "n_seeds", "status", "command"]
+    pd.testing.assert_frame_equal(read[shown], table[shown], check_dtype=False)
+    assert aggregates("none", tmp_path).empty
+    (tmp_path / "aggregates" / "trial.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match=r"trial\.csv is no table of aggregates"):
+        aggregates("trial", tmp_path)
+
+
+def test_records_replace_the_aggregates_of_their_block(records, tmp_path):
+    old = tabulate("trial", [*records, *of_classes("34", 3, "classical-lof")], {}, [])
+    folder = committed(tmp_path, old, [record("3", 7, 0.5)])
+    before = (folder / "aggregates" / "trial.csv").read_bytes()
+    table = published("trial", {}, [], folder=folder)
+    of_small = table[table["name"] == "autoencoder-small"]
+    assert list(of_small["normal"]) == ["3"], "a mean of two sittings is nobody's"
+    assert of_small["mean"].item() == 0.5
+    assert len(table[table["name"] == "classical-lof"]) == 3
+    other = committed(tmp_path, old, [{**one, "rule": "validation"} for one in records])
+    rules = published("trial", {}, [], folder=other).query("name == 'autoencoder-small'")["rule"]
+    assert rules.value_counts().to_dict() == {"last": 3, "validation": 3}, "another rule is another block"
+    assert (folder / "aggregates" / "trial.csv").read_bytes() == before
+
+
+def test_records_of_a_runs_folder_replace_no_aggregates_of_more_cells(records, tmp_path):
+    folder = committed(tmp_path, tabulate("trial", records, {}, []))
+    few, many = [record("3", 0, 0.5)], [record(normal, seed, 0.5, n_classes=2) for normal in "34" for seed in range(3)]
+    assert published("trial", {}, [], few, folder)["mean"].max() == pytest.approx(0.92)
+    assert set(published("trial", {}, [], many, folder)["mean"]) == {0.5}
+    folder = committed(tmp_path, None, records)
+    table = published("trial", {}, [], few, folder).set_index("normal")
+    assert table.loc["3", "mean"] == pytest.approx((0.5 + 0.92 + 0.94) / 3), "a cell's published record gives way to a new one"
+
+
+TABLES = sorted(path.stem for path in (RESULTS / "aggregates").glob("*.csv"))
+
+
+@pytest.mark.parametrize("name", sorted({*TABLES, *(path.stem for path in RESULTS.glob("*.jsonl"))} - {"benchmark"}))
+def test_committed_pages_are_made_of_what_is_committed(name):
+    experiment = import_module(f"experiments.{name}").EXPERIMENT
+    table = published(name, experiment.compare, wanted(experiment))
+    assert markdown(table, experiment.title) == (RESULTS / f"{name}.md").read_text()
+
+
+def test_every_measured_row_of_the_aggregates_is_in_the_published_table():
+    assert len(TABLES) == 6
+    for name in TABLES:
+        experiment = import_module(f"experiments.{name}").EXPERIMENT
+        table = published(name, experiment.compare, wanted(experiment), folder=RESULTS)
+        raw = pd.read_csv(RESULTS / "aggregates" / f"{name}.csv")
+        raw = raw[raw["n_seeds"] > 0]
+        here = table[table["n_seeds"] > 0]
+        if not (RESULTS / f"{name}.jsonl").is_file():
+            assert len(here) == len(raw)
+            assert here["mean"].sum() == pytest.approx(raw["mean"].sum())
+
+
+def test_a_number_of_one_of_several_tables(records):
+    two = pd.concat([NUMBERS, NUMBERS.assign(table="T2", source="DAE, T2", value=0.5)])
+    compare = {"autoencoder-small": ["DAE, T2"]}
+    table = summary(records, two, compare)
+    assert table.set_index("normal").loc["3", ["paper", "reference"]].tolist() == [0.5, "DAE, T2"]
+    beside = unmeasured(table, [Place("autoencoder-small", "mnist", "standard")], two, compare)
+    assert list(beside["reference"]) == ["DAE, T1"], "the other table's row stands by itself"
+
+
+SEVERAL = numbers(
+    *[("mnist", "standard", method, "mean", metric, value)
+      for method, values in {"ALOCC D(R(X))": (0.97, 0.88), "ALOCC D(X)": (0.93, 0.82), "DRAE": (0.95, 0.73)}.items()
+      for metric, value in zip(("f1_normal_10", "f1_normal_50"), values, strict=True)], table="F8"
+)  # fmt: skip
+SCORES = {"alocc-stable fake": ["ALOCC D(R(X))"], "alocc-stable real": ["ALOCC D(X)"], "alocc-paper fake": ["ALOCC D(R(X))"]}
+METRICS = ("auroc", "f1_normal_10", "f1_normal_50")
+PLACES = [Place("alocc-stable", "mnist", "standard", METRICS), Place("alocc-paper", "mnist", "standard", METRICS)]
+
+
+@pytest.fixture
+def adversarial():
+    """Two classes of two, two seeds, two scores, three rules."""
+
+    def metrics(value):
+        return {name: {"auroc": value, "f1_normal_10": value, "f1_normal_50": value - 0.1} for name in ("fake", "real")}
+
+    rules = {"rho": {"metrics": metrics(0.8)}, "oracle": {"metrics": metrics(0.95)}}
+    return [
+        {**record(normal, seed, 0, "alocc-stable", score="fake", n_classes=2), "metrics": metrics(0.9), "rules": dict(rules)}
+        for normal in "01" for seed in (0, 1)
+    ]  # fmt: skip
+
+
+def test_each_score_stands_beside_its_own_reported_number(adversarial):
+    table = summary(adversarial, SEVERAL, SCORES, METRICS)
+    rows = table[(table.normal == "mean") & (table.metric == "f1_normal_50") & (table.rule == "last")].set_index("score")
+    assert rows["paper"].to_dict() == {"fake": 0.88, "real": 0.82}
+    assert rows["mean"].to_dict() == pytest.approx({"fake": 0.8, "real": 0.8})
+
+
+def test_other_rules_have_rows_where_epochs_were_compared(adversarial):
+    assert set(summary(adversarial, SEVERAL, SCORES, METRICS)["rule"]) == {"last", "rho", "oracle"}
+    frame = long(adversarial)
+    assert frame.loc[frame["chosen"], ["rule", "score"]].drop_duplicates().to_numpy().tolist() == [["last", "fake"]]
+    for one in adversarial:
+        del one["rules"]["oracle"]
+    assert set(summary(adversarial, SEVERAL, SCORES, METRICS)["rule"]) == {"last"}
+
+
+def test_means_of_several_normal_classes_are_kept_apart():
+    records = [record(normal, 0, auroc, n_classes=2) for normal, auroc in (("1", 0.9), ("2", 0.8), ("1+2+3", 0.7), ("4+5+6", 0.5))]
+    table = summary(records).set_index("normal")
+    assert table.loc["mean", "mean"] == pytest.approx(0.85)
+    assert table.loc["mean of 3", "mean"] == pytest.approx(0.6)
+
+
+def test_random_choices_of_classes_are_a_papers_mean():
+    records = [record(normal, 0, 0.5, dataset="caltech256", n_classes=256) for normal in ("3", "77", "200")]
+    assert summary(records)["normal"].iloc[-1] == "mean"
+    assert summary(records[:2])["normal"].iloc[-1] == "mean of 3, 77"
+
+
+def test_what_was_not_measured_is_said(adversarial):
+    table = summary(adversarial, SEVERAL, SCORES, METRICS)
+    beside = unmeasured(table, PLACES, SEVERAL, SCORES)
+    assert list(beside) == list(COLUMNS)
+    assert (beside["n_seeds"] == 0).all()
+    kinds = beside.groupby("status")["name"].unique().map(list).to_dict()
+    assert kinds == {"reported": ["DRAE"], "not run": ["alocc-paper"]}
+    assert list(beside.loc[beside["status"] == "not run", "paper"]) == [0.97, 0.88]
+    single = unmeasured(table, [PLACES[0]._replace(normal=("0",))], SEVERAL, SCORES)
+    assert single.empty, "beside one class no mean stands"
+
+
+def test_a_method_without_all_classes_is_still_to_run(adversarial):
+    part = [{**one, "n_classes": 3} for one in adversarial]
+    for some in (part, part[:2]):
+        table = summary(some, SEVERAL, SCORES, METRICS)
+        assert "mean" not in set(table["normal"])
+        beside = unmeasured(table, PLACES[:1], SEVERAL, SCORES)
+        assert set(beside.loc[beside["name"] == "alocc-stable", "status"]) == {"not run"}
+
+
+def test_many_metrics_stand_in_one_table(adversarial):
+    table = summary(adversarial, SEVERAL, SCORES, METRICS).assign(command="python -m experiments.trial")
+    table = pd.concat([table, unmeasured(table, PLACES, SEVERAL, SCORES)], ignore_index=True)
+    text = printed(table, {"fake": "D(R(X))", "real": "D(X)", "f1_normal_10": "F1 10%", "f1_normal_50": "F1 50%"})
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    ours = ("D(R(X)) last .900 .900 .800", "D(R(X)) oracle .950 .950 .850")
+    theirs = ("ALOCC D(X) .930 .820", "DRAE .950 .730", "alocc-paper (not run) .970 .880")
+    for expected in (*ours, *theirs):
+        assert expected in lines
+    page = markdown(table, "A trial")
+    assert "| alocc-stable | fake | last | 2 | 0.900 ± 0.000 | 0.900 ± 0.000 | 0.800 ± 0.000 |" in page
+    assert "| alocc-paper fake | not run: ALOCC D(R(X)), F8 |  |  |  | 0.970 | 0.880 |" in page
+
+
+def test_a_method_that_two_sources_report_stands_twice():
+    rows = [
+        {"name": "KDE", "metric": metric, "paper": value, "reference": f"KDE, T{i}", "dataset": "mnist", "protocol": "standard",
+         "normal": "mean", "status": "reported"}
+        for i, value in ((1, 0.8), (2, 0.9)) for metric in "abc"
+    ]  # fmt: skip
+    text = markdown(as_summary(rows), "A trial")
+    assert "| KDE | reported: KDE, T1 |  |  | 0.800 | 0.800 | 0.800 |" in text
+    assert "reported: KDE, T2 |  |  | 0.900 | 0.900 | 0.900 |" in text
+
