@@ -38,9 +38,10 @@ LOGGER = {
     "init_args": {"save_dir": "runs", "name": "fit", "default_hp_metric": False},
 }
 
-DESCRIPTION = """More commands, each with a --help of its own: oneclass check CLASS puts a method to the contract tests, oneclass
-predict-folder scores a folder of images, oneclass export writes a trained detector as a program of its own. --config takes
-a YAML file or a preset's name, such as ocgan-tuned."""
+DESCRIPTION = """More commands, each with a --help of its own: oneclass check CLASS puts a method to the contract tests,
+oneclass predict-folder scores a folder of images, oneclass export writes a trained detector as a program of its own.
+--config takes a YAML file or a preset's name, such as ocgan-tuned."""
+
 
 class Parser(argparse.ArgumentParser):
     """Its errors are told as all others are."""

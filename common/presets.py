@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +209,45 @@ def written(value: Any) -> str:
     if isinstance(value, str):
         return value
     return yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True).removesuffix("...\n").strip()
+
+
+def merged(arguments: Sequence[str]) -> Config:
+    """The configuration of a command line: its ``--config`` files and, over them, its flags.
+
+    Raises:
+        InputError: An argument that is not ``--key=value`` or ``--key value``.
+
+    Example:
+        >>> merged(["--config", "autoencoder-smoke", "--model.latent=4", "--data.normal", "3"])["data"]["normal"]
+        '3'
+    """
+    config: Config = {"data": {}}
+    words = iter(arguments)
+    for word in words:
+        key, equals, text = word.removeprefix("--").partition("=")
+        value = text if equals else next(words, None)
+        if not word.startswith("--") or value is None:
+            raise InputError(f"'{word}' is no --key=value")
+        if key == "config":
+            for group, content in read_config(config_path(value)).items():
+                config[group] = config.get(group, {}) | content if isinstance(content, dict) else content
+            continue
+        path = override_path(key) if "." in key else (key,)
+        assign(config, path, read_value(value, key))
+    return config
+
+
+def config_path(text: str) -> Path:
+    """What ``--config`` names: a file, or a preset by its name, which may end in that of a variant.
+
+    Raises:
+        InputError: There is no such file or preset.
+
+    Example:
+        >>> config_path("ocgan-tuned.cifar10").name
+        'tuned.cifar10.yaml'
+    """
+    return Path(text) if Path(text).is_file() and not is_file(text) else preset_path(text)
 
 
 def make_importable(*folders: Path) -> None:

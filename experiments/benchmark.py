@@ -22,7 +22,7 @@ import torchvision
 from pytorch_lightning import seed_everything
 
 from common.backbones import split
-from common.cli import OneClassCLI, assemble, one_line_errors, settle
+from common.cli import OneClassCLI, assemble, configure_process, one_line_errors
 from common.data import OneClassDataModule
 from common.data.features import BATCH, extract
 from common.experiment.cell import Cell, Settings
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    settle()
+    configure_process()
     torch.set_num_threads(arguments.threads)
     if arguments.backbone:
         return [measure_extraction(arguments)]
@@ -259,8 +259,7 @@ def _descend(optimizer: torch.optim.Optimizer | list[torch.optim.Optimizer], los
 
 
 def _cell(name: str, arguments: argparse.Namespace, protocol: str = "standard") -> Cell:
-    method, _, preset = name.rpartition("-")
-    return Cell(method, preset, arguments.dataset, protocol, arguments.normal, 0)
+    return Cell(name, arguments.dataset, protocol, arguments.normal, 0)
 
 
 def _parts(name: str, arguments: argparse.Namespace, folder: str, protocol: str = "standard") -> OneClassCLI:

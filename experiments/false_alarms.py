@@ -20,7 +20,6 @@ from common.evaluation import conformal_p_value
 from common.evaluation.metrics import Values
 from common.experiment import Cell
 from common.experiment.cell import Settings
-from common.experiment.command import split_name
 from common.experiment.grid import run_grid
 from common.experiment.records import FILE, read_record
 from common.experiment.render import table_lines
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments = parser.parse_args(argv)
         settings = Settings(arguments.root, arguments.runs, max_epochs=arguments.max_epochs)
         cells = [
-            Cell(*split_name(name, "autoencoder"), arguments.dataset, "balanced", normal, 0)
+            Cell(name, arguments.dataset, "balanced", normal, 0)
             for name, normal in itertools.product(arguments.presets, arguments.normal)
         ]
         console = Console()

@@ -12,14 +12,14 @@ from rich.console import Console
 
 import experiments
 from common.cli import Parser, one_line_errors
+from common.data import dataset_label
 from common.errors import InputError
 from common.experiment import Experiment
-from common.experiment.command import places
 from common.experiment.gallery import galleries
 from common.experiment.identity import is_current
 from common.experiment.page import Chapter, Other, page
+from common.experiment.plan import places
 from common.experiment.published import RESULTS, published
-from common.data import dataset_label
 from common.experiment.records import FILE, Record, read_published, read_record
 from common.experiment.render import write_tables
 from common.experiment.table import Place

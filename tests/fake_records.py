@@ -1,7 +1,9 @@
 """Records as finished cells leave them, with numbers of nobody's."""
 
 
-def record(normal, seed, auroc, name="autoencoder-small", *, dataset="mnist", protocol="standard", score="reconstruction", **more):
+def record(
+    normal, seed, auroc, name="autoencoder-small", *, dataset="mnist", protocol="standard", score="reconstruction", **more
+):
     """A record; ``metrics`` are added to the AUROC, all else stands beside it."""
     metrics = {"auroc": auroc, **more.pop("metrics", {})}
     preset, comma, _ = name.partition(",")

@@ -26,7 +26,7 @@ class MyOCGAN(OCGAN):
         losses = super().generator_losses(*arguments)
         return {**losses, "loss_reconstruction": 0.5 * losses["loss_reconstruction"]}
 '''
-DATA = '''
+DATA = """
 import numpy as np
 from sklearn.datasets import load_digits
 from common.data.arrays import image_data
@@ -36,8 +36,8 @@ def load():
     X, y = load_digits(return_X_y=True)
     images = (X * 15).astype(np.uint8).reshape(-1, 8, 8)
     return image_data(images[:900], y[:900], images[900:], y[900:], classes=[f"digit {k}" for k in range(10)])
-'''
-PROTOCOL = '''
+"""
+PROTOCOL = """
 import numpy as np
 from common.data import Splits
 
@@ -45,7 +45,7 @@ from common.data import Splits
 def half(targets, official_test, normal, *, seed=0, keep=2):
     normals = np.flatnonzero(np.isin(targets, normal) & ~official_test)[::keep]
     return Splits(normals[10:], normals[:10], np.flatnonzero(official_test))
-'''
+"""
 
 
 @pytest.fixture
@@ -78,7 +78,9 @@ def test_a_method_of_ones_own_stands_beside_its_base(outside, capsys, monkeypatc
     assert {name.split("/")[0] for name in made} == {"ocgan-smoke", "l1"}
     assert len(made) == 8
     assert made["l1/digits/standard/normal=3/seed=0"]["class_path"] == "my_idea.MyOCGAN"
-    assert made["l1/digits/standard/normal=3/seed=0"]["metrics"] != made["ocgan-smoke/digits/standard/normal=3/seed=0"]["metrics"]
+    assert (
+        made["l1/digits/standard/normal=3/seed=0"]["metrics"] != made["ocgan-smoke/digits/standard/normal=3/seed=0"]["metrics"]
+    )
     assert "Δ" in output
     assert not any("…" in line for line in output.splitlines() if "digits" not in line)
 
@@ -121,7 +123,18 @@ def test_data_of_ones_own(dataset, outside, capsys):
     X[y == "02"] += 2
     np.savez(outside / "my.npz", X_train=X[::2], y_train=y[::2], X_test=X[1::2], y_test=y[1::2])
     normal = "01" if dataset == "my.npz" else "digit 3"
-    flags = ["--datasets", dataset, "--presets", "smoke", "autoencoder-smoke", "classical-lof", "--normal", normal, "--jobs", "1"]
+    flags = [
+        "--datasets",
+        dataset,
+        "--presets",
+        "smoke",
+        "autoencoder-smoke",
+        "classical-lof",
+        "--normal",
+        normal,
+        "--jobs",
+        "1",
+    ]
     run_experiment(EXPERIMENT, [*flags, "--seeds", "0"])
     assert f"{dataset} has no presets of its own" in capsys.readouterr().out
     made = records(outside)

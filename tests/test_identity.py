@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from common.experiment.identity import _reachable, config_digest, difference, file_digest, identity, source_digest
 from common.experiment import Cell
 from common.experiment.cell import Settings
+from common.experiment.identity import _reachable, config_digest, difference, file_digest, identity, source_digest
 from common.presets import REPOSITORY
 
 CELL = Cell("autoencoder-smoke", "digits", "standard", "3", 0)
@@ -88,7 +88,9 @@ def test_a_docstring_is_no_code(tmp_path):
 
 def test_settings_that_change_no_number_change_no_identity():
     base = CELL.config()
-    assert config_digest(base) == config_digest({**base, "trainer": {**base["trainer"], "accelerator": "cuda", "logger": False}})
+    assert config_digest(base) == config_digest(
+        {**base, "trainer": {**base["trainer"], "accelerator": "cuda", "logger": False}}
+    )
     assert config_digest(base) == config_digest({**base, "data": {**base["data"], "root": "elsewhere", "workers": 3}})
     assert config_digest(base) != config_digest(CELL.config(Settings(max_epochs=5)))
     assert config_digest(base) != config_digest(Cell("autoencoder-smoke", "digits", "standard", "3", 1).config())

@@ -7,8 +7,7 @@ import pytest
 from common.errors import InputError
 from common.experiment import Cell
 from common.experiment.cell import Settings
-from common.experiment.run import merged
-from common.presets import flags, preset_path, read_preset, row_name, split_preset
+from common.presets import flags, merged, preset_path, read_preset, row_name, split_preset
 
 
 @pytest.mark.parametrize(
@@ -62,7 +61,12 @@ def test_a_preset_file_names_its_row_and_makes_its_folder_importable(mine, monke
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(None, "no preset file"), ("model: [", "cannot read the preset"), ("model: {}", "names no model.class_path"), ("3", "is no preset")],
+    [
+        (None, "no preset file"),
+        ("model: [", "cannot read the preset"),
+        ("model: {}", "names no model.class_path"),
+        ("3", "is no preset"),
+    ],
 )
 def test_a_preset_file_that_is_none_is_named(content, says, tmp_path):
     if content is not None:

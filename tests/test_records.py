@@ -42,8 +42,8 @@ def test_a_line_that_is_no_record_is_named(tmp_path):
 
 
 def test_a_record_of_an_earlier_version_is_read_without_an_identity(tmp_path):
-    old = {"cell": {"method": "ocgan", "preset": "small,lr=1", "dataset": "digits", "protocol": "standard", "normal": "0+1", "seed": 0},
-           "rule": "last", "metrics": {}, "also": {"oracle": {}}, "config_sha256": "abc"}  # fmt: skip
+    cell = {"method": "ocgan", "preset": "small,lr=1", "dataset": "digits", "protocol": "standard", "normal": "0+1", "seed": 0}
+    old = {"cell": cell, "rule": "last", "metrics": {}, "also": {"oracle": {}}, "config_sha256": "abc"}  # fmt: skip
     (tmp_path / "metrics.json").write_text(json.dumps(old))
     read = read_record(tmp_path / "metrics.json")
     assert (read["name"], read["base"], read["classes"]) == ("ocgan-small,lr=1", "ocgan-small", ["0", "1"])

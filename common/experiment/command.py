@@ -2,63 +2,28 @@
 
 import argparse
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 from rich.console import Console
 
 from common.cli import Parser, chosen_device, one_line_errors
-from common.data import DATASETS, dataset_label, load
+from common.data import DATASETS, load
 from common.data.datamodule import default_root
 from common.errors import DataMissingError, InputError
 from common.experiment.cell import Cell, Settings
 from common.experiment.engines import Backend
 from common.experiment.grid import Failure, cells_at_a_time, run_grid, threads_per_cell
-from common.experiment.identity import import_class
+from common.experiment.plan import Experiment, Grid, bases, cells_of, narrowed, places
 from common.experiment.published import RESULTS, published, tabulate
 from common.experiment.records import Record, publish
 from common.experiment.render import write_tables
 from common.experiment.run import finished
-from common.experiment.table import Place, long
+from common.experiment.table import long
 from common.experiment.terminal import show
-from common.presets import is_file, preset_path, read_config, row_name, split_preset
 from common.training.tensorboard import write_summary_runs
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A product of choices; every class in turn is normal where ``normal`` is not given."""
-
-    presets: tuple[str, ...]
-    datasets: tuple[str, ...]
-    protocols: tuple[str, ...] = ("standard",)
-    normal: tuple[str, ...] | None = None
-    metrics: tuple[str, ...] = ("auroc",)
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A paper's tables.
-
-    Attributes:
-        name: Of ``python -m experiments.<name>`` and of the files in ``reported`` and ``results``.
-        title: Of the result page.
-        main: The grid whose values the flags of the command line replace.
-        also: Further grids, run where no flag narrows the experiment; else those that a flag asks for, see :func:`narrowed`.
-        compare: Whose reported numbers stand beside ours, see :func:`common.experiment.table.summarise`.
-        labels: Short names of methods, scores and metrics, for the terminal.
-        seeds: By default.
-    """
-
-    name: str
-    title: str
-    main: Grid
-    also: tuple[Grid, ...] = ()
-    compare: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)
-    seeds: tuple[int, ...] = (0, 1, 2)
 
 
 def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) -> None:
@@ -109,16 +74,6 @@ def records_of(cells: Sequence[Cell], settings: Settings) -> list[Record]:
     return records
 
 
-def places(grids: Iterable[Grid], experiment: str) -> list[Place]:
-    """The rows that a table of these grids should hold."""
-    found = []
-    for grid in grids:
-        for preset, dataset, protocol in itertools.product(grid.presets, grid.datasets, grid.protocols):
-            name = row_name(full_name(preset, experiment))
-            found.append(Place(name, dataset_label(dataset), protocol, grid.metrics, grid.normal))
-    return found
-
-
 def _report(
     experiment: Experiment, grids: Sequence[Grid], records: Sequence[Record], arguments: argparse.Namespace, console: Console
 ) -> None:
@@ -153,54 +108,6 @@ def publish_records(experiment: Experiment, records: Sequence[Record]) -> int:
     return n
 
 
-def narrowed(experiment: Experiment, arguments: argparse.Namespace) -> list[Grid]:
-    """The grids that the flags ask for: without flags all of them.
-
-    With flags, each data set is run as the first grid that declares it says (with the named protocol, where one is named;
-    the main grid, where none declares it), with the flags' values in place of the grid's. So no flag adds what it does not
-    name, and a data set with a protocol or a normal class of its own keeps them.
-    """
-    if arguments.smoke:
-        return [_smoke(experiment)]
-    grids = [_named(grid, experiment.name) for grid in (experiment.main, *experiment.also)]
-    given = {name: tuple(values) for name in ("presets", "normal") if (values := getattr(arguments, name))}
-    if "presets" in given:
-        given["presets"] = tuple(full_name(preset, experiment.name) for preset in given["presets"])
-    if not (given or arguments.datasets or arguments.protocols):
-        return grids
-    chosen = []
-    for dataset in arguments.datasets or _datasets_of(grids, arguments.protocols):
-        homes = [grid for grid in grids if dataset in grid.datasets] or grids[:1]
-        for protocol in arguments.protocols or _protocols_of(homes, grids[0]):
-            home = next((grid for grid in homes if protocol in grid.protocols), homes[0])
-            chosen.append(replace(home, **given, datasets=(dataset,), protocols=(protocol,)))  # type: ignore[arg-type]
-    return chosen
-
-
-def full_name(preset: str, experiment: str) -> str:
-    """A preset with its method's name, which the experiment's own may be given without; files stay as they are.
-
-    Example:
-        >>> full_name("stable,sigma=1e-1", "alocc"), full_name("classical-lof", "alocc"), full_name("my/l1.yaml", "ocgan")
-        ('alocc-stable,sigma=1e-1', 'classical-lof', 'my/l1.yaml')
-    """
-    head, _ = split_preset(preset)
-    return preset if "-" in head or is_file(head) else f"{experiment}-{preset}"
-
-
-def cells_of(grid: Grid, seeds: Sequence[int], settings: Settings, missing: Iterable[str] = ()) -> list[Cell]:
-    """The cells of a grid, but of data sets that are missing."""
-    cells = []
-    for dataset in grid.datasets:
-        if dataset in missing:
-            continue
-        normal = grid.normal or _classes(dataset, settings)
-        for preset, protocol, k in itertools.product(grid.presets, grid.protocols, normal):
-            cell = Cell(preset, dataset, protocol, k, seeds[0])
-            cells += [replace(cell, seed=seed) for seed in (seeds if cell.seeded else seeds[:1])]
-    return cells
-
-
 def refuse_stale(cells: Sequence[Cell], settings: Settings) -> None:
     """Stops where records are not what their cells would give now.
 
@@ -213,65 +120,44 @@ def refuse_stale(cells: Sequence[Cell], settings: Settings) -> None:
         if record is not None and record["stale"]:
             reasons.setdefault(record["stale"], []).append(cell)
     if reasons:
-        said = [f"{len(group)} of {', '.join(dict.fromkeys(cell.name for cell in group))}: {why}" for why, group in reasons.items()]
+        said = [
+            f"{len(group)} of {', '.join(dict.fromkeys(cell.name for cell in group))}: {why}" for why, group in reasons.items()
+        ]
         raise InputError(
             f"stale records in {settings.runs} ({'; '.join(said)}): --force runs them again, --keep shows them, marked"
         )
-
-
-def bases(presets: Iterable[str]) -> dict[str, str]:
-    """For each preset file, the row that it is a variant of: the first preset of its class, or of a class that it extends."""
-    classes = {}
-    for preset in presets:
-        head, _ = split_preset(preset)
-        if not head.startswith("classical-"):
-            classes[row_name(preset)] = import_class(read_config(preset_path(head))["model"]["class_path"])
-    found = {}
-    for preset in presets:
-        name = row_name(preset)
-        if is_file(split_preset(preset)[0]) and name in classes:
-            extended = [other for other, cls in classes.items() if other != name and issubclass(classes[name], cls)]
-            if extended:
-                found[name] = extended[0]
-    return found
-
-
-def _datasets_of(grids: Sequence[Grid], protocols: Sequence[str] | None) -> list[str]:
-    """Data sets that are declared with the named protocols; the main grid's, where no protocol is named or declared."""
-    declared = [grid.datasets for grid in grids if set(grid.protocols) & set(protocols or ())]
-    return list(dict.fromkeys(itertools.chain(*(declared or [grids[0].datasets]))))
-
-
-def _protocols_of(homes: Sequence[Grid], main: Grid) -> list[str]:
-    if homes[0] is main:
-        return list(main.protocols)
-    return list(dict.fromkeys(itertools.chain(*(grid.protocols for grid in homes))))
-
-
-def _named(grid: Grid, experiment: str) -> Grid:
-    return replace(grid, presets=tuple(full_name(preset, experiment) for preset in grid.presets))
-
-
-def _smoke(experiment: Experiment) -> Grid:
-    """Each method's smoke preset, and the classical detectors of pixels, on two of the embedded digits."""
-    presets = []
-    for preset in _named(experiment.main, experiment.name).presets:
-        head, overrides = split_preset(preset)
-        method, _, _ = head.partition("-")
-        if not overrides:
-            presets.append(head if method == "classical" else f"{method}-smoke")
-    return Grid(tuple(dict.fromkeys(presets)), ("digits",), normal=("0", "1"))
 
 
 def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     parser = Parser(prog=f"python -m experiments.{experiment.name}", description=experiment.title)
     what = parser.add_argument_group("what is run")
     add = what.add_argument
-    add("--presets", nargs="+", metavar="PRESET", help="PRESET of this method, METHOD-PRESET, or a YAML file; ,KEY=VALUE overrides")
+    add(
+        "--presets",
+        nargs="+",
+        metavar="PRESET",
+        help="PRESET of this method, METHOD-PRESET, or a YAML file; ,KEY=VALUE overrides",
+    )
     add("--datasets", nargs="+", metavar="DATA", help="a data set's name, a .npz file, module:function; 'folder' takes --root")
-    add("--protocols", nargs="+", metavar="PROTOCOL", help="NAME or module:function, with ,OPTION=VALUE: standard,contamination=0.01")
-    add("--normal", nargs="+", metavar="CLASS", help="normal classes, by number or name; A+B takes several as one (default: all in turn)")
-    add("--seeds", nargs="+", type=int, default=list(experiment.seeds), help="of the training; the first where nothing is random")
+    add(
+        "--protocols",
+        nargs="+",
+        metavar="PROTOCOL",
+        help="NAME or module:function, with ,OPTION=VALUE: standard,contamination=0.01",
+    )
+    add(
+        "--normal",
+        nargs="+",
+        metavar="CLASS",
+        help="normal classes, by number or name; A+B takes several as one (default: all in turn)",
+    )
+    add(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=list(experiment.seeds),
+        help="of the training; the first where nothing is random",
+    )
     add("--max-epochs", type=int, help="instead of the presets'")
     add("--image-size", type=int, help="height and width, instead of the presets' or the data's own")
     add("--oracle", action="store_true", help="score the test set after every epoch too; nothing is chosen by it")
@@ -340,13 +226,12 @@ def _missing_data(grids: Sequence[Grid], settings: Settings) -> dict[str, str]:
     return missing
 
 
-def _classes(dataset: str, settings: Settings) -> list[str]:
-    """The classes that are normal in turn: by number where a data set is a published one, else by name."""
-    classes = load(dataset, settings.root or default_root()).classes
-    return [str(k) for k in range(len(classes))] if dataset in DATASETS and dataset != "folder" else list(classes)
-
-
 def check_writable(runs: Path) -> None:
+    """Makes the runs folder.
+
+    Raises:
+        InputError: It cannot be written.
+    """
     try:
         runs.mkdir(parents=True, exist_ok=True)
         probe = runs / ".writable"

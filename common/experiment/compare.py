@@ -12,8 +12,9 @@ from common.cli import chosen_device
 from common.data.arrays import save_arrays
 from common.errors import InputError
 from common.experiment.cell import Settings
-from common.experiment.command import Grid, cells_of, check_writable, places, records_of, refuse_stale
+from common.experiment.command import check_writable, records_of, refuse_stale
 from common.experiment.grid import run_grid
+from common.experiment.plan import Grid, cells_of, places
 from common.experiment.published import tabulate
 
 

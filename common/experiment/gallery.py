@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import roc_curve
 
+from common.data import dataset_label
 from common.errors import InputError
 from common.evaluation.figures import ANOMALOUS, score_histogram
-from common.data import dataset_label
 from common.experiment.records import Record
 
 WIDTH = 640

@@ -73,9 +73,11 @@ def is_current(record: Mapping[str, Any]) -> bool:
         >>> is_current({"identity": {}, "class_path": "autoencoder.Autoencoder"})
         False
     """
-    made_by = record.get("class_path")
+    class_path = record.get("class_path", "")
+    if not class_path:
+        return False
     try:
-        return bool(made_by) and record["identity"].get("source") == _digest_of(made_by, record["cell"]["protocol"])
+        return bool(record["identity"].get("source") == _digest_of(class_path, record["cell"]["protocol"]))
     except InputError:
         return False
 
@@ -116,7 +118,7 @@ def source_digest(config: Config) -> str:
 
 def source_of(config: Config) -> str:
     """The class path of a configuration's module, or ``classical``."""
-    return config["model"]["class_path"] if "model" in config else "classical"
+    return str(config["model"]["class_path"]) if "model" in config else "classical"
 
 
 def _digest_of(class_path: str, protocol: str) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from common.errors import InputError
 from common.data import dataset_label
+from common.errors import InputError
 from common.experiment.records import Record, read_published
 from common.experiment.table import KEY, Place, as_summary, long, number_of_classes, summarise, unmeasured
 from common.presets import REPOSITORY

@@ -28,7 +28,7 @@ from common.experiment.identity import Identity, difference, identity, source_of
 from common.experiment.records import FILE, Record, base_of, commit, read_record, versions, write_record
 from common.files import write_whole
 from common.module import Scored
-from common.presets import Config, assign, override_path, preset_path, read_config, read_value
+from common.presets import Config, merged
 from common.training.checkpoints import CHOSEN
 
 
@@ -125,32 +125,6 @@ def run_command(arguments: Sequence[str]) -> Record:
             raise InputError(f"{directory} holds another record ({stale}): give another --directory, or delete it")
         return record
     return complete(config, directory, metadata, threads)
-
-
-def merged(arguments: Sequence[str]) -> Config:
-    """The configuration of a command line: its ``--config`` files and, over them, its flags.
-
-    Raises:
-        InputError: An argument that is not ``--key=value`` or ``--key value``.
-
-    Example:
-        >>> merged(["--config", "autoencoder-smoke", "--model.latent=4", "--data.normal", "3"])["data"]["normal"]
-        '3'
-    """
-    config: Config = {"data": {}}
-    words = iter(arguments)
-    for word in words:
-        key, equals, text = word.removeprefix("--").partition("=")
-        value = text if equals else next(words, None)
-        if not word.startswith("--") or value is None:
-            raise InputError(f"'{word}' is no --key=value")
-        if key == "config":
-            for group, content in read_config(_config_path(value)).items():
-                config[group] = config.get(group, {}) | content if isinstance(content, dict) else content
-            continue
-        path = override_path(key) if "." in key else (key,)
-        assign(config, path, read_value(value, key))
-    return config
 
 
 def complete(config: Config, directory: Path, metadata: Record, threads: int | None, detector: str | None = None) -> Record:
@@ -292,13 +266,6 @@ def _with_root(config: Config, settings: Settings) -> Config:
     if settings.root is not None:
         config["data"]["root"] = str(settings.root)
     return config
-
-
-def _config_path(text: str) -> Path:
-    """A preset's file by its path, or by its name, which may end in that of a variant: ``ocgan-tuned.cifar10``."""
-    if Path(text).is_file():
-        return preset_path(text) if text.endswith((".yaml", ".yml")) else Path(text)
-    return preset_path(text)
 
 
 def _scores_csv(scored: Scored) -> str:
