@@ -151,7 +151,7 @@ def fit_and_score(
         "rule": "last",
         "score": preset,
         "metrics": {preset: evaluate(scores, label, threshold)},
-        "also": {},
+        "rules": {},
         "selected_epoch": None,
         "reached": None,
         "epochs": None,

@@ -1,6 +1,5 @@
 """Presets: configurations of the ``oneclass`` command, found by name or by file, and the overrides that follow them."""
 
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -97,8 +96,14 @@ def split_preset(text: str) -> tuple[str, list[str]]:
         >>> split_preset("ocgan-tuned,mining_steps=0,widths=[4,8]")
         ('ocgan-tuned', ['mining_steps=0', 'widths=[4,8]'])
     """
-    preset, *overrides = re.split(r",(?![^\[\{]*[\]\}])", text)
-    return preset, overrides
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{(") - (character in ")}]")
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts[0], parts[1:]
 
 
 def row_name(text: str) -> str:

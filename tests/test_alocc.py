@@ -16,7 +16,8 @@ from alocc.pseudo import crossed, pasted
 from common.data import OneClassDataModule
 from common.errors import InputError
 from common.experiment import Cell
-from common.experiment.cell import Settings, run
+from common.experiment.cell import Settings
+from common.experiment.run import run
 from common.networks import discriminator
 from common.testing import check_orientation, fit, optimizer_steps, toy_samples, trained
 
@@ -311,7 +312,7 @@ def cell_with(monkeypatch, rule, rho, **data):
         return {**made, "rule": rule, "data": {**made["data"], **data}}
 
     monkeypatch.setattr(Cell, "config", changed)
-    return Cell("alocc", "smoke", "digits", "standard", "3", 0)
+    return Cell("alocc-smoke", "digits", "standard", "3", 0)
 
 
 def curve_of(directory):
@@ -330,7 +331,7 @@ def test_rho_rule_takes_the_first_epoch_below_and_logs_it(tmp_path, monkeypatch)
     first = next(epoch for epoch, value in enumerate(curve, 1) if value < rho)
     assert record["selected_epoch"] == first
     assert record["reached"]
-    assert record["also"]["last"]["selected_epoch"] == record["epochs"] == 6
+    assert record["rules"]["last"]["selected_epoch"] == record["epochs"] == 6
     logged = curve_of(cell.directory(tmp_path / "second"))
     assert logged["val/below_rho"] == [float(value < rho) for value in curve]
     assert logged["val/rho"] == pytest.approx([rho] * 6)
@@ -378,14 +379,14 @@ def test_rho_rule_never_sees_an_anomaly(tmp_path, monkeypatch):
 
 
 def test_oracle_is_recorded_and_changes_nothing(tmp_path):
-    cell = Cell("alocc", "smoke", "digits", "standard", "3", 0)
+    cell = Cell("alocc-smoke", "digits", "standard", "3", 0)
     plain, with_oracle = (
         run(cell, Settings(runs=tmp_path / str(flag), threads=1, max_epochs=5, oracle=flag)) for flag in (False, True)
     )
     assert plain["metrics"] == with_oracle["metrics"]
     scores = [(cell.directory(tmp_path / str(flag)) / "scores.csv").read_text() for flag in (False, True)]
     assert scores[0] == scores[1]
-    oracle = json.loads((cell.directory(tmp_path / "True") / "metrics.json").read_text())["also"]["oracle"]
+    oracle = json.loads((cell.directory(tmp_path / "True") / "metrics.json").read_text())["rules"]["oracle"]
     for name, metrics in with_oracle["metrics"].items():
         curve = oracle["curve"][name]
         assert len(curve) == 5
@@ -399,7 +400,7 @@ def test_oracle_is_recorded_and_changes_nothing(tmp_path):
 
 
 def test_oracle_of_a_resumed_run_has_the_whole_curve(tmp_path, monkeypatch):
-    cell = Cell("alocc", "smoke", "digits", "standard", "3", 0)
+    cell = Cell("alocc-smoke", "digits", "standard", "3", 0)
     whole = run(cell, Settings(runs=tmp_path / "whole", threads=1, max_epochs=4, oracle=True))
     settings, start = Settings(runs=tmp_path / "stopped", threads=1, max_epochs=4, oracle=True), ALOCC.on_train_epoch_start
 
@@ -412,7 +413,7 @@ def test_oracle_of_a_resumed_run_has_the_whole_curve(tmp_path, monkeypatch):
         patch.setattr(ALOCC, "on_train_epoch_start", stop)
         with pytest.raises(OSError, match="power cut"):
             run(cell, settings)
-    assert run(cell, settings)["also"] == whole["also"]
+    assert run(cell, settings)["rules"] == whole["rules"]
 
 
 def test_presets_of_the_papers_say_what_they_are():

@@ -17,7 +17,8 @@ from common.classical import DETECTORS, fit_and_score
 from common.data import OneClassDataModule
 from common.errors import InputError
 from common.experiment import Cell
-from common.experiment.cell import Settings, is_seeded, run
+from common.experiment.cell import Settings
+from common.experiment.run import run
 from common.shallow import (
     HOG,
     DenseKernelDensity,
@@ -162,21 +163,21 @@ def test_scores_do_not_depend_on_the_batch(preset):
 def test_seeds_change_what_is_random_and_nothing_else(preset):
     first, again, other = (scored(preset, seed)[0].scores[preset] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
-    assert (first != other).any() == (preset in SEEDED) == is_seeded("classical", preset)
+    assert (first != other).any() == (preset in SEEDED) == Cell(f"classical-{preset}", "digits", "standard", "0", 0).seeded
 
 
 @pytest.mark.parametrize("preset", DETECTORS)
 def test_a_preset_brings_its_data_settings(preset, tmp_path):
-    cell = Cell("classical", preset, "digits", "standard", "3", 0)
+    cell = Cell(f"classical-{preset}", "digits", "standard", "3", 0)
     config = cell.config(Settings())["data"]
     assert {key: config[key] for key in DETECTORS[preset].data} == DETECTORS[preset].data
-    given = Cell("classical", preset, "digits", "standard,val_fraction=0.5", "3", 0).config(Settings())["data"]
+    given = Cell(f"classical-{preset}", "digits", "standard,val_fraction=0.5", "3", 0).config(Settings())["data"]
     assert given["val_fraction"] == 0.5, "the protocol's option counts"
 
 
 def test_data_settings_reach_the_record(tmp_path):
     published, ours = (
-        run(Cell("classical", name, "digits", "standard", "3", 0), Settings(runs=tmp_path, threads=1))
+        run(Cell(f"classical-{name}", "digits", "standard", "3", 0), Settings(runs=tmp_path, threads=1))
         for name in ("iforest_ruff", "pca_iforest")
     )
     assert np.isnan(published["threshold"]), "nothing is held out"
@@ -185,7 +186,7 @@ def test_data_settings_reach_the_record(tmp_path):
 
 
 def test_hog_on_features_is_refused(tmp_path):
-    cell = Cell("classical", "hog_ocsvm,backbone=squeezenet1_0,weights=null,image_size=40", "digits", "standard", "3", 0)
+    cell = Cell("classical-hog_ocsvm,backbone=squeezenet1_0,weights=null,image_size=40", "digits", "standard", "3", 0)
     with pytest.raises(InputError, match="leave out the backbone"):
         run(cell, Settings(runs=tmp_path, threads=1))
 
@@ -193,7 +194,7 @@ def test_hog_on_features_is_refused(tmp_path):
 @pytest.mark.parametrize(("preset", "says"), [("lof,neighbours=5", "options of a detector"), ("lof,x", "give key=value")])
 def test_an_unknown_option_gets_one_line(preset, says, tmp_path):
     with pytest.raises(InputError, match=says) as error:
-        run(Cell("classical", preset, "digits", "standard", "3", 0), Settings(runs=tmp_path, threads=1))
+        run(Cell(f"classical-{preset}", "digits", "standard", "3", 0), Settings(runs=tmp_path, threads=1))
     assert "\n" not in str(error.value)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from common.cli import assemble, chosen_device, main, settle
+from common.cli import assemble, chosen_device, configure_process, main
 from common.deploy.load import load_checkpoint
 from common.errors import InputError
 from common.experiment import Cell
@@ -64,7 +64,7 @@ def test_every_preset_trains_through_the_parser(file, tmp_path):
 @pytest.mark.parametrize("file", PRESETS, ids=lambda file: f"{file.parents[1].name}-{file.stem}")
 def test_every_preset_is_a_cell(file):
     preset, _, dataset = file.stem.partition(".")
-    config = Cell(file.parents[1].name, preset, dataset or "folder", "standard", "0", 0).config(Settings())
+    config = Cell(f"{file.parents[1].name}-{preset}", dataset or "folder", "standard", "0", 0).config(Settings())
     assert config["model"] == yaml.safe_load(file.read_text())["model"]
 
 
@@ -155,5 +155,5 @@ def test_a_driver_is_not_sought_at_every_step_where_there_is_none(monkeypatch, t
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr("torch.cuda.is_available", lambda: there)
-    settle()
+    configure_process()
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible

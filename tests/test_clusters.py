@@ -23,15 +23,16 @@ from rich.console import Console
 
 from common.errors import InputError
 from common.experiment import Cell, Experiment, Grid, engines, grid, run_experiment
-from common.experiment.cell import Settings, run
+from common.experiment.cell import Settings
 from common.experiment.engines import Engine, engine, local_slots, result_of
 from common.experiment.grid import run_grid
+from common.experiment.run import run
 
 psutil = pytest.importorskip("psutil")
 
 ROOT = Path(__file__).parents[1]
-LONG = [Cell("autoencoder", "smoke", "digits", "standard", normal, 0) for normal in "345"]
-CELLS = [*LONG[:2], Cell("classical", "iforest", "digits", "standard", "3", 0)]
+LONG = [Cell("autoencoder-smoke", "digits", "standard", normal, 0) for normal in "345"]
+CELLS = [*LONG[:2], Cell("classical-iforest", "digits", "standard", "3", 0)]
 EPOCHS = 10
 
 
@@ -46,7 +47,7 @@ def results(cells, runs):
     for cell in cells:
         record = json.loads((cell.directory(runs) / "metrics.json").read_text())
         scores = (cell.directory(runs) / "scores.csv").read_text()
-        found.append((scores, record["metrics"], record["selected_epoch"], record["config_sha256"]))
+        found.append((scores, record["metrics"], record["selected_epoch"], record["identity"]))
     return found
 
 

@@ -3,26 +3,30 @@
 import contextlib
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from common.experiment.report import COLUMNS
+from common.experiment.run import finished, run
+from common.experiment.table import COLUMNS
 
 from common.classical import DETECTORS
 from common.errors import InputError
 from common.experiment import Cell, Experiment, Grid, run_experiment
-from common.experiment.cell import Settings, config_sha256, finished, run
+from common.experiment.cell import Settings
 from common.module import OneClassModule
 
 ROOT = Path(__file__).parents[1]
-CELL = Cell("autoencoder", "smoke", "digits", "standard", "3", 0)
+CELL = Cell("autoencoder-smoke", "digits", "standard", "3", 0)
 EXPERIMENT = Experiment(
     name="autoencoder",
     title="A trial",
@@ -56,11 +60,11 @@ def test_record_holds_what_the_format_promises(runs):
     directory = CELL.directory(runs)
     record = json.loads((directory / "metrics.json").read_text())
     assert record["cell"] == {
-        "method": "autoencoder", "preset": "smoke", "dataset": "digits", "protocol": "standard", "normal": "3", "seed": 0
+        "preset": "autoencoder-smoke", "dataset": "digits", "protocol": "standard", "normal": "3", "seed": 0
     }  # fmt: skip
     assert set(record) >= {
-        "rule", "score", "metrics", "selected_epoch", "epochs", "train_images_per_s", "wall_s", "parameters", "config_sha256",
-        "git", "versions", "device",
+        "name", "base", "classes", "n_classes", "command", "rule", "rules", "score", "metrics", "selected_epoch", "epochs",
+        "train_images_per_s", "wall_s", "parameters", "class_path", "identity", "git", "versions", "device",
     }  # fmt: skip
     assert record["selected_epoch"] == record["epochs"] == 2
     assert (directory / "config.yaml").is_file()
@@ -80,9 +84,9 @@ def test_a_record_is_not_made_twice(runs):
     assert (CELL.directory(runs) / "metrics.json").stat().st_mtime_ns == before
 
 
-def test_a_record_of_another_configuration_is_refused(runs):
-    with pytest.raises(InputError, match="another configuration"):
-        finished(CELL, Settings(runs=runs, max_epochs=3))
+def test_a_record_of_another_configuration_is_stale(runs):
+    assert finished(CELL, Settings(runs=runs))["stale"] == ""
+    assert finished(CELL, Settings(runs=runs, max_epochs=3))["stale"] == "the configuration differs"
     assert finished(CELL, Settings(runs=runs, max_epochs=3, force=True)) is None
 
 
@@ -94,25 +98,17 @@ def test_a_damaged_record_is_named(tmp_path):
         finished(CELL, Settings(runs=tmp_path))
 
 
-def test_config_hash_covers_what_changes_results(tmp_path):
-    base = Settings(runs=tmp_path)
-    assert config_sha256(CELL, base) == config_sha256(CELL, Settings(runs=tmp_path / "x", threads=1, device="cpu"))
-    assert config_sha256(CELL, base) != config_sha256(CELL, Settings(max_epochs=5))
-    other_seed = Cell("autoencoder", "smoke", "digits", "standard", "3", 1)
-    assert config_sha256(CELL, base) != config_sha256(other_seed, base)
-
-
 def test_a_data_set_has_its_own_preset_file_where_there_is_one():
-    paper = Cell("autoencoder", "dcae", "mnist", "standard", "0", 0).config(Settings())
-    own = Cell("autoencoder", "dcae", "cifar10", "standard", "0", 0).config(Settings())
+    paper = Cell("autoencoder-dcae", "mnist", "standard", "0", 0).config(Settings())
+    own = Cell("autoencoder-dcae", "cifar10", "standard", "0", 0).config(Settings())
     assert paper["model"]["init_args"]["widths"] == [8, 4]
     assert own["model"]["init_args"]["widths"] == [32, 64, 128]
     with pytest.raises(InputError, match=r"choose from dcae, denoising, paper, small, smoke"):
-        Cell("autoencoder", "nope", "mnist", "standard", "0", 0).config(Settings())
+        Cell("autoencoder-nope", "mnist", "standard", "0", 0).config(Settings())
 
 
 def test_several_normal_classes(tmp_path):
-    record = run(Cell("autoencoder", "smoke", "digits", "standard", "0+1", 0), Settings(runs=tmp_path, threads=1))
+    record = run(Cell("autoencoder-smoke", "digits", "standard", "0+1", 0), Settings(runs=tmp_path, threads=1))
     scores = pd.read_csv(tmp_path / "autoencoder-smoke/digits/standard/normal=0+1/seed=0/scores.csv")
     assert set(scores.target[scores.label == 0]) == {0, 1}
     assert record["metrics"]["reconstruction"]["n_normal"] == (scores.label == 0).sum()
@@ -120,7 +116,7 @@ def test_several_normal_classes(tmp_path):
 
 def test_same_seed_same_scores_and_another_seed_others(runs, tmp_path):
     run(CELL, Settings(runs=tmp_path, threads=1))
-    other = Cell("autoencoder", "smoke", "digits", "standard", "3", 1)
+    other = Cell("autoencoder-smoke", "digits", "standard", "3", 1)
     run(other, Settings(runs=tmp_path, threads=1))
     first = (CELL.directory(runs) / "scores.csv").read_text()
     assert (CELL.directory(tmp_path) / "scores.csv").read_text() == first
@@ -215,13 +211,23 @@ def test_resumed_run_goes_on_and_chooses_the_same_epoch(rule, stopped_at, tmp_pa
     assert scores[0] == scores[1]
 
 
-def test_a_checkpoint_of_another_configuration_is_not_gone_on_from(tmp_path):
-    note = CELL.directory(tmp_path) / ".config_sha256"
-    note.parent.mkdir(parents=True)
-    note.write_text("another")
-    with pytest.raises(InputError, match="was begun with another configuration: give --force"):
-        run(CELL, Settings(runs=tmp_path, threads=1))
-    assert run(CELL, Settings(runs=tmp_path, threads=1, force=True))["selected_epoch"] == 2
+def test_a_checkpoint_of_something_else_is_not_gone_on_from(runs, tmp_path):
+    settings = Settings(runs=tmp_path, threads=1)
+    directory = CELL.directory(tmp_path)
+    shutil.copytree(CELL.directory(runs), directory)
+    (directory / "metrics.json").unlink()
+    note = json.loads((directory / ".identity").read_text())
+    (directory / ".identity").write_text(json.dumps({**note, "config": "another"}))
+    with pytest.raises(InputError, match="was begun with something else \\(the configuration differs\\): give --force"):
+        run(CELL, settings)
+    assert run(CELL, replace(settings, force=True))["selected_epoch"] == 2
+
+
+def test_a_folder_without_a_checkpoint_is_begun_anew(tmp_path):
+    directory = CELL.directory(tmp_path)
+    directory.mkdir(parents=True)
+    (directory / ".identity").write_text('{"config": "a", "data": "b", "source": "c"}')
+    assert run(CELL, Settings(runs=tmp_path, threads=1))["selected_epoch"] == 2
 
 
 def test_a_killed_grid_takes_workers_along_that_have_not_begun(tmp_path):
@@ -272,22 +278,34 @@ def test_experiment_prints_and_writes_its_tables(tmp_path, capsys):
     output = capsys.readouterr().out
     table = pd.read_csv(tmp_path / "autoencoder.csv", dtype={"normal": str})
     assert list(table) == list(COLUMNS)
-    standard = table[table.protocol == "standard"]
-    assert set(standard.normal) == {"1", "3", "mean"}
-    assert set(standard.preset) == {"smoke", "ocsvm"}
-    contaminated = table[table.protocol == "in_sample,contamination=0.05,anomalous=3"]
-    assert set(contaminated.metric) == {"auroc", "flagged"}
+    assert set(table.protocol) == {"standard"}
+    assert set(table.normal) == {"1", "3", "mean of 1, 3"}
+    assert set(table.name) == {"autoencoder-smoke", "classical-ocsvm"}
     assert "tensorboard --logdir" in output
-    assert "python -m experiments.autoencoder --normal 1 3" in (tmp_path / "autoencoder.md").read_text()
+    page = (tmp_path / "autoencoder.md").read_text()
+    assert "--presets autoencoder-smoke classical-ocsvm --datasets digits --protocols standard --normal 1 3 --seeds 0" in page
     assert max(map(len, output.splitlines()[-30:])) <= 200
     run_experiment(EXPERIMENT, ["--normal", "1", "3", "--runs", str(tmp_path), "--dry-run"])
     assert "to do" not in capsys.readouterr().out
 
 
-def test_flags_narrow_the_further_grids(tmp_path, capsys):
-    run_experiment(EXPERIMENT, ["--normal", "3", "--runs", str(tmp_path), "--dry-run"])
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
+def listed(capsys, tmp_path, *flags):
+    """Name, protocol and normal class of each cell that a dry run lists."""
+    run_experiment(EXPERIMENT, [*flags, "--runs", str(tmp_path), "--dry-run"])
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    words = [word for command in commands for word in command if word.startswith(("--directory=", "--presets"))]
+    assert len(words) == len(commands)
+    return [Path(word.removeprefix("--directory=")).relative_to(tmp_path).as_posix() if "=" in word else word for word in words]
+
+
+def test_flags_run_only_what_they_name(tmp_path, capsys):
+    further = "in_sample,contamination=0.05,anomalous=3"
+    assert len(listed(capsys, tmp_path)) == 21
+    assert listed(capsys, tmp_path, "--normal", "3") == ["autoencoder-smoke/digits/standard/normal=3/seed=0", "--presets"]
+    assert listed(capsys, tmp_path, "--datasets", "digits", "--presets", "smoke", "--normal", "1", "2") == [
+        f"autoencoder-smoke/digits/standard/normal={k}/seed=0" for k in (1, 2)
+    ]
+    assert listed(capsys, tmp_path, "--protocols", further) == [f"autoencoder-smoke/digits/{further}/normal=1/seed=0"]
 
 
 @pytest.mark.parametrize(
@@ -301,9 +319,11 @@ def test_flags_narrow_the_further_grids(tmp_path, capsys):
 def test_smoke_is_every_method_on_two_digits(name, presets, tmp_path, capsys):
     experiment = import_module(f"experiments.{name}").EXPERIMENT
     run_experiment(experiment, ["--smoke", "--runs", str(tmp_path), "--dry-run"])
-    cells = [Path(line.split()[-1]).relative_to(tmp_path) for line in capsys.readouterr().out.splitlines()]
-    assert list(dict.fromkeys(cell.parts[0] for cell in cells)) == presets
-    assert {cell.as_posix().partition("/")[2] for cell in cells} == {f"digits/standard/normal={k}/seed=0" for k in (0, 1)}
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    named = [command[command.index("--config" if "--config" in command else "--presets") + 1] for command in commands]
+    assert list(dict.fromkeys(named)) == presets
+    assert len(commands) == 2 * len(presets)
+    assert all(any("digits" in word for word in command) for command in commands)
 
 
 def test_a_failed_cell_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
@@ -322,7 +342,7 @@ def test_a_failed_cell_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
 
 
 def test_a_preset_with_options_is_a_cell_of_its_own(tmp_path):
-    cell = Cell("autoencoder", "smoke,latent=4,lr=1e-2", "digits", "standard", "3", 0)
+    cell = Cell("autoencoder-smoke,latent=4,lr=1e-2", "digits", "standard", "3", 0)
     arguments = cell.config(Settings())["model"]["init_args"]
     plain = CELL.config(Settings())["model"]["init_args"]
     assert {key for key in arguments if arguments[key] != plain.get(key)} == {"latent", "lr"}
@@ -330,6 +350,7 @@ def test_a_preset_with_options_is_a_cell_of_its_own(tmp_path):
     record = run(cell, Settings(runs=tmp_path, threads=1))
     assert record["parameters"] < run(CELL, Settings(runs=tmp_path, threads=1))["parameters"]
     assert cell.directory(tmp_path).parts[-5] == "autoencoder-smoke,latent=4,lr=1e-2"
+    assert (record["name"], record["base"]) == ("autoencoder-smoke,latent=4,lr=1e-2", "autoencoder-smoke")
 
 
 @pytest.mark.parametrize(("preset", "says"), [("smoke,latnt=4", "latnt"), ("smoke,latent", "give key=value")])

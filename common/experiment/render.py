@@ -198,8 +198,8 @@ def _with_command(text: pd.DataFrame, command: "pd.Series[str]", by: Mapping[str
 
 def table_lines(text: pd.DataFrame) -> list[str]:
     """A frame of texts in Markdown."""
-    body = [list(text), ["---"] * text.shape[1], *text.to_numpy().tolist()]
-    return ["| " + " | ".join(map(str, line)) + " |" for line in body]
+    body: list[list[str]] = [list(text), ["---"] * text.shape[1], *text.to_numpy().tolist()]
+    return ["| " + " | ".join(line) + " |" for line in body]
 
 
 def latex(table: pd.DataFrame, title: str) -> str:
