@@ -1,9 +1,12 @@
 """Records as finished cells leave them, with numbers of nobody's."""
 
 
-def record(normal, seed, auroc, name="autoencoder-small", *, dataset="mnist", protocol="standard", score="reconstruction", **more):
+def record(
+    normal, seed, auroc, name="autoencoder-small", *, dataset="mnist", protocol="standard", score="reconstruction", **more
+):
     """A record; ``metrics`` are added to the AUROC, all else stands beside it."""
     metrics = {"auroc": auroc, **more.pop("metrics", {})}
+    score = more.pop("score", "reconstruction")
     preset, comma, _ = name.partition(",")
     cell = {"preset": name, "dataset": dataset, "protocol": protocol, "normal": normal, "seed": seed}
     return {

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from common.experiment.report import COLUMNS
 
 from common.classical import DETECTORS
 from common.errors import InputError
 from common.experiment import Cell, Experiment, Grid, run_experiment
 from common.experiment.cell import Settings, config_sha256, finished, run
-from common.experiment.report import COLUMNS
 from common.module import OneClassModule
 
 ROOT = Path(__file__).parents[1]
