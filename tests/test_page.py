@@ -185,7 +185,7 @@ def test_stale_records_are_marked(built, outline):
 def test_published_records_of_an_earlier_source_are_counted(tmp_path):
     lines = [json.dumps(one) + "\n" for one in of_classes("3", 3, "alocc-stable")]
     (tmp_path / "alocc.jsonl").write_text("".join(lines))
-    part = report.chapter(alocc.EXPERIMENT, [alocc.EXPERIMENT], [], lambda one: one["cell"]["seed"] > 0, tmp_path)
+    part = report.chapter(alocc.EXPERIMENT, [], lambda one: one["cell"]["seed"] > 0, tmp_path)
     assert part.note == "3 published records, 1 of an earlier source"
     assert part.note in page([part])
     assert list(part.table.query("n_seeds > 0")["n_seeds"]) == [3]
