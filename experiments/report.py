@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"there is no runs folder {arguments.runs}")
         runs, console = arguments.runs or Path("runs"), Console()
         known = declared()
-        records = list(records_of(runs))
-        chapters = [chapter(experiment, known, records) for experiment in known]
+        records = [record | {"homes": homes(record, known)} for record in records_of(runs)]
+        chapters = [chapter(experiment, records) for experiment in known]
         for experiment, part in zip(known, chapters, strict=True):
             if len(part.table):
                 console.rule(experiment.title)
@@ -78,30 +78,25 @@ def records_of(runs: Path, current: Current = is_current) -> Iterator[Record]:
 
 
 def chapter(
-    experiment: Experiment,
-    known: Sequence[Experiment],
-    records: Sequence[Record],
-    current: Current = is_current,
-    results: Path = RESULTS,
+    experiment: Experiment, records: Sequence[Record], current: Current = is_current, results: Path = RESULTS
 ) -> Chapter:
     """An experiment's part of the page.
 
     Args:
-        experiment: One of ``known``.
-        known: All experiments.
-        records: Of a runs folder; those of the experiment's own cells are added to what is published.
+        experiment: With its grids.
+        records: Of a runs folder, with their ``homes``; those of the experiment are added to what is published, and those
+            that have no earlier home give figures.
         current: Whether the present source made a record.
         results: The folder of published records and aggregates.
     """
-    rows = wanted(experiment)
-    found = {id(record): homes(record, known) for record in records}
-    own = [record for record in records if experiment.name in found[id(record)]]
-    table = published(experiment.name, experiment.compare, rows, own, results)
+    rows, name = wanted(experiment), experiment.name
+    own = [record for record in records if name in record["homes"]]
+    table = published(name, experiment.compare, rows, own, results)
     present = set(zip(table["name"], table["dataset"], table["protocol"], strict=True))
     idle = dict.fromkeys(place[:3] for place in rows if place[:3] not in present)
-    drawn = galleries(record for record in own if found[id(record)][0] == experiment.name)
-    note = provenance(read_published(results / f"{experiment.name}.jsonl"), current)
-    return Chapter(experiment.name, experiment.title, table, note, list(idle), list(drawn))
+    drawn = galleries(record for record in own if record["homes"][0] == name)
+    note = provenance(read_published(results / f"{name}.jsonl"), current)
+    return Chapter(name, experiment.title, table, note, list(idle), list(drawn))
 
 
 def wanted(experiment: Experiment) -> list[Place]:
@@ -122,18 +117,13 @@ def provenance(committed: Sequence[Record], current: Current = is_current) -> st
 
 def homes(record: Record, known: Sequence[Experiment]) -> list[str]:
     """The experiments that declare a record's cell or its base's, its own method's first; else that one, or the quickstart."""
-    cell = record["cell"]
-    dataset = dataset_label(cell["dataset"])
-    method = record["name"].partition("-")[0]
-
-    def declares(experiment: Experiment) -> bool:
-        for place in wanted(experiment):
-            here = place.name in (record["name"], record["base"]) and place[1:3] == (dataset, cell["protocol"])
-            if here and (place.normal is None or cell["normal"] in place.normal):
-                return True
-        return False
-
-    found = [experiment.name for experiment in known if declares(experiment)]
+    cell, method = record["cell"], record["name"].partition("-")[0]
+    here = dataset_label(cell["dataset"]), cell["protocol"]
+    found = []
+    for experiment in known:
+        rows = [row for row in wanted(experiment) if row[1:3] == here and row.name in (record["name"], record["base"])]
+        if any(row.normal is None or cell["normal"] in row.normal for row in rows):
+            found.append(experiment.name)
     found = found or [experiment.name for experiment in known if experiment.name == method]
     return sorted(found, key=lambda name: name != method) or [FALLBACK]
 

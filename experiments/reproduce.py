@@ -17,7 +17,7 @@ from common.errors import DataMissingError, InputError
 from common.experiment.cell import Cell, Settings
 from common.experiment.command import refuse_stale
 from common.experiment.grid import run_grid
-from common.experiment.published import RESULTS, published
+from common.experiment.published import RESULTS, measured
 from common.experiment.records import read_published
 from common.experiment.run import finished
 from common.experiment.table import KEY, long
@@ -80,9 +80,9 @@ def candidates(results: Path = RESULTS) -> pd.DataFrame:
         >>> "alocc-stable" in set(candidates()["name"])
         True
     """
-    tables = [published(known.name, known.compare, wanted(known), folder=results) for known in declared()]
+    tables = [measured(known.name, known.compare, wanted(known), folder=results) for known in declared()]
     rows = pd.concat([table for table in tables if len(table)], ignore_index=True)
-    rows = rows[(rows["n_seeds"] > 0) & (rows["metric"] == "auroc") & (rows["rule"] != "oracle") & (rows["n_classes"] == 1)]
+    rows = rows[(rows["metric"] == "auroc") & (rows["rule"] != "oracle") & (rows["n_classes"] == 1)]
     rows = rows.drop_duplicates(VALUE)
     steady = ~rows["name"].map(_is_seeded)
     rows.loc[steady, "ci_low"], rows.loc[steady, "ci_high"] = rows["mean"] - ROUNDING, rows["mean"] + ROUNDING

@@ -6,6 +6,7 @@ def record(
 ):
     """A record; ``metrics`` are added to the AUROC, all else stands beside it."""
     metrics = {"auroc": auroc, **more.pop("metrics", {})}
+    score = more.pop("score", "reconstruction")
     preset, comma, _ = name.partition(",")
     cell = {"preset": name, "dataset": dataset, "protocol": protocol, "normal": normal, "seed": seed}
     return {

@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from fake_records import of_classes, record
 from PIL import Image
 
-from common.experiment import Cell
-from common.experiment.cell import Settings, config_sha256
-from common.experiment.latex import PACKAGES, latex
 from common.experiment.page import Chapter, Other, page
-from common.experiment.presentation import markdown, read
-from common.experiment.report import COLUMNS
+from common.experiment.published import published
+from common.experiment.render import PACKAGES, latex
+from common.experiment.table import TEXT, as_summary
 from experiments import alocc, report
 
 RESULTS = Path(__file__).parents[1] / "experiments" / "results"
@@ -25,37 +24,43 @@ VOID = {"meta", "link", "img", "br", "hr", "wbr"}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-def leave_record(runs, cell, auroc, epochs=None, sha=None):
+def leave(runs, one):
     """What a finished cell leaves, with scores of nobody."""
-    folder = cell.directory(runs)
+    cell = one["cell"]
+    folder = runs / one["name"] / cell["dataset"] / cell["protocol"] / f"normal={cell['normal']}" / f"seed={cell['seed']}"
     (folder / "figures").mkdir(parents=True)
-    random = np.random.default_rng(cell.seed)
+    random = np.random.default_rng(cell["seed"])
     target = np.arange(40) % 10
-    label = (target != int(cell.normal)).astype(int)
+    label = (target != int(cell["normal"])).astype(int)
     scores = pd.DataFrame({"index": range(40), "target": target, "label": label, "reconstruction": random.random(40) + label})
     scores.to_csv(folder / "scores.csv", index=False)
     for name in ("reconstructions", "roc"):
         Image.new("RGB", (900, 90), "gray").save(folder / "figures" / f"{name}.png")
-    metrics = {"reconstruction": {"auroc": auroc}}
-    record = {"cell": vars(cell), "rule": "last", "score": "reconstruction", "metrics": metrics, "also": {}, "epochs": epochs}
-    record["config_sha256"] = sha or config_sha256(cell, Settings(max_epochs=epochs))
-    (folder / "metrics.json").write_text(json.dumps(record))
+    (folder / "metrics.json").write_text(json.dumps(one))
+
+
+def read(path):
+    """A CSV of the report."""
+    text = dict.fromkeys(TEXT, str)
+    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=dict.fromkeys(["mean", "paper", "delta"], ""))
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """A report of the committed results and a few records."""
     where = tmp_path_factory.mktemp("report")
-    for normal in range(10):
-        for seed in (0, 1):
-            leave_record(
-                where / "runs", Cell("autoencoder", "small", "digits", "standard", str(normal), seed), 0.9 + normal / 100, 2
-            )
-    leave_record(where / "runs", Cell("autoencoder", "denoising", "mnist", "standard", "3", 0), 0.5)
-    leave_record(where / "runs", Cell("autoencoder", "small", "mnist", "standard", "3", 0), 0.25, sha="another")
-    before = {path: path.read_bytes() for path in RESULTS.iterdir()}
+    command = "oneclass fit --config autoencoder-small --trainer.max_epochs=2"
+    for one in of_classes(range(10), 2, dataset="digits", command=command):
+        leave(where / "runs", one)
+    for one in of_classes(range(10), 2, "autoencoder-small,latent=4", 0.95, dataset="digits"):
+        leave(where / "runs", one)
+    leave(where / "runs", record("3", 0, 0.5, "autoencoder-denoising"))
+    leave(where / "runs", record("3", 0, 0.25))
+    leave(where / "runs", record("3", 0, 0.75, "mine", dataset="digits", protocol="balanced"))
+    leave(where / "runs", record("5", 0, 0.125, "alocc-stable", dataset="digits", identity={}))
+    before = {path: path.read_bytes() for path in RESULTS.rglob("*.*")}
     report.main(["--runs", str(where / "runs"), "--out", str(where / "out")])
-    assert before == {path: path.read_bytes() for path in RESULTS.iterdir()}
+    assert before == {path: path.read_bytes() for path in RESULTS.rglob("*.*")}
     return where / "out"
 
 
@@ -126,55 +131,78 @@ def test_tables_are_accessible_and_have_sort_keys(outline):
             assert row[0][1]["scope"] == "row"
             keys = [attributes["data-key"] for _, attributes, _ in row if "data-key" in attributes]
             assert all(key == "" or np.isfinite(float(key)) for key in keys)
-            assert len(keys) == 6 or len(row) != 12 or table["class"] == "heat"
+            assert len(keys) >= 6 or len(row) < 12 or table["class"] == "heat"
     assert all(attributes["alt"] for tag, attributes in outline.elements if tag == "img")
 
 
 def test_every_row_of_every_table_is_on_the_page(built, outline):
-    shown = [row for table in outline.tables if table["class"] == "sortable" for row in body(table) if len(row) == 12]
+    shown = [row for table in outline.tables if table["class"] == "sortable" for row in body(table) if len(row) >= 12]
     tables = [read(path) for path in sorted(built.glob("*.csv"))]
-    assert {path.stem for path in built.glob("*.csv")} >= {path.stem for path in RESULTS.glob("*.csv")} - {"false_alarms"}
+    assert {path.stem for path in built.glob("*.csv")} >= {path.stem for path in (RESULTS / "aggregates").glob("*.csv")}
     assert len(shown) == sum(map(len, tables))
-    counts = pd.concat(tables)["status"].value_counts()
-    assert {status: sum(row[9] == status for row in shown) for status in counts.index} == counts.to_dict()
-    assert all(row[11].isdigit() for row in shown), "each points to its command"
+    table = pd.concat(tables)
+    counts = table["status"].value_counts()
+    assert {status: sum(row[-3] == status for row in shown) for status in counts.index} == counts.to_dict()
+    assert sum(row[-1].isdigit() for row in shown) == (table["n_seeds"] > 0).sum(), "each points to its command"
 
 
 def test_committed_rows_stand_against_fewer_records(built):
-    names = ["method", "preset", "dataset", "protocol", "normal", "score", "metric", "rule"]
-    for path in RESULTS.glob("*.csv"):
-        if path.stem != "false_alarms":
-            committed, now = (table[table["n_seeds"] > 0].set_index(names) for table in (read(path), read(built / path.name)))
-            pd.testing.assert_frame_equal(now.loc[committed.index], committed)
+    for experiment in report.declared():
+        committed = published(experiment.name, experiment.compare, report.wanted(experiment))
+        committed = committed[committed["n_seeds"] > 0]
+        if len(committed):
+            now = read(built / f"{experiment.name}.csv")
+            both = committed.merge(now, on=["name", "dataset", "protocol", "normal", "score", "metric", "rule"], how="left")
+            assert both["mean_y"].to_numpy() == pytest.approx(both["mean_x"].to_numpy(), rel=1e-5)
 
 
 def test_records_have_rows_with_the_command_that_makes_them(built):
-    table = read(built / "quickstart.csv").set_index("normal")
-    assert table.loc["mean", "mean"] == pytest.approx(0.945)
-    assert (table["n_seeds"] == 2).all()
-    assert table.loc["3", "command"] == (
-        "python -m experiments.quickstart --presets autoencoder-small --datasets digits --protocols standard"
-        " --normal 0 1 2 3 4 5 6 7 8 9 --seeds 0 1 --max-epochs 2"
+    table = read(built / "quickstart.csv").set_index(["name", "protocol", "normal"])
+    small = table.loc[("autoencoder-small", "standard")]
+    assert small.loc["mean", "mean"] == pytest.approx(0.9455)
+    assert (small["n_seeds"] == 2).all()
+    assert small.loc["3", "command"] == (
+        "python -m experiments.quickstart --presets autoencoder-small --datasets digits --protocols standard --seeds 0 1"
+        " --max-epochs 2"
     )
+    variant = table.loc[("autoencoder-small,latent=4", "standard", "mean")]
+    assert variant["base_delta"] == "0.05"
+    assert table.loc[("mine", "balanced", "3"), "mean"] == 0.75, "nobody declares it"
     table = read(built / "autoencoder.csv")
-    small = table[table["preset"] == "small"]
+    small = table[table["name"] == "autoencoder-small"]
     assert list(small["normal"]) == ["3"], "no mean of one class"
-    assert small["command"].item().endswith("--normal 3 --seeds 0 # and what config.yaml says besides")
+    assert small["command"].item().endswith("--normal 3 --seeds 0")
+
+
+def test_stale_records_are_marked(built, outline):
+    row = read(built / "quickstart.csv").query("name == 'alocc-stable'")
+    assert row.empty
+    table = read(built / "alocc.csv").query("dataset == 'digits'")
+    assert list(table["stale"]) == ["the code has changed"]
+    assert "alocc-stable (stale)" in [row[0] for table in outline.tables for row in body(table)]
+
+
+def test_published_records_of_an_earlier_source_are_counted(tmp_path):
+    lines = [json.dumps(one) + "\n" for one in of_classes("3", 3, "alocc-stable")]
+    (tmp_path / "alocc.jsonl").write_text("".join(lines))
+    part = report.chapter(alocc.EXPERIMENT, [], lambda one: one["cell"]["seed"] > 0, tmp_path)
+    assert part.note == "3 published records, 1 of an earlier source"
+    assert part.note in page([part])
+    assert list(part.table.query("n_seeds > 0")["n_seeds"]) == [3]
+    assert set(part.table["stale"]) == {""}, "it is shown with the commit that made it"
 
 
 def test_cells_of_several_grids_have_their_own_means(tmp_path):
     grids = [grid for grid in alocc.EXPERIMENT.also if grid.datasets == ("caltech256",)]
     records = [
-        {
-            "cell": vars(Cell("alocc", "stable", "caltech256", grid.protocols[0], normal, 0)), "rule": "last", "also": {},
-            "metrics": {"discriminator": {"auroc": value}}, "config_sha256": "",
-        }
+        record(normal, 0, value, "alocc-stable", dataset="caltech256", protocol=grids[0].protocols[0], n_classes=256)
         for grid, value in zip(grids, (0.5, 0.6, 0.7), strict=True) for normal in grid.normal or ()
     ]  # fmt: skip
-    table, _ = report.table_of(alocc.EXPERIMENT, records[:-1], tmp_path)
+    table = published("alocc", {}, report.wanted(alocc.EXPERIMENT), records, tmp_path)
     now = table[(table["n_seeds"] > 0) & (table["dataset"] == "caltech256")].set_index("normal")["mean"]
-    assert now[now.index.str.startswith("mean")].to_dict() == {"mean": 0.5, "mean of 3": pytest.approx(0.6)}
-    assert len(now) == 8 + 2, "and no mean of two of three choices"
+    means = now[now.index.str.startswith("mean")].to_dict()
+    assert means == {"mean": 0.5, "mean of 3": pytest.approx(0.6), "mean of 5": pytest.approx(0.7)}
+    assert len(now) == 9 + 3
 
 
 def test_what_was_not_run_is_listed(outline):
@@ -187,7 +215,7 @@ def test_what_was_not_run_is_listed(outline):
 def test_heat_map_of_differences(outline, built):
     heat = next(t for t in outline.tables if t["class"] == "heat" and "DCAE, Ruff2018 T1" in t["caption"])
     line = next(row for row in body(heat) if row[0].startswith("autoencoder-dcae"))
-    table = read(built / "autoencoder.csv").query("preset == 'dcae' and dataset == 'mnist'").set_index("normal")
+    table = read(built / "autoencoder.csv").query("name == 'autoencoder-dcae' and dataset == 'mnist'").set_index("normal")
     classes = [*map(str, range(10)), "mean"]
     assert ["".join(text) for *_, text in heat["rows"][0]][1:] == classes
     assert [float(cell) for cell in line[1:]] == pytest.approx(list(table.loc[classes, "delta"]), abs=6e-4)
@@ -197,25 +225,16 @@ def test_heat_map_of_differences(outline, built):
 
 def test_figures_of_one_seed_and_the_median_class(outline):
     pictures = [a for tag, a in outline.elements if tag == "img"]
-    digits = [a["alt"].partition(": ")[2] for a in pictures if "digits, standard, seed 0" in a["alt"]]
+    digits = [a["alt"].partition(": ")[2] for a in pictures if a["alt"].startswith("autoencoder-small on digits")]
     assert digits == ["ROC, 10 normal classes", "score histogram, normal class 4", "reconstructions, normal class 4"]
     assert not [a for a in pictures if "seed 1" in a["alt"]]
     assert all(int(a["width"]) <= 640 for a in pictures)
 
 
 def test_names_are_text_and_not_markup():
-    row = dict.fromkeys(COLUMNS, np.nan) | {"method": "<b>a_b</b>", "preset": "x,y=[1]", "dataset": "d", "protocol": "p"}
-    row |= {
-        "normal": "0",
-        "score": "s",
-        "metric": "m",
-        "n_seeds": 1,
-        "mean": 0.5,
-        "rule": "last",
-        "status": "",
-        "reference": "",
-    }
-    table = pd.DataFrame([{**row, "command": "one --normal 'a<b'"}])
+    row = {"name": "<b>a_b</b>-x,y=[1]", "dataset": "d", "protocol": "p", "normal": "0", "score": "s", "metric": "m"}
+    row |= {"n_seeds": 1, "n_classes": 1, "mean": 0.5, "rule": "last", "command": "one --normal 'a<b'"}
+    table = as_summary([row])
     text = page([Chapter("trial", "A & B", table)], [Other("other", "Other", "two", pd.DataFrame({"a": ["x"], "b": [0.25]}))])
     assert body(Outline(text).tables[-1]) == [["x", "0.25"]]
     assert '<td class="n" data-key="0.25">0.25</td>' in text
@@ -263,13 +282,14 @@ def test_latex_is_balanced(built):
         text = path.read_text()
         assert text.count(r"\begin{longtable}") == text.count(r"\end{longtable}") > 0
         lines = [line for line in text.splitlines() if line.endswith(r" \\") and "&" in line]
-        assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {8}
+        assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {9}
         assert not [line for line in lines if re.search(r"(?<!\\)[_%#]", line)]
         labels = re.findall(r"\\label{(.*?)}", text)
         assert len(labels) == len(set(labels))
     text = (built / "autoencoder.tex").read_text()
     assert (
-        r"autoencoder-denoising & reconstruction & mean & validation & 0.957 & 0.960 $\pm$ 0.001 & 3 & +0.003 & AE only" in text
+        r"autoencoder-denoising & reconstruction & mean & validation & 0.957 & 0.960 $\pm$ 0.001 & 3 & +0.003 &  & AE only"
+        in text
     )
     assert "not run &  &  &" in text
 
@@ -283,16 +303,6 @@ def test_latex_compiles(built, tmp_path):
     assert done.returncode == 0, done.stdout[-2000:]
 
 
-def test_a_method_that_two_sources_report_stands_twice(built):
-    rows = pd.DataFrame(
-        [("KDE", metric, value, f"KDE, T{i}") for i, value in ((1, 0.8), (2, 0.9)) for metric in "abc"],
-        columns=["method", "metric", "paper", "reference"],
-    ).assign(preset="", dataset="mnist", protocol="standard", normal="mean", score="", n_seeds=0, rule="", status="reported")
-    text = markdown(rows.reindex(columns=list(COLUMNS)).assign(command="one"), "A trial")
-    assert "| KDE | reported: KDE, T1 |  |  | 0.800 | 0.800 | 0.800 |" in text
-    assert "| KDE | reported: KDE, T2 |  |  | 0.900 | 0.900 | 0.900 |" in text
-
-
 def test_mistakes(tmp_path, capsys):
     for runs, message in ((tmp_path / "none", "there is no runs folder"), (tmp_path, "is not a record")):
         broken = tmp_path / "a-b" / "digits" / "standard" / "normal=0" / "seed=0" / "metrics.json"
@@ -302,7 +312,7 @@ def test_mistakes(tmp_path, capsys):
             report.main(["--runs", str(runs), "--out", str(tmp_path / "out")])
         assert stopped.value.code == 2
         assert message in capsys.readouterr().err
-    leave_record(tmp_path / "runs", Cell("autoencoder", "small", "digits", "standard", "0", 0), 0.5)
+    leave(tmp_path / "runs", record("0", 0, 0.5, dataset="digits"))
     next((tmp_path / "runs").rglob("scores.csv")).unlink()
     with pytest.raises(SystemExit):
         report.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])

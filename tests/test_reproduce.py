@@ -1,73 +1,112 @@
-"""Committed cells can be trained again, and what differs is said."""
+"""Published cells can be trained again, and what differs is said."""
 
-import pandas as pd
+import json
+
 import pytest
+from fake_records import of_classes
 
 from common.experiment import run_experiment
+from common.experiment.records import read_record
+from common.experiment.table import as_summary, long
 from experiments import reproduce
 from experiments.alocc import EXPERIMENT
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("committed")
+def trained(tmp_path_factory):
+    """Records of a trained preset and of a detector without randomness."""
+    folder = tmp_path_factory.mktemp("trained")
     flags = ["--datasets", "digits", "--presets", "autoencoder-smoke", "classical-lof"]
     flags += ["--normal", "1", "3", "--seeds", "0", "1"]
-    run_experiment(EXPERIMENT, [*flags, "--device", "cpu", "--runs", str(folder / "runs"), "--out", str(folder)])
+    run_experiment(EXPERIMENT, [*flags, "--device", "cpu", "--runs", str(folder)])
+    return [read_record(path) for path in sorted(folder.rglob("metrics.json"))]
+
+
+def publish(records, folder):
+    folder.mkdir(exist_ok=True)
+    (folder / "alocc.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder
+
+
+@pytest.fixture(scope="module")
+def results(trained, tmp_path_factory):
+    return publish(trained, tmp_path_factory.mktemp("published"))
 
 
 def again(results, tmp_path, *flags):
     reproduce.main(["--results", str(results), "--runs", str(tmp_path), "--jobs", "1", "--device", "cpu", *flags])
 
 
-def test_cells_are_reproduced(results, tmp_path, capsys):
+def test_cells_are_reproduced_seed_by_seed(results, tmp_path, capsys):
     again(results, tmp_path, "--cells", "4")
     printed = capsys.readouterr().out
-    assert printed.count("within") == 4
+    assert printed.count("same") == 4
+    assert printed.count("±0.0000") == 4
     assert len(list(tmp_path.glob("*/*/*/*/*/metrics.json"))) == 6
 
 
-def test_a_draw_depends_on_its_number_alone(results, tmp_path, capsys):
+def test_a_draw_depends_on_its_number_alone(results, monkeypatch, capsys):
     drawn = []
+    monkeypatch.setattr(reproduce, "run_grid", lambda cells, *_: drawn.append(cells) or [])
+    monkeypatch.setattr(reproduce, "finished", lambda *_: None)
     for draw in (0, 0, 1, 2, 3):
-        again(results, tmp_path, "--cells", "1", "--draw", str(draw))
-        drawn.append([line for line in capsys.readouterr().out.splitlines() if "within" in line])
+        with pytest.raises(SystemExit):
+            again(results, "unused", "--cells", "1", "--draw", str(draw))
     assert drawn[0] == drawn[1]
     assert any(other != drawn[0] for other in drawn[2:])
 
 
-def test_another_value_is_told_and_is_an_error(results, tmp_path, capsys):
-    table = pd.read_csv(results / "alocc.csv", dtype={"normal": str})
-    table.loc[table["preset"] == "lof", "mean"] += 0.001
-    (tmp_path / "results").mkdir()
-    table.to_csv(tmp_path / "results" / "alocc.csv", index=False)
+@pytest.mark.parametrize("change", ["value", "score"])
+def test_another_value_is_told_and_is_an_error(trained, tmp_path, capsys, change):
+    """So is a score that is no longer given."""
+    changed = []
+    for one in trained:
+        (score, values), *_ = one["metrics"].items()
+        new = {score: values | {"auroc": values["auroc"] + 0.001}} if change == "value" else {"another": values}
+        changed.append(one | {"metrics": new})
+    results = publish(changed, tmp_path / "results")
     with pytest.raises(SystemExit) as end:
-        again(tmp_path / "results", tmp_path / "runs", "--cells", "2", "--presets", "classical-lof")
+        again(results, tmp_path / "runs", "--cells", "2", "--presets", "classical-lof")
     assert end.value.code == 1
     assert capsys.readouterr().out.count("outside") == 2
 
 
-def test_a_score_that_is_no_longer_given_is_an_error(results, tmp_path, capsys):
-    table = pd.read_csv(results / "alocc.csv", dtype={"normal": str})
-    (tmp_path / "results").mkdir()
-    table.replace({"score": {"lof": "another"}}).to_csv(tmp_path / "results" / "alocc.csv", index=False)
-    with pytest.raises(SystemExit) as end:
-        again(tmp_path / "results", tmp_path / "runs", "--cells", "1", "--presets", "classical-lof")
-    assert end.value.code == 1
-    assert "outside" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("flags", [["--cells", "99"], ["--presets", "ocgan-paper"], ["--datasets", "mnist"]])
-def test_what_is_not_committed_cannot_be_drawn(results, tmp_path, capsys, flags):
+def test_what_is_not_published_cannot_be_drawn(results, tmp_path, capsys, flags):
     with pytest.raises(SystemExit) as end:
         again(results, tmp_path, *flags)
     assert end.value.code == 2
     assert "fewer --cells" in capsys.readouterr().err
 
 
-def test_what_is_committed_can_be_drawn():
-    rows = reproduce.candidates(reproduce.REPOSITORY / "experiments" / "results")
+def test_what_is_published_can_be_drawn():
+    rows = reproduce.candidates()
     assert {"autoencoder-denoising", "alocc-stable", "ocgan-tuned", "ocnn-tuned", "classical-lof"} <= set(rows["name"])
-    assert (rows["ci_low"] <= rows["ci_high"]).all()
+    bounded = rows[rows["ci_low"].notna()]
+    assert (bounded["ci_low"] <= bounded["ci_high"]).all()
     assert (rows["metric"] == "auroc").all()
+
+
+def verdicts_of(rows, before, after):
+    rows = as_summary([dict(rows)])
+    return reproduce.verdicts(rows, long(before), long(after))["verdict"].item()
+
+
+def test_records_are_compared_seed_by_seed_and_aggregates_by_their_interval():
+    row = {
+        "name": "autoencoder-small",
+        "dataset": "mnist",
+        "protocol": "standard",
+        "score": "reconstruction",
+        "metric": "auroc",
+    }
+    row |= {"rule": "last", "normal": "3", "n_classes": 1, "n_seeds": 2, "mean": 0.93, "ci_low": 0.92, "ci_high": 0.94}
+    seeds, moved = of_classes("3", 2), of_classes("3", 2, value=0.905)
+    assert verdicts_of(row, seeds, seeds) == "same"
+    assert verdicts_of(row, seeds, moved) == "within", "another machine's seeds, the same mean"
+    assert verdicts_of(row, seeds, of_classes("3", 2, value=0.93)) == "outside"
+    assert verdicts_of(row, [], moved) == "within"
+    assert verdicts_of(row, seeds, seeds[:1]) == "within", "a seed that is missing is not the same"
+    without = {key: value for key, value in row.items() if not key.startswith("ci")}
+    assert verdicts_of(without, seeds, moved) == "outside", "nothing but its seeds to hold it to"
+    assert verdicts_of(row, seeds, []) == "outside"

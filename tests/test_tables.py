@@ -329,14 +329,11 @@ def test_a_page_names_commands_and_their_commits(records):
 
 def committed(folder, aggregates=None, records=()):
     """A results folder with an aggregate's rows and records."""
-    old = ["method", "preset", *COLUMNS[1:4], "score", "metric", "paper", "mean", "std", "n_seeds", "delta", "ci_low",
-           "ci_high", "rule", "status", "reference", "command"]  # fmt: skip
     if aggregates is not None:
-        table = aggregates.assign(
-            method=aggregates["name"].str.partition("-")[0], preset=aggregates["name"].str.partition("-")[2]
-        )
+        method = aggregates["name"].str.partition("-")
+        table = aggregates.assign(method=method[0], preset=method[2])
         (folder / "aggregates").mkdir(parents=True, exist_ok=True)
-        table[[c for c in old if c != "class_name"]].to_csv(folder / "aggregates" / "trial.csv", index=False)
+        table.drop(columns=["name", "n_classes"]).to_csv(folder / "aggregates" / "trial.csv", index=False)
     (folder / "trial.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
     return folder
 
@@ -386,19 +383,11 @@ def test_committed_pages_are_made_of_what_is_committed(name):
     experiment = import_module(f"experiments.{name}").EXPERIMENT
     table = published(name, experiment.compare, wanted(experiment))
     assert markdown(table, experiment.title) == (RESULTS / f"{name}.md").read_text()
-
-
-def test_every_measured_row_of_the_aggregates_is_in_the_published_table():
-    assert len(TABLES) == 6
-    for name in TABLES:
-        experiment = import_module(f"experiments.{name}").EXPERIMENT
-        table = published(name, experiment.compare, wanted(experiment), folder=RESULTS)
-        raw = pd.read_csv(RESULTS / "aggregates" / f"{name}.csv")
-        raw = raw[raw["n_seeds"] > 0]
-        here = table[table["n_seeds"] > 0]
-        if not (RESULTS / f"{name}.jsonl").is_file():
-            assert len(here) == len(raw)
-            assert here["mean"].sum() == pytest.approx(raw["mean"].sum())
+    if not (RESULTS / f"{name}.jsonl").is_file():
+        raw = pd.read_csv(RESULTS / "aggregates" / f"{name}.csv").query("n_seeds > 0")
+        measured = table[table["n_seeds"] > 0]
+        assert len(measured) == len(raw)
+        assert measured["mean"].sum() == pytest.approx(raw["mean"].sum())
 
 
 def test_a_number_of_one_of_several_tables(records):

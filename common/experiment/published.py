@@ -96,14 +96,25 @@ def published(
     Returns:
         A summary, variants below their bases.
     """
-    committed = read_published(folder / f"{name}.jsonl")
-    old = aggregates(name, folder)
-    table = _replaced(old, _of_records(name, committed, compare, places))
-    if more:
-        cells = {_place(record): record for record in (*committed, *more)}
-        newer = _of_records(name, list(cells.values()), compare, places)
-        table = _replaced(table, _at_least_as_full(newer, table))
+    table = measured(name, compare, places, more, folder)
     return ordered(_joined(table, unmeasured(table, places, reported(name), compare)))
+
+
+def measured(
+    name: str,
+    compare: Mapping[str, Sequence[str]],
+    places: Sequence[Place],
+    more: Sequence[Record] = (),
+    folder: Path = RESULTS,
+) -> pd.DataFrame:
+    """The measured rows of :func:`published`."""
+    committed = read_published(folder / f"{name}.jsonl")
+    table = _replaced(aggregates(name, folder), _of_records(name, committed, compare, places))
+    if not more:
+        return table
+    cells = {_place(record): record for record in (*committed, *more)}
+    newer = _of_records(name, list(cells.values()), compare, places)
+    return _replaced(table, _at_least_as_full(newer, table))
 
 
 def ordered(table: pd.DataFrame) -> pd.DataFrame:

@@ -67,12 +67,12 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         "method": table["name"] + np.where(table["stale"] == "", "", " (stale)"),
         "score": table["score"],
         "normal": (table["normal"] + " " + table["class_name"]).str.strip(),
-        "paper": table["paper"].map(number),
-        "measured": table["mean"].map(number) + spread,
+        "paper": texts(table["paper"], number),
+        "measured": texts(table["mean"], number) + spread,
         "seeds": seeds,
-        "Δ": table["delta"].map(difference),
+        "Δ": texts(table["delta"], difference),
         "95 % interval": between(table["ci_low"], table["ci_high"], number, "–"),
-        "Δ to base": table["base_delta"].map(difference) + base.map(" ({})".format).where(base != "", ""),
+        "Δ to base": texts(table["base_delta"], difference) + base.map(" ({})".format).where(base != "", ""),
         "base": table["base"].where(table["base_delta"].notna(), ""),
         "rule": table["rule"],
         "status": table["status"],
@@ -94,7 +94,12 @@ def difference(value: float) -> str:
 
 def between(low: "pd.Series[float]", high: "pd.Series[float]", text: Callable[[float], str], to: str) -> "pd.Series[str]":
     """Intervals as text; nothing for NaN."""
-    return (low.map(text) + to + high.map(text)).where(low.notna(), "")
+    return (texts(low, text) + to + texts(high, text)).where(low.notna(), "")
+
+
+def texts(values: "pd.Series[float]", text: Callable[[float], str]) -> "pd.Series[str]":
+    """Every value as text; pandas would take an empty series for one of numbers."""
+    return values.map(text).astype(object)
 
 
 def pivoted(rows: pd.DataFrame, metrics: Sequence[str], text: Callable[[float, float], str]) -> pd.DataFrame:
