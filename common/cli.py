@@ -95,8 +95,10 @@ class OneClassCLI(LightningCLI):
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         self.throughput = Throughput()
         self.oracle = Oracle() if self._get(self.config_init, "oracle") else None
+        self.model.speed = self._get(self.config_init, "speed")
+        self.model.groups = self.datamodule.groups
+        self.datamodule.extractor = self.model.frozen()
         extra: list[Callback] = [
-            self._get(self.config_init, "speed"),
             self.throughput,
             FiniteLoss(),
             Figures(),
@@ -105,7 +107,10 @@ class OneClassCLI(LightningCLI):
             Interruptible(),
             *checkpointing(self.model, self.datamodule, rule),
         ]
-        return self._instantiate_trainer(config, extra)
+        trainer = self._instantiate_trainer(config, extra)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        self.model.every_epoch_counts = any(isinstance(c, Oracle) or getattr(c, "monitor", None) for c in callbacks)
+        return trainer
 
 
 def assemble(config: dict[str, Any]) -> OneClassCLI:

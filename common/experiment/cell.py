@@ -28,8 +28,8 @@ from common.data.datasets import fingerprint
 from common.deploy.load import load_checkpoint
 from common.errors import InputError
 from common.files import write_whole
-from common.module import Scored
 from common.presets import REPOSITORY, Config, read_preset
+from common.scoring import Scored
 
 
 @dataclass(frozen=True, order=True)

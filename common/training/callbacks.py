@@ -23,7 +23,8 @@ from common.data import OneClassDataModule, Sample
 from common.data.transforms import resize
 from common.errors import InputError
 from common.evaluation import figures
-from common.module import OneClassModule, Scored
+from common.module import OneClassModule
+from common.scoring import Scored
 
 
 class NonFiniteLossError(RuntimeError):
@@ -286,7 +287,7 @@ class Predictions(Callback):
     def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Writes."""
         assert isinstance(module, OneClassModule)
-        columns = module.whole({name: torch.cat([part[name] for part in self._batches]) for name in self._batches[0]})
+        columns = module.gathered({name: torch.cat([part[name] for part in self._batches]) for name in self._batches[0]})
         path = Path(trainer.log_dir or ".", "predictions.csv")
         if trainer.is_global_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
