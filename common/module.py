@@ -56,6 +56,8 @@ class OneClassModule(ScoringModule):
         self.every_epoch_counts = False
         self.speed = Speed()
         self._optimizer_names: list[str] = []
+        self._scheduled: list[str] = []
+        self._stepped: set[str] = set()
         self._prepared_phases = 0
 
     @abstractmethod
@@ -71,7 +73,10 @@ class OneClassModule(ScoringModule):
         """The paper's optimisers by name, in the order in which :meth:`training_step` first uses them."""
 
     def scheduler(self, name: str, optimizer: Optimizer) -> LRScheduler | dict[str, Any] | None:
-        """The learning-rate schedule of one optimiser, as Lightning's ``lr_scheduler``; None for a constant rate."""
+        """The learning-rate schedule of one optimiser, as Lightning's ``lr_scheduler``; None for a constant rate.
+
+        It counts the iterations or epochs in which the optimiser steps, so that each phase's schedule begins with the phase.
+        """
         return None
 
     @property
@@ -143,7 +148,9 @@ class OneClassModule(ScoringModule):
 
     def descend(self, names: str | Sequence[str], loss: Tensor) -> None:
         """One step of one or several optimisers down a loss: the only place where gradients are cleared, made and used."""
-        optimizers = [self.optimizer(name) for name in ([names] if isinstance(names, str) else names)]
+        names = [names] if isinstance(names, str) else names
+        optimizers = [self.optimizer(name) for name in names]
+        self._stepped.update(names)
         for optimizer in optimizers:
             optimizer.zero_grad()
         self.manual_backward(loss)
@@ -159,22 +166,23 @@ class OneClassModule(ScoringModule):
     def argument_names(cls) -> set[str]:
         """The names of all arguments: those of ``__init__`` and, where it passes ``**kwargs`` on, of the base classes'."""
         names: set[str] = set()
-        for base in cls.__mro__:
-            parameters = signature(base.__init__).parameters.values() if "__init__" in vars(base) else ()
+        for initializer in (vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)):
+            parameters = signature(initializer).parameters.values()
             names |= {p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}}
-            if parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters):
                 break
         return names - {"self"}
 
-    def configure_optimizers(self) -> list[dict[str, Any]]:
+    def configure_optimizers(self) -> Any:
         """Lightning's hook, made of :meth:`named_optimizers` and :meth:`scheduler`."""
         configured: list[dict[str, Any]] = []
         optimizers = self.named_optimizers()
+        self._optimizer_names, self._scheduled = list(optimizers), []
         for name, optimizer in optimizers.items():
             configured.append({"optimizer": optimizer})
             if (scheduler := self.scheduler(name, optimizer)) is not None:
                 configured[-1]["lr_scheduler"] = scheduler
-        self._optimizer_names = list(optimizers)
+                self._scheduled.append(name)
         return configured
 
     def configure_callbacks(self) -> list[Callback]:
@@ -195,11 +203,12 @@ class OneClassModule(ScoringModule):
         """Prepares a new phase and seeds noise, dropout and random latents, so that a resumed run repeats them."""
         self._losses: list[dict[str, Tensor]] = []
         self._n_images = 0
-        seed = epoch_seed(self.current_epoch)
+        self._stepped.clear()
+        seed, loader = epoch_seed(self.current_epoch), self.trainer.train_dataloader
         if self.phase >= self._prepared_phases:
             torch.manual_seed(seed)
             with self._evaluating():
-                self.prepare(self._on_device(in_order(self.trainer.train_dataloader)))
+                self.prepare(self._on_device(in_order(loader)))
             self._prepared_phases = self.phase + 1
         torch.manual_seed(seed + self.global_rank)
 
@@ -211,7 +220,8 @@ class OneClassModule(ScoringModule):
         last_epoch = self.current_epoch + 1 == self.trainer.max_epochs
         if self.trainer.is_last_batch and (last_epoch or self.every_epoch_counts):
             with self._evaluating():
-                self.after_epoch(self._on_device(self.trainer.train_dataloader))
+                batches: Any = self.trainer.train_dataloader
+                self.after_epoch(self._on_device(batches))
 
     def on_train_epoch_end(self) -> None:
         """Logs each loss's mean over the epoch, by epoch on TensorBoard's x-axis; steps the schedulers that count epochs."""
@@ -246,6 +256,6 @@ class OneClassModule(ScoringModule):
         return super()._criterion(scores) if self._prepared_phases == len(self.phases) else math.nan
 
     def _step_schedulers(self, interval: Literal["step", "epoch"]) -> None:
-        for config in self.trainer.lr_scheduler_configs:
-            if config.interval == interval:
+        for name, config in zip(self._scheduled, self.trainer.lr_scheduler_configs, strict=True):
+            if config.interval == interval and name in self._stepped:
                 config.scheduler.step()  # type: ignore[call-arg]

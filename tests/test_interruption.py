@@ -10,7 +10,7 @@ from common.experiment.together import together
 from pytorch_lightning import Callback, Trainer
 
 from autoencoder import Autoencoder
-from common.testing import _loader, toy_samples
+from common.testing import toy_loader, toy_samples
 from common.training.interruption import Interruptible, Interruption
 
 
@@ -56,7 +56,7 @@ def run(pressing, *callbacks, loop="fit", prepare=None):
     module = Autoencoder((1, 16, 16), network="bounded", widths=[8], latent=8)
     if prepare is not None:
         prepare(module)
-    getattr(trainer, loop)(module, _loader(toy_samples()))
+    getattr(trainer, loop)(module, toy_loader(toy_samples()))
 
 
 def train(times, loop="fit"):

@@ -97,7 +97,7 @@ class ResidentLoader:
         return -(-len(self.sampler) // self.batch_size)
 
     def __iter__(self) -> Iterator[Sample]:
-        return self._batches(self.sampler.order())
+        yield from self._batches(self.sampler.order())  # at the first batch: Lightning sets the epoch after iter()
 
     def in_order(self) -> Iterator[Sample]:
         """Every sample once, in the data set's order, in every process of a distributed run."""
