@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer, RMSprop
 from torch.optim.swa_utils import AveragedModel
 
-from alocc.losses import Adversarial, adversarial_loss, cross_entropy_to_noisy, discriminator_loss, good_and_bad_loss
+from alocc import losses
+from alocc.losses import Adversarial
 from alocc.networks import normal_start, reconstructor
 from alocc.pseudo import crossed, pasted
 from common.data import Sample
@@ -100,42 +101,48 @@ class ALOCC(OneClassModule):
             average = partial(exponential_average, decay=averaging)
             self.averaged = AveragedModel(nets, avg_fn=average, use_buffers=True).requires_grad_(False)
 
-    def configure_optimizers(self) -> Any:
+    def named_optimizers(self) -> dict[str, Optimizer]:
         """One for D, then one for R."""
         h = self.hparams
-        optimizers: list[Optimizer] = []
-        for net, lr in ((self.discriminator, h.lr_d), (self.reconstructor, h.lr_r)):
-            rmsprop = h.optimizer == "rmsprop"
-            optimizers += [RMSprop(net.parameters(), lr, 0.9) if rmsprop else Adam(net.parameters(), lr, (0.5, 0.999))]
-        return self.scheduled(optimizers, h.schedule)
+        optimizers: dict[str, Optimizer] = {}
+        for name, net, lr in (("D", self.discriminator, h.lr_d), ("R", self.reconstructor, h.lr_r)):
+            if h.optimizer == "rmsprop":
+                optimizers[name] = RMSprop(net.parameters(), lr, 0.9)
+            else:
+                optimizers[name] = Adam(net.parameters(), lr, (0.5, 0.999))
+        return optimizers
+
+    def scheduler(self, name: str, optimizer: Optimizer) -> dict[str, Any] | None:
+        """The same for both."""
+        return self.cosine(optimizer) if self.hparams.schedule == "cosine" else None
 
     def training_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
-        """D down the negative of Eq. 3, then R ``r_steps`` times down Eq. 5; one noisy image for all of them.
-
-        R's first step goes through the very reconstruction that D has just seen, judged by D as it is now.
-        """
+        """D down the negative of Eq. 3, then R ``r_steps`` times down Eq. 5; one noisy image serves all steps."""
         h = self.hparams
-        optimizer_d, optimizer_r = self.optimizers()  # type: ignore[attr-defined]
+        # 1. X~ = X + η, X' = R(X~)
         noisy = self.noisy(batch.image)
         reconstruction = self.reconstructor(noisy)
 
-        with self.toggled_optimizer(optimizer_d):
-            loss_d = self.loss_d(batch.image, reconstruction.detach())
-            self.descend(optimizer_d, loss_d)
+        # 2. D, with R fixed: ascend Eq. 3, log D(X) + log(1 - D(R(X~)))
+        with self.toggled("D"):
+            loss_d = self.discriminator_loss(batch.image, reconstruction.detach())
+            self.descend("D", loss_d)
 
+        # 3. R, with D fixed: descend Eq. 5, L_R+D + λ L_R; the first step reuses the X' that D has just seen
         for step in range(h.r_steps):
-            with self.toggled_optimizer(optimizer_r):
-                reconstruction = reconstruction if step == 0 else self.reconstructor(noisy)
-                adversarial = adversarial_loss(self.discriminator(reconstruction), h.adversarial)
-                error = self.loss_reconstruction(reconstruction, batch.image, noisy)
-                self.descend(optimizer_r, adversarial + h.lambda_r * error)
+            with self.toggled("R"):
+                if step > 0:
+                    reconstruction = self.reconstructor(noisy)
+                loss_adversarial = losses.adversarial_loss(self.discriminator(reconstruction), h.adversarial)
+                loss_reconstruction = self.reconstruction_loss(reconstruction, batch.image, noisy)
+                self.descend("R", loss_adversarial + h.lambda_r * loss_reconstruction)
 
         if h.averaging:
             self.averaged.update_parameters(nn.ModuleList([self.reconstructor, self.discriminator]))
-        return {"loss_d": loss_d, "loss_adversarial": adversarial, "loss_reconstruction": error}
+        return {"loss_d": loss_d, "loss_adversarial": loss_adversarial, "loss_reconstruction": loss_reconstruction}
 
     def noisy(self, image: Tensor) -> Tensor:
-        """``X~ = X + η``, fresh noise of deviation ``sigma``, clipped if so wished; the shape of ``image``."""
+        """``X~ = X + η``, fresh noise of deviation ``sigma``, clipped to ``clip`` if given; the shape of ``image``."""
         sigma, clip = self.hparams.sigma, self.hparams.clip
         if isinstance(sigma, Sequence):
             low, high = sigma
@@ -143,7 +150,7 @@ class ALOCC(OneClassModule):
         noisy = image + sigma * torch.randn_like(image)
         return noisy if clip is None else noisy.clamp(*clip)
 
-    def loss_d(self, image: Tensor, reconstruction: Tensor) -> Tensor:
+    def discriminator_loss(self, image: Tensor, reconstruction: Tensor) -> Tensor:
         """The negative of Eq. 3, on ``X`` and ``R(X~)`` one by one; with ``alpha`` or ``beta``, on all four kinds at once.
 
         Half of the pseudo-anomalies are :func:`pasted <alocc.pseudo.pasted>` images, half :func:`crossed
@@ -151,7 +158,7 @@ class ALOCC(OneClassModule):
         """
         h = self.hparams
         if not (h.alpha or h.beta):
-            return discriminator_loss(self.discriminator(image), self.discriminator(reconstruction))
+            return losses.discriminator_loss(self.discriminator(image), self.discriminator(reconstruction))
         half = len(image) // 2
         self.reconstructor.eval()
         with torch.no_grad():
@@ -160,13 +167,13 @@ class ALOCC(OneClassModule):
             good, bad = self.reconstructor.decoder(latent).chunk(2)
         self.reconstructor.train()
         on_image, on_good, on_noisy, on_bad = self.discriminator(torch.cat([image, good, reconstruction, bad])).chunk(4)
-        return good_and_bad_loss(on_image, on_good, on_noisy, on_bad, h.alpha, h.beta)
+        return losses.good_and_bad_loss(on_image, on_good, on_noisy, on_bad, h.alpha, h.beta)
 
-    def loss_reconstruction(self, reconstruction: Tensor, image: Tensor, noisy: Tensor) -> Tensor:
+    def reconstruction_loss(self, reconstruction: Tensor, image: Tensor, noisy: Tensor) -> Tensor:
         """Eq. 4 with the mean over an image in place of the sum, or the official code's cross-entropy; a scalar."""
         if self.hparams.reconstruction_loss == "clean":
             return squared_error(reconstruction, image).mean()
-        return cross_entropy_to_noisy(reconstruction, noisy).mean()
+        return losses.cross_entropy_to_noisy(reconstruction, noisy).mean()
 
     def embed(self, x: Tensor) -> Tensor:
         """R's code, ``(B, D)``."""

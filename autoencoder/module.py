@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import Tensor
-from torch.optim import Adam
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
 from autoencoder.networks import build
 from common.data import Sample
@@ -14,7 +14,7 @@ from common.module import OneClassModule
 
 
 class Autoencoder(OneClassModule):
-    """Trained to reconstruct normal images, it reconstructs others worse: the error is the score.
+    """An autoencoder of normal images, which reconstructs other images worse: its error is the score.
 
     The presets in ``configs`` are the published MNIST recipe (``paper``), the autoencoder that Deep SVDD compares with
     (``dcae``) and OCGAN's ablation row "AE only" (``denoising``).
@@ -25,16 +25,16 @@ class Autoencoder(OneClassModule):
         widths: Channels (or units) of the encoder's layers, mirrored in the decoder.
         latent: Size of the code.
         noise_std: Standard deviation of the Gaussian noise on the training input, in the images' units.
-        reduction: Of the squared error over an image, in loss and score alike.
+        reduction: How the squared error is reduced over an image, in loss and score alike.
         lr: Adam's learning rate.
-        betas: Adam's.
+        betas: Adam's decay rates.
         weight_decay: Adam's L2 penalty.
-        schedule: Of the learning rate: a tenth at each of ``milestones``; ``inverse_time``, ``lr / (1 + lr_decay * t)`` at
-            iteration ``t``; or ``cosine``, to 0 at the last iteration.
+        schedule: The learning rate's: ``milestones``, a tenth at each epoch of ``lr_milestones``; ``inverse_time``,
+            ``lr / (1 + lr_decay * t)`` at iteration ``t``; or ``cosine``, to 0 at the last iteration.
         lr_milestones: Epochs.
-        lr_decay: Per iteration.
-        score: There is one, ``reconstruction``.
-        threshold_quantile: Of the held-out samples' scores, in (0, 1).
+        lr_decay: Decay per iteration, for ``inverse_time``.
+        score: ``reconstruction``, the only one.
+        threshold_quantile: Quantile of the held-out samples' scores that becomes the threshold, in (0, 1).
 
     Example:
         >>> import torch
@@ -64,25 +64,34 @@ class Autoencoder(OneClassModule):
         self.save_hyperparameters(logger=False)
         self.encoder, self.decoder = build(network, shape, widths, latent)
 
-    def configure_optimizers(self) -> Any:
-        """Adam over encoder and decoder, and the schedule."""
+    def named_optimizers(self) -> dict[str, Optimizer]:
+        """Adam over encoder and decoder."""
         h = self.hparams
         parameters = [*self.encoder.parameters(), *self.decoder.parameters()]
-        adam = Adam(parameters, h.lr, h.betas, weight_decay=h.weight_decay)
-        if h.schedule == "cosine":
-            by_step: LRScheduler = CosineAnnealingLR(adam, int(self.trainer.estimated_stepping_batches))
-        elif h.schedule == "inverse_time":
-            by_step = LambdaLR(adam, lambda t: 1 / (1 + h.lr_decay * t))
-        else:
-            return {"optimizer": adam, "lr_scheduler": MultiStepLR(adam, h.lr_milestones, 0.1)}
-        return {"optimizer": adam, "lr_scheduler": {"scheduler": by_step, "interval": "step"}}
+        return {"autoencoder": Adam(parameters, h.lr, h.betas, weight_decay=h.weight_decay)}
+
+    def scheduler(self, name: str, optimizer: Optimizer) -> LRScheduler | dict[str, Any]:
+        """The schedule of the recipe: by epoch for ``milestones``, by iteration for the others."""
+        h = self.hparams
+        if h.schedule == "milestones":
+            return MultiStepLR(optimizer, h.lr_milestones, 0.1)
+        if h.schedule == "inverse_time":
+            return {"scheduler": LambdaLR(optimizer, lambda t: 1 / (1 + h.lr_decay * t)), "interval": "step"}
+        return self.cosine(optimizer)
 
     def training_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
-        """One step down the mean of :func:`common.losses.squared_error` between ``De(En(x + n))`` and ``x``."""
-        noisy = add_noise(batch.image, self.hparams.noise_std)
-        loss = squared_error(self.reconstruct(noisy), batch.image, self.hparams.reduction).mean()
-        self.descend(self.optimizers(), loss)
+        """One step down the mean reconstruction loss between ``De(En(x + n))`` and ``x``."""
+        # 1. x' = De(En(x + n)), fresh noise n
+        reconstruction = self.reconstruct(add_noise(batch.image, self.hparams.noise_std))
+
+        # 2. En and De: descend mean e(x', x)
+        loss = self.reconstruction_loss(reconstruction, batch.image)
+        self.descend("autoencoder", loss)
         return {"loss": loss}
+
+    def reconstruction_loss(self, reconstruction: Tensor, image: Tensor) -> Tensor:
+        """The mean over the batch of :func:`common.losses.squared_error`, a scalar."""
+        return squared_error(reconstruction, image, self.hparams.reduction).mean()
 
     def embed(self, x: Tensor) -> Tensor:
         """``(B, *shape)`` to the code, ``(B, latent)``."""

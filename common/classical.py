@@ -20,7 +20,7 @@ from common.backbones import split
 from common.data import OneClassDataModule
 from common.errors import InputError
 from common.evaluation import evaluate, quantile_threshold
-from common.module import Scored, highest_of_each
+from common.scoring import Scored, highest_of_each
 from common.shallow import (
     HOG,
     SVDD,

@@ -106,12 +106,15 @@ class OneClassCLI(LightningCLI):
         self.oracle = Oracle() if self._get(self.config_init, "oracle") else None
         self.datamodule.extractor = self.model.frozen()
         self.model.groups = self.datamodule.groups
-        self.model.every_epoch_counts = rule != "last" or self.oracle is not None
-        callbacks: list[Callback] = [self._get(self.config_init, "speed"), self.watcher, self._figures(), Predictions()]
+        self.model.speed = self._get(self.config_init, "speed")
+        callbacks: list[Callback] = [self.watcher, self._figures(), Predictions()]
         if self.oracle is not None:
             callbacks.append(self.oracle)
         callbacks += checkpointing(self.model, len(self.datamodule.splits.val) > 0, rule)
-        return self._instantiate_trainer(config, callbacks)
+        trainer = self._instantiate_trainer(config, callbacks)
+        watching = [callback for callback in trainer.callbacks if getattr(callback, "monitor", None)]  # type: ignore[attr-defined]
+        self.model.every_epoch_counts = self.oracle is not None or bool(watching)
+        return trainer
 
     def _figures(self) -> Figures:
         if self.metadata is None:

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from inspect import signature
 from numbers import Integral, Real
 from pkgutil import resolve_name
 from typing import Any, Literal
@@ -201,7 +200,7 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _trained(self, X: NDArray[Any], model: Config, options: Config) -> OneClassModule:
         cls = resolve_name(model["class_path"])
-        known = signature(cls).parameters.keys() - {"shape"}
+        known = cls.argument_names() - {"shape"}
         if unknown := self._overrides.keys() - known:
             raise InputError(f"{cls.__name__} has no argument {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
         shape = next(self._inputs(X[:1])).shape[1:]

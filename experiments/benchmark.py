@@ -26,7 +26,6 @@ from common.cli import OneClassCLI, assemble, configure_process, one_line_errors
 from common.data import OneClassDataModule
 from common.data.features import BATCH, extract
 from common.experiment.cell import Cell, Settings
-from common.testing import optimizers_of
 from common.training.speed import fuse
 
 PRESETS = (
@@ -225,11 +224,12 @@ def bare(name: str, arguments: argparse.Namespace) -> dict[str, float]:
         module.trainer = SimpleNamespace(
             estimated_stepping_batches=arguments.epochs * len(batches), current_epoch=0, max_epochs=arguments.epochs
         )
-        optimizers = module.trainer.optimizers = optimizers_of(module.configure_optimizers())
-        module.optimizers = lambda: optimizers if len(optimizers) > 1 else optimizers[0]
-        module.descend = _descend
+        optimizers = module.named_optimizers()
+        module.optimizer = optimizers.__getitem__
+        module.trainer.optimizers = list(optimizers.values())
+        module.manual_backward = torch.Tensor.backward
         module.to(arguments.device, memory_format=torch.channels_last)
-        fuse(optimizers)
+        fuse(optimizers.values())
         module.train()
         start = time.perf_counter()
         for epoch in range(arguments.epochs):
@@ -247,15 +247,6 @@ def bare(name: str, arguments: argparse.Namespace) -> dict[str, float]:
         _synchronize(arguments.device)
         score_s = time.perf_counter() - start
     return {"train": n / train_s, "score": sum(len(next(iter(s.values()))) for s in scores) / score_s}
-
-
-def _descend(optimizer: torch.optim.Optimizer | list[torch.optim.Optimizer], loss: torch.Tensor) -> None:
-    optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
-    for one in optimizers:
-        one.zero_grad()
-    loss.backward()
-    for one in optimizers:
-        one.step()
 
 
 def _cell(name: str, arguments: argparse.Namespace, protocol: str = "standard") -> Cell:

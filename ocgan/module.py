@@ -1,13 +1,14 @@
 """OCGAN, the one-class novelty detector with a constrained latent space."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from itertools import chain
 from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.optim import Adam
+from torch.optim import Adam, Optimizer
 
 from common.data import Sample
 from common.losses import Reduction, add_noise, squared_error
@@ -89,61 +90,95 @@ class OCGAN(OneClassModule):
         if weight_visual and mining_steps is not None:
             self.critics["classifier"] = critic(classifier_width)
 
-    def configure_optimizers(self) -> Any:
-        """Adam for the classifier, the latent and the visual discriminator, where there are such, then encoder and decoder."""
-        h = self.hparams
-        names = [name for name in ("classifier", "latent_discriminator", "visual_discriminator") if name in self.critics]
-        optimizers = [Adam(self.critics[name].parameters(), h.lr_critics, (0.5, 0.999)) for name in names]
-        optimizers += [Adam(chain(self.encoder.parameters(), self.decoder.parameters()), h.lr, (0.5, 0.999))]
-        return self.scheduled(optimizers, h.schedule)
+    def named_optimizers(self) -> dict[str, Optimizer]:
+        """Adam for the classifier, the latent and the visual discriminator, where they exist, then for encoder and decoder."""
+        h, betas = self.hparams, (0.5, 0.999)
+        optimizers: dict[str, Optimizer] = {}
+        for name in ("classifier", "latent_discriminator", "visual_discriminator"):
+            if name in self.critics:
+                optimizers[name] = Adam(self.critics[name].parameters(), h.lr_critics, betas)
+        optimizers["generator"] = Adam(chain(self.encoder.parameters(), self.decoder.parameters()), h.lr, betas)
+        return optimizers
+
+    def scheduler(self, name: str, optimizer: Optimizer) -> dict[str, Any] | None:
+        """The same for all."""
+        return self.cosine(optimizer) if self.hparams.schedule == "cosine" else None
 
     def training_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
         """Algorithm 1: the classifier, the two discriminators, informative-negative mining, then encoder and decoder.
 
-        Codes, reconstructions and decoded random latents are computed once, and serve every step before which their nets
+        Codes, reconstructions and decoded random latents are computed once. They serve every step before which their nets
         have not moved.
         """
-        h, image, critics = self.hparams, batch.image, self.critics
-        configured: Any = self.optimizers()
-        *for_critics, optimizer_g = configured if critics else [configured]
-        optimizers = iter(for_critics)
+        h, image = self.hparams, batch.image
         losses: dict[str, Tensor] = {}
 
-        def descend(name: str, real: Tensor, fake: Tensor) -> None:
-            optimizer = next(optimizers)
-            with self.toggled_optimizer(optimizer):
-                losses[f"loss_{name}"] = critic_loss(critics[name](real), critics[name](fake))
-                self.descend(optimizer, losses[f"loss_{name}"])
-
+        # l1 = En(x + n) and its image; l2 ~ U(-1, 1)^d and, for some of them, their images
         noisy = add_noise(image, h.noise_std)
         latent = self.encoder(noisy)
         reconstruction = self.decoder(latent)
         code, decoded = self.inferred(noisy) if h.inference_codes else (latent.detach(), reconstruction.detach())
         random = 2 * torch.rand_like(code) - 1
         few = random[: max(2, round(h.random_share * len(random)))]
-        fake: Any = self.decoded(few, graph=not self.mines) if "visual_discriminator" in critics else None
+        fake: Any = self.decoded(few, graph=not self.mines) if "visual_discriminator" in self.critics else None
 
-        if "classifier" in critics:
-            descend("classifier", decoded, fake.detach())
-        if "latent_discriminator" in critics:
-            descend("latent_discriminator", random, code)
-        if "visual_discriminator" in critics:
-            descend("visual_discriminator", image, fake.detach())
+        # 1. Classifier, all other nets fixed: C(De(l2)) -> 0, C(De(l1)) -> 1
+        if "classifier" in self.critics:
+            losses["loss_classifier"] = self.critic_step("classifier", decoded, fake.detach())
 
+        # 2. Discriminators, never on mined latents: D_l(l1) -> 0, D_l(l2) -> 1, D_v(De(l2)) -> 0, D_v(x) -> 1
+        if "latent_discriminator" in self.critics:
+            losses["loss_latent_discriminator"] = self.critic_step("latent_discriminator", random, code)
+        if "visual_discriminator" in self.critics:
+            losses["loss_visual_discriminator"] = self.critic_step("visual_discriminator", image, fake.detach())
+
+        # 3. Informative-negative mining, all nets fixed: l2 moves to where C takes De(l2) for abnormal
         if self.mines:
             fake = self.decoded(self.mined(few), graph=True)
 
-        with self.toggled_optimizer(optimizer_g):
-            losses["loss_reconstruction"] = squared_error(reconstruction, image, h.reduction).mean()
-            total = h.lambda_mse * losses["loss_reconstruction"]
-            if "latent_discriminator" in critics:
-                losses["loss_latent"] = fooling_loss(critics["latent_discriminator"](latent))
-                total = total + h.weight_latent * losses["loss_latent"]
-            if "visual_discriminator" in critics:
-                losses["loss_visual"] = fooling_loss(critics["visual_discriminator"](fake))
-                total = total + h.weight_visual * losses["loss_visual"]
-            self.descend(optimizer_g, total)
-        return losses
+        # 4. Generator, all critics fixed: D_l(l1) -> 1, D_v(De(l2)) -> 1, and λ ||x - De(l1)||²
+        with self.toggled("generator"):
+            terms = self.generator_losses(image, latent, reconstruction, fake)
+            weights = self.generator_weights
+            self.descend("generator", reduce(torch.add, [weights.get(name, 1.0) * loss for name, loss in terms.items()]))
+        return losses | terms
+
+    def critic_step(self, name: str, real: Tensor, fake: Tensor) -> Tensor:
+        """One step of a critic towards 1 on ``real`` and 0 on ``fake``; its loss, a scalar."""
+        critic = self.critics[name]
+        with self.toggled(name):
+            loss = critic_loss(critic(real), critic(fake))
+            self.descend(name, loss)
+        return loss
+
+    def generator_losses(self, image: Tensor, latent: Tensor, reconstruction: Tensor, fake: Tensor | None) -> dict[str, Tensor]:
+        """The terms that encoder and decoder descend, weighted by :attr:`generator_weights`; a new term counts once.
+
+        Args:
+            image: ``(B, *shape)``, ``x``.
+            latent: ``(B, d)``, ``En(x + n)``.
+            reconstruction: ``(B, *shape)``, ``De(En(x + n))``.
+            fake: ``(B', *shape)`` decoded random latents, mined once mining has begun; None without a visual discriminator.
+
+        Returns:
+            Scalars by the name under which they are logged.
+        """
+        terms = {"loss_reconstruction": self.reconstruction_loss(reconstruction, image)}
+        if "latent_discriminator" in self.critics:
+            terms["loss_latent"] = fooling_loss(self.critics["latent_discriminator"](latent))
+        if fake is not None:
+            terms["loss_visual"] = fooling_loss(self.critics["visual_discriminator"](fake))
+        return terms
+
+    @property
+    def generator_weights(self) -> dict[str, float]:
+        """The weights of :meth:`generator_losses` by name."""
+        h = self.hparams
+        return {"loss_reconstruction": h.lambda_mse, "loss_latent": h.weight_latent, "loss_visual": h.weight_visual}
+
+    def reconstruction_loss(self, reconstruction: Tensor, image: Tensor) -> Tensor:
+        """``l_MSE``, the mean over the batch of the squared error, a scalar."""
+        return squared_error(reconstruction, image, self.hparams.reduction).mean()
 
     @property
     def mines(self) -> bool:

@@ -1,19 +1,16 @@
 """The one-class convolutional neural network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.svm import OneClassSVM
 from torch import Tensor
-from torch.optim import Adam
+from torch.optim import Adam, Optimizer
 
 from common.backbones import Frozen
 from common.data import Sample
 from common.module import OneClassModule
-from common.training.checkpoints import Oracle
 from ocnn.losses import cross_entropy, instance_norm, logit_difference, pseudo_negatives
 from ocnn.networks import classifier, extractor
 
@@ -41,9 +38,8 @@ class OCCNN(OneClassModule):
         threshold_quantile: Of the held-out samples' scores, in (0, 1).
 
     Attributes:
-        coef: ``(D,)`` of that SVM, fitted after the last batch of the last epoch, and of every epoch where another one may be
-            tested (``--rule validation``, ``--oracle``, early stopping); zero before.
-        intercept: Likewise, a scalar.
+        coef: ``(D,)`` of that SVM, fitted after every epoch that may be tested; zero before.
+        intercept: The SVM's intercept, a scalar.
 
     Raises:
         InputError: As :func:`ocnn.networks.extractor`.
@@ -57,7 +53,7 @@ class OCCNN(OneClassModule):
 
     monitor = "val/logit_difference"
     fixed_thresholds: ClassVar[Mapping[str, float]] = {"logit_difference": 0.0, "ocsvm": 0.0}
-    unfetched: ClassVar[Mapping[str, Any]] = {"weights": None}
+    offline_kwargs: ClassVar[Mapping[str, Any]] = {"weights": None}
     coef: Tensor
     intercept: Tensor
 
@@ -88,19 +84,32 @@ class OCCNN(OneClassModule):
         self.register_buffer("coef", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("intercept", torch.zeros((), dtype=torch.float64))
 
-    def configure_optimizers(self) -> Any:
+    def named_optimizers(self) -> dict[str, Optimizer]:
         """One for the trained layers below the classifier, if there are any, then one for the classifier."""
-        nets = [net for net in (self.head, self.classifier) if len(net)]
-        return [Adam(net.parameters(), self.hparams.lr) for net in nets]
+        nets = {"backbone": self.head, "classifier": self.classifier}
+        return {name: Adam(net.parameters(), self.hparams.lr) for name, net in nets.items() if len(net)}
 
     def training_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
         """Features of B images over B rows of noise, through the classifier; both optimisers one step down Eq. 1."""
+        # 1. features of B target images, instance-normalised
         features = self.features(batch.image)
+
+        # 2. B pseudo-negatives from N(0, σ² I), appended along the batch axis
         noise = pseudo_negatives(features, self.hparams.sigma)
         logits = self.classifier(torch.cat([features, noise]))
+
+        # 3. extractor's trained layers and classifier: descend the cross-entropy of Eq. 1
         loss = cross_entropy(logits)
-        self.descend(self.optimizers(), loss)
+        self.descend(["backbone", "classifier"] if len(self.head) else "classifier", loss)
         return {"loss": loss}
+
+    def after_epoch(self, batches: Iterable[Sample]) -> None:
+        """OC-SVM+: the one-class SVM on the features of the training set, made as at test, from all processes."""
+        features = torch.cat([self.features(batch.image).relu() for batch in batches])
+        features = torch.as_tensor(self.all_gather(features)).flatten(0, -2)
+        svm = OneClassSVM(kernel="linear", nu=self.hparams.nu).fit(features.double().cpu().numpy())
+        self.coef.copy_(torch.tensor(svm.coef_[0]))
+        self.intercept.copy_(torch.tensor(svm.intercept_[0]))
 
     def fixed(self, x: Tensor) -> Tensor:
         """Features of the frozen layers, ``(B, F)``, of images or as they are; where nothing is frozen, ``x`` itself."""
@@ -134,26 +143,3 @@ class OCCNN(OneClassModule):
             loop.setup_data()
             epochs = -(-self.hparams.iterations // int(self.trainer.num_training_batches))
             loop.max_epochs = epochs if loop.max_epochs in {None, -1} else min(epochs, loop.max_epochs)
-
-    def on_train_batch_end(self, outputs: Any, batch: Sample, batch_idx: int) -> None:
-        """After the last batch, the one-class SVM: before the validation, which may set a threshold by it."""
-        super().on_train_batch_end(outputs, batch, batch_idx)
-        if self.trainer.is_last_batch and (self.current_epoch + 1 == self.trainer.max_epochs or self._any_epoch_counts()):
-            svm = OneClassSVM(kernel="linear", nu=self.hparams.nu).fit(self._training_features())
-            self.coef.copy_(torch.tensor(svm.coef_[0]))
-            self.intercept.copy_(torch.tensor(svm.intercept_[0]))
-
-    def _any_epoch_counts(self) -> bool:
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        return any(isinstance(callback, Oracle) or getattr(callback, "monitor", None) for callback in callbacks)
-
-    @torch.no_grad()
-    def _training_features(self) -> NDArray[np.float64]:
-        """What the SVM sees of the training set, made as at test, ``(N, D)``, of all processes."""
-        modes = [(net, net.training) for net in self.modules()]
-        self.eval()
-        batches: Any = self.trainer.train_dataloader
-        features = torch.cat([self.features(batch.image.to(self.device)).relu() for batch in batches])
-        for net, mode in modes:
-            net.training = mode
-        return torch.as_tensor(self.all_gather(features)).flatten(0, -2).double().cpu().numpy()

@@ -15,7 +15,7 @@ GLOBAL_BATCH = 32
 
 
 class Plain(Autoencoder):
-    """Without batch norm, which sees a process's own share of a batch only."""
+    """Without batch norm, which sees a process's own share of a batch only; with a first pass over the data."""
 
     def __init__(self, shape):
         super().__init__(shape, widths=(8, 16), latent=8, lr=5e-3)
@@ -23,6 +23,12 @@ class Plain(Autoencoder):
             for name, layer in net.named_children():
                 if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
                     setattr(net, name, nn.Identity())
+        self.register_buffer("centre", torch.zeros(8))
+
+    def prepare(self, batches):
+        batches = list(batches)
+        self.order = torch.cat([batch.index for batch in batches])
+        self.centre.copy_(torch.stack([self.embed(batch.image).mean(0) for batch in batches]).mean(0))
 
 
 def train(devices, folder):
@@ -49,6 +55,7 @@ def train(devices, folder):
     torch.save(
         {
             "state": module.state_dict(),
+            "order": module.order,
             "calibration": module.calibration,
             "index": torch.from_numpy(module.scored.index),
             "scores": torch.from_numpy(module.scored.scores["reconstruction"]),

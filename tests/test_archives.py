@@ -16,7 +16,7 @@ from common.errors import DataMissingError, InputError
 from common.evaluation import evaluate
 from common.experiment import Experiment, Grid, run_experiment
 from common.experiment.cell import read_record
-from common.module import Scored, highest_of_each
+from common.scoring import Scored, highest_of_each
 
 RANDOM = np.random.default_rng(0)
 CATEGORIES = {"001.ak47": 9, "002.american-flag": 3, "056.dog": 8, "198.spider": 4, "257.clutter": 20}
@@ -277,6 +277,7 @@ def trained(data, tmp_path):
         default_root_dir=tmp_path, max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
+    module.groups = data.groups
     trainer.fit(module, datamodule=data)
     trainer.test(module, datamodule=data, verbose=False)
     return module.eval(), trainer

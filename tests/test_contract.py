@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,15 +11,17 @@ import torch
 import yaml
 
 from autoencoder import Autoencoder
+from common.errors import InputError
 from common.module import OneClassModule
-from common.testing import CHECKS, optimizer_steps, toy_samples, trained
-from common.testing import check_batch_independence as batch_independence
-from common.testing import check_export as export
-from common.testing import check_optimizers_in_declared_order as declared_order
-from common.testing import check_optimizers_move_their_own as move_their_own
-from common.testing import check_orientation as orientation
-from common.testing import check_resume as resume
-from common.testing import check_scores as scores
+from common.testing import CHECKS, check_module, main, optimizer_steps, toy_samples, trained
+from common.testing.scoring import check_batch_independence, check_export, check_orientation, check_scores, check_shapes
+from common.testing.training import (
+    check_first_pass,
+    check_optimizers_in_declared_order,
+    check_optimizers_move_their_own,
+    check_resume,
+    check_rule_validation,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,17 +58,17 @@ class Tiny(OneClassModule):
         n = torch.Size(shape).numel()
         self.encoder, self.decoder = torch.nn.Linear(n, 4), torch.nn.Linear(4, n)
 
-    def configure_optimizers(self):
+    def named_optimizers(self):
         """Two optimisers, one for each net."""
-        return [torch.optim.Adam(net.parameters(), 1e-2) for net in (self.encoder, self.decoder)]
+        return {name: torch.optim.Adam(getattr(self, name).parameters(), 1e-2) for name in ("encoder", "decoder")}
 
     def training_step(self, batch, batch_idx):
         """Both nets, one after the other."""
         losses = {}
-        for name, optimizer in zip(("loss_e", "loss_d"), self.optimizers(), strict=True):
-            losses[name] = self.loss(batch.image)
-            with self.toggled_optimizer(optimizer):
-                self.descend(optimizer, self.loss(batch.image))
+        for name in ("encoder", "decoder"):
+            with self.toggled(name):
+                losses[f"loss_{name}"] = self.loss(batch.image)
+                self.descend(name, losses[f"loss_{name}"])
         return losses
 
     def loss(self, x):
@@ -79,15 +83,46 @@ class Tiny(OneClassModule):
         return {"reconstruction": self.error(x)}
 
 
+class Whitened(Tiny):
+    """With a first pass that sets a buffer: the mean of the training images, which is subtracted."""
+
+    def __init__(self, shape, score="reconstruction", threshold_quantile=0.95):
+        super().__init__(shape)
+        self.register_buffer("centre", torch.zeros(torch.Size(shape).numel()))
+
+    def prepare(self, batches):
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        self.centre.copy_(torch.cat([batch.image.flatten(1) for batch in batches]).mean(0))
+
+    def error(self, x):
+        return super().error(x.flatten(1) - self.centre)
+
+
+class TwoPhases(Whitened):
+    """The encoder with a throw-away decoder first, then both; the first pass is repeated by the second phase."""
+
+    phases = (0, 2)
+
+    def named_optimizers(self):
+        both = [*self.encoder.parameters(), *self.decoder.parameters()]
+        return {"pretraining": torch.optim.Adam(both, 1e-2), "training": torch.optim.Adam(both, 1e-2)}
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(batch.image)
+        self.descend(("pretraining", "training")[self.phase], loss)
+        return {"loss": loss}
+
+
 class NoBackward(Tiny):
-    def descend(self, optimizer, loss):
-        optimizer.zero_grad()
-        optimizer.step()
+    def descend(self, names, loss):
+        self.optimizer(names).zero_grad()
+        self.optimizer(names).step()
 
 
 class OthersParameters(Tiny):
-    def configure_optimizers(self):
-        return [torch.optim.Adam(self.parameters(), 1e-2), torch.optim.Adam(self.decoder.parameters(), 1e-2)]
+    def named_optimizers(self):
+        return super().named_optimizers() | {"encoder": torch.optim.Adam(self.parameters(), 1e-2)}
 
 
 class MovesByHand(Tiny):
@@ -101,36 +136,111 @@ class MovesByHand(Tiny):
 
 
 class MovesInHook(Tiny):
-    def configure_optimizers(self):
-        first, second = super().configure_optimizers()
-        first.register_step_post_hook(lambda *_: self.decoder.bias.data.add_(1))
-        return [first, second]
+    def named_optimizers(self):
+        optimizers = super().named_optimizers()
+        optimizers["encoder"].register_step_post_hook(lambda *_: self.decoder.bias.data.add_(1))
+        return optimizers
 
 
 class Orphan(Tiny):
-    def configure_optimizers(self):
-        return [torch.optim.Adam(self.encoder.parameters(), 1e-2)]
+    def named_optimizers(self):
+        return {"encoder": torch.optim.Adam(self.encoder.parameters(), 1e-2)}
 
     def training_step(self, batch, batch_idx):
         loss = self.loss(batch.image)
-        self.descend(self.optimizers(), loss)
+        self.descend("encoder", loss)
         return {"loss": loss}
 
 
 class WrongOrder(Tiny):
     def training_step(self, batch, batch_idx):
-        for optimizer in reversed(self.optimizers()):
+        for name in ("decoder", "encoder"):
             loss = self.loss(batch.image)
-            self.descend(optimizer, loss)
+            self.descend(name, loss)
         return {"loss": loss}
 
 
 class EverySecondBatch(Tiny):
     def training_step(self, batch, batch_idx):
         loss = self.loss(batch.image)
-        for optimizer in self.optimizers()[: 1 + batch_idx % 2]:
-            self.descend(optimizer, self.loss(batch.image))
+        for name in ("encoder", "decoder")[: 1 + batch_idx % 2]:
+            self.descend(name, self.loss(batch.image))
         return {"loss": loss}
+
+
+class NeverSet(Whitened):
+    def prepare(self, batches):
+        self.mean = torch.cat([batch.image.flatten(1) for batch in batches]).mean(0)
+
+
+class Forgotten(Whitened):
+    def prepare(self, batches):
+        self.threshold.fill_(1)
+
+
+class NotFinite(Whitened):
+    def prepare(self, batches):
+        self.centre.fill_(math.nan)
+
+    def error(self, x):
+        return Tiny.error(self, x)
+
+
+class PreparedAgain(Whitened):
+    """Forgets on resumption that it has been prepared."""
+
+    def on_load_checkpoint(self, checkpoint):
+        self.calibration = checkpoint["calibration"]
+
+
+class RecomputedOnResume(Tiny):
+    """A centre of the codes, computed by a hook of Lightning's in place of ``prepare``."""
+
+    def __init__(self, shape, score="reconstruction", threshold_quantile=0.95):
+        super().__init__(shape)
+        self.register_buffer("centre", torch.zeros(4))
+
+    def on_fit_start(self):
+        with torch.no_grad():
+            self.centre.copy_(self.encoder(toy_samples().image.flatten(1)).mean(0))
+
+
+class WrongMonitor(Tiny):
+    monitor = "val/rec"
+
+
+class MonitorOfSomeEpochs(Tiny):
+    monitor = "val/mean"
+
+    def on_validation_epoch_end(self):
+        super().on_validation_epoch_end()
+        if self.current_epoch == 0:
+            self.log("val/mean", float("nan"))
+
+
+class LastEpochOnly(Whitened):
+    """A score that is made in the last epoch, whatever epoch is tested."""
+
+    def __init__(self, shape, score="reconstruction", threshold_quantile=0.95):
+        super().__init__(shape)
+        self.register_buffer("scale", torch.tensor(0.0))
+
+    def scores(self, x):
+        return {"reconstruction": self.error(x), "scaled": self.scale * self.error(x)}
+
+    def on_train_epoch_end(self):
+        super().on_train_epoch_end()
+        if self.current_epoch + 1 == self.trainer.max_epochs and self.current_epoch > 1:
+            self.scale.fill_(1)
+
+    def on_validation_epoch_end(self):
+        """Lower is better, but here the first epoch is the best."""
+        super().on_validation_epoch_end()
+        self.log("val/reconstruction", float(self.current_epoch))
+
+
+class SharedOutsideOfPhases(TwoPhases):
+    phases = (0,)
 
 
 class BatchMates(Tiny):
@@ -192,29 +302,38 @@ class Forgetful(Tiny):
         return self.error(x + 0.5 * torch.randn(x.shape, generator=self.random)).mean()
 
 
-def test_a_sound_module_passes():
-    for check in CHECKS:
-        check(Tiny)
+@pytest.mark.parametrize("module", [Tiny, Whitened, TwoPhases])
+def test_a_sound_module_passes(module):
+    check_module(module)
 
 
 @pytest.mark.parametrize(
     ("check", "fault", "says"),
     [
-        (move_their_own, NoBackward, "never move"),
-        (move_their_own, OthersParameters, "share parameters"),
-        (move_their_own, MovesByHand, "something else than an optimiser"),
-        (move_their_own, MovesInHook, "not its own"),
-        (move_their_own, Orphan, "no optimiser has"),
-        (declared_order, WrongOrder, "not as they are declared"),
-        (declared_order, EverySecondBatch, "differ from batch to batch"),
-        (batch_independence, BatchMates, "depends on the other images"),
-        (batch_independence, BatchStatistics, r"depends on the other images|Expected more than 1 value"),
-        (scores, Collapsed, "collapsed"),
-        (scores, AlmostCollapsed, "collapsed"),
-        (scores, Unnamed, "reconstruction"),
-        (orientation, Inverted, "higher must mean more anomalous"),
-        (export, LooksAtValues, "cannot be exported"),
-        (resume, Forgetful, "resumed"),
+        (check_optimizers_move_their_own, NoBackward, "never move"),
+        (check_optimizers_move_their_own, OthersParameters, "share parameters"),
+        (check_optimizers_move_their_own, SharedOutsideOfPhases, "share parameters outside of phases"),
+        (check_optimizers_move_their_own, MovesByHand, "something else than an optimiser"),
+        (check_optimizers_move_their_own, MovesInHook, "not its own"),
+        (check_optimizers_move_their_own, Orphan, "no optimiser has"),
+        (check_optimizers_in_declared_order, WrongOrder, "not as they are declared"),
+        (check_optimizers_in_declared_order, EverySecondBatch, "differ from batch to batch"),
+        (check_first_pass, NeverSet, "prepare has set no buffer"),
+        (check_first_pass, Forgotten, "buffer 'centre' is zero after training"),
+        (check_first_pass, NotFinite, "buffer 'centre' is not finite"),
+        (check_first_pass, PreparedAgain, "prepare ran again when the run was resumed"),
+        (check_resume, RecomputedOnResume, "'centre' differs between a resumed and an uninterrupted run"),
+        (check_rule_validation, WrongMonitor, "monitor 'val/rec' is not logged: choose from .*val/reconstruction"),
+        (check_rule_validation, MonitorOfSomeEpochs, "monitor 'val/mean' is not finite"),
+        (check_rule_validation, LastEpochOnly, "score 'scaled' of the best epoch's checkpoint"),
+        (check_batch_independence, BatchMates, "depends on the other images"),
+        (check_batch_independence, BatchStatistics, r"depends on the other images|Expected more than 1 value"),
+        (check_scores, Collapsed, "collapsed"),
+        (check_scores, AlmostCollapsed, "collapsed"),
+        (check_scores, Unnamed, "reconstruction"),
+        (check_orientation, Inverted, "higher must mean more anomalous"),
+        (check_export, LooksAtValues, "cannot be exported"),
+        (check_resume, Forgetful, "resumed"),
     ],
 )
 def test_planted_faults_are_caught(check, fault, says):
@@ -224,12 +343,92 @@ def test_planted_faults_are_caught(check, fault, says):
 
 def test_scores_that_are_not_finite_are_caught():
     with pytest.raises(ValueError, match=r"finite|NaN|nan"):
-        scores(NotANumber)
+        check_scores(NotANumber)
 
 
 def test_optimizer_steps_counts():
-    assert optimizer_steps(Tiny((1, 4, 4)), batches=2) == [0, 1, 0, 1]
-    assert optimizer_steps(Autoencoder((1, 8, 8), widths=(4, 8), latent=4), batches=3) == [0, 0, 0]
+    assert optimizer_steps(Tiny((1, 4, 4)), batches=2) == ["encoder", "decoder"] * 2
+    assert optimizer_steps(Autoencoder((1, 8, 8), widths=(4, 8), latent=4), batches=3) == 3 * ["autoencoder"]
+    assert optimizer_steps(TwoPhases((1, 4, 4)), batches=1) == ["pretraining", "pretraining", "training"]
+
+
+def test_a_shape_that_a_module_refuses_is_not_checked():
+    class ImagesOnly(Tiny):
+        def __init__(self, shape, score="reconstruction", threshold_quantile=0.95):
+            if len(shape) != 3:
+                raise InputError("images only")
+            super().__init__(shape)
+
+    check_shapes(ImagesOnly)
+
+
+OUTSIDE = """
+import torch
+from common.errors import InputError
+from common.module import OneClassModule
+from autoencoder import Autoencoder
+
+class Sound(Autoencoder):
+    def __init__(self, weight: float = 1.0, **autoencoder):
+        super().__init__(**autoencoder)
+        self.weight = weight
+
+class Faulty(Sound):
+    monitor = "val/nothing"
+
+class Unfinished(OneClassModule):
+    pass
+
+other = 3
+"""
+
+
+@pytest.fixture
+def _outside(tmp_path, monkeypatch):
+    (tmp_path / "my_idea.py").write_text(OUTSIDE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    sys.modules.pop("my_idea", None)
+
+
+ARGUMENTS = ["--widths=[8, 16]", "--latent", "8", "--lr=3e-3", "--weight", "2"]
+
+
+@pytest.mark.usefixtures("_outside")
+def test_the_command_checks_a_class_of_the_current_folder(capsys):
+    main(["my_idea.Sound", *ARGUMENTS])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(CHECKS)
+    assert all(line.startswith("ok ") for line in lines)
+
+
+@pytest.mark.usefixtures("_outside")
+def test_the_command_fails_with_what_is_wrong(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["my_idea.Faulty", *ARGUMENTS])
+    assert exit_.value.code == 1
+    (wrong,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong")]
+    assert "monitor 'val/nothing' is not logged" in wrong
+
+
+@pytest.mark.usefixtures("_outside")
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "give the path of a class"),
+        (["nowhere.Method"], "cannot import 'nowhere.Method'"),
+        (["my_idea.Missing"], "cannot import 'my_idea.Missing'"),
+        (["my_idea.other"], "not a class derived from"),
+        (["my_idea.Unfinished"], "lacks named_optimizers, scores, training_step"),
+        (["my_idea.Sound", "--depth", "3"], "depth"),
+        (["my_idea.Sound", "--latent", "many"], "latent"),
+    ],
+)
+def test_the_commands_mistakes_are_one_line(words, says):
+    with pytest.raises(InputError, match=says) as error:
+        main(words)
+    assert "\n" not in str(error.value)
 
 
 def test_threshold_is_the_quantile_of_the_held_out_scores():

@@ -53,8 +53,9 @@ def test_two_processes_train_and_test_like_one(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "strides" not in done.stderr
     one, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
-    for name in ("index", "scores", "calibration"):
+    for name in ("index", "scores", "calibration", "order"):
         assert torch.equal(first[name], second[name]), "the processes disagree"
+    assert torch.equal(first["order"], one["order"]), "the first pass sees the whole set, in order, in every process"
     for name, value in first["state"].items():
         assert torch.equal(value, second["state"][name])
         torch.testing.assert_close(value, one["state"][name], rtol=0, atol=1e-5)

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from common.experiment.run import finished, run
-from common.experiment.table import COLUMNS
 
 from common.classical import DETECTORS
 from common.errors import InputError
 from common.experiment import Cell, Experiment, Grid, run_experiment
 from common.experiment.cell import Settings
+from common.experiment.run import finished, run
+from common.experiment.table import COLUMNS
 from common.module import OneClassModule
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ import pytest
 from pytorch_lightning import Callback, Trainer
 
 from autoencoder import Autoencoder
-from common.testing import _loader, toy_samples
+from common.testing import toy_loader, toy_samples
 from common.training.watcher import Interruption, Watcher
 
 
@@ -53,7 +53,7 @@ def run(pressing, *callbacks, loop="fit"):
         enable_model_summary=False,
     )
     module = Autoencoder((1, 16, 16), network="bounded", widths=[8], latent=8)
-    getattr(trainer, loop)(module, _loader(toy_samples()))
+    getattr(trainer, loop)(module, toy_loader(toy_samples()))
 
 
 def train(times, loop="fit"):

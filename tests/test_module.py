@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from autoencoder import Autoencoder
+from common import scoring
 from common.data import OneClassDataModule
 from common.errors import InputError
 from common.module import OneClassModule
@@ -75,6 +77,97 @@ def test_held_out_scores_travel_with_the_checkpoint(tmp_path, data):
     loaded = Autoencoder.load_from_checkpoint(tmp_path / "one.ckpt", weights_only=True)
     assert torch.equal(loaded.calibration, own.calibration)
     assert not len(module().calibration)
+
+
+def test_metrics_of_a_test_are_computed_once(tmp_path, data, monkeypatch):
+    own, run, calls = module(), trainer(tmp_path), []
+    run.fit(own, data)
+    monkeypatch.setattr("common.scoring.evaluate", lambda *a, f=scoring.evaluate: (calls.append(1), f(*a))[1])
+    run.test(own, data, verbose=False)
+    assert own.test_metrics() is own.test_metrics()
+    assert len(calls) == 1
+
+
+class Passes(Autoencoder):
+    """Notes what its two passes over the training data see."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.prepared, self.followed, self.trained_on = [], [], []
+
+    def prepare(self, batches):
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        torch.rand(3)
+        self.prepared.append(torch.cat([batch.index for batch in batches]).tolist())
+
+    def after_epoch(self, batches):
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        self.followed.append((self.current_epoch, torch.cat([batch.index for batch in batches]).tolist()))
+
+    def training_step(self, batch, batch_idx):
+        self.trained_on += [(self.current_epoch, index) for index in batch.index.tolist()]
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("every", [False, True])
+def test_passes_over_the_training_data(tmp_path, every, streamed):
+    data = OneClassDataModule("digits", normal=3, batch_size=32, memory_gib=0 if streamed else 4, workers=1)
+    own = Passes(shape=(1, 8, 8), widths=(4, 8), latent=4, noise_std=0.1)
+    own.every_epoch_counts = every
+    trainer(tmp_path).fit(own, data)
+    assert own.prepared == [data.splits.train.tolist()], "once, the whole set, in its own order"
+    assert [epoch for epoch, _ in own.followed] == ([0, 1] if every else [1])
+    for epoch, seen in own.followed:
+        assert seen == [index for e, index in own.trained_on if e == epoch], "the epoch's own order"
+    assert all(net.training for net in own.modules())
+    plain = Autoencoder(shape=(1, 8, 8), widths=(4, 8), latent=4, noise_std=0.1)
+    plain.load_state_dict(own.state_dict())
+
+
+def test_passes_leave_the_random_numbers_of_training_alone(tmp_path, data):
+    states = []
+    for cls in (Autoencoder, Passes):
+        torch.manual_seed(0)
+        own = cls(shape=(1, 8, 8), widths=(4, 8), latent=4, noise_std=0.1)
+        trainer(tmp_path).fit(own, data)
+        states.append(own.state_dict())
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name])
+
+
+class Phased(Passes):
+    phases = (0, 2)
+
+
+def test_each_phase_is_prepared_once_and_only_the_last_can_be_chosen(tmp_path, data):
+    own, curve = Phased(shape=(1, 8, 8), widths=(4, 8), latent=4), []
+
+    class Watch(Callback):
+        def on_train_epoch_end(self, trainer, module):
+            curve.append(float(trainer.callback_metrics["val/reconstruction"]))
+
+    best = ModelCheckpoint(tmp_path, "best", monitor=own.monitor, save_on_train_epoch_end=True)
+    trainer(tmp_path, [Watch(), best], max_epochs=3, enable_checkpointing=True).fit(own, data)
+    assert len(own.prepared) == 2
+    assert np.isnan(curve).tolist() == [True, True, False]
+    assert torch.load(best.best_model_path, weights_only=True)["epoch"] == 2
+
+
+def test_a_training_without_its_last_phase_is_refused(tmp_path, data):
+    with pytest.raises(InputError, match="max_epochs 2 ends before the last phase begins, in epoch 2"):
+        trainer(tmp_path).fit(Phased(shape=(1, 8, 8), widths=(4, 8), latent=4), data)
+
+
+def test_arguments_of_a_class_that_passes_them_on():
+    class More(Autoencoder):
+        def __init__(self, weight=1.0, **autoencoder):
+            super().__init__(**autoencoder)
+
+    assert More.argument_names() == Autoencoder.argument_names() | {"weight"}
+    assert {"shape", "latent", "score"} <= Autoencoder.argument_names()
 
 
 def test_metrics_before_a_test_are_refused():

@@ -54,29 +54,41 @@ class Watched:
         return [(x, y) for net, x, y in self.calls if net == name]
 
 
+CLASSIFIER, LATENT, VISUAL = "classifier", "latent_discriminator", "visual_discriminator"
+
+
 @pytest.mark.parametrize(
     ("changes", "steps"),
     [
-        ({}, [0, 1, 2, 3]),
-        ({"mining_steps": 0}, [0, 1, 2, 3]),
-        ({"mining_steps": None}, [0, 1, 2]),
-        ({"weight_visual": 0}, [0, 1]),
-        ({"weight_visual": 0, "weight_latent": 0}, [0]),
+        ({}, [CLASSIFIER, LATENT, VISUAL, "generator"]),
+        ({"mining_steps": 0}, [CLASSIFIER, LATENT, VISUAL, "generator"]),
+        ({"mining_steps": None}, [LATENT, VISUAL, "generator"]),
+        ({"weight_visual": 0}, [LATENT, "generator"]),
+        ({"weight_visual": 0, "weight_latent": 0}, ["generator"]),
     ],
 )
 def test_one_step_of_each_optimiser_in_the_order_of_algorithm_1(changes, steps):
     module = narrow(**changes)()
     assert optimizer_steps(module, batches=2) == 2 * steps
     owners = {id(p): name for name, net in module.critics.items() for p in net.parameters()}
-    owned = [
-        {owners.get(id(p), "encoder and decoder") for g in optimizer.param_groups for p in g["params"]}
-        for optimizer in (c["optimizer"] for c in module.configure_optimizers())
-    ]
-    names = [
-        name for name in ("classifier", "latent_discriminator", "visual_discriminator", "encoder and decoder")
-        if name in module.critics or name == "encoder and decoder"
-    ]  # fmt: skip
-    assert owned == [{name} for name in names]
+    for name, optimizer in module.named_optimizers().items():
+        assert {owners.get(id(p), "generator") for group in optimizer.param_groups for p in group["params"]} == {name}
+
+
+def test_a_new_term_of_the_generators_loss_is_added_and_logged(monkeypatch):
+    class OneMore(OCGAN):
+        def generator_losses(self, image, latent, reconstruction, fake):
+            terms = super().generator_losses(image, latent, reconstruction, fake)
+            return terms | {"loss_l1": latent.abs().mean()}
+
+    totals, outputs = [], []
+    descend, step = OCGAN.descend, OCGAN.training_step
+    monkeypatch.setattr(OCGAN, "descend", lambda self, n, loss: (totals.append(loss.item()), descend(self, n, loss))[1])
+    monkeypatch.setattr(OCGAN, "training_step", lambda self, *a: (outputs.append(step(self, *a)), outputs[-1])[1])
+    optimizer_steps(OneMore((1, 16, 16), **NARROW, mining_steps=None), batches=1)
+    out = {name: value.item() for name, value in outputs[0].items()}
+    expected = 10 * out["loss_reconstruction"] + out["loss_latent"] + out["loss_visual"] + out["loss_l1"]
+    assert totals[-1] == pytest.approx(expected)
 
 
 def test_each_critic_is_shown_what_algorithm_1_says():
@@ -332,7 +344,7 @@ def test_presets_of_the_papers_say_what_they_are():
     assert (arguments["weight_latent"], arguments["lambda_mse"], arguments["reduction"]) == (10, 5, "mean")
     assert (official["data"]["batch_size"], official["trainer"]["max_epochs"], official["data"]["image_size"]) == (512, 200, 61)
     assert arguments["mining_start"] * official["trainer"]["max_epochs"] == 150
-    for optimizer in (c["optimizer"] for c in preset("official")((3, 61, 61)).configure_optimizers()):
+    for optimizer in preset("official")((3, 61, 61)).named_optimizers().values():
         assert optimizer.param_groups[0]["lr"] == 2e-4
         assert optimizer.param_groups[0]["betas"] == (0.5, 0.999)
 

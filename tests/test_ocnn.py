@@ -141,10 +141,12 @@ def test_cross_entropy_by_hand():
 @pytest.mark.usefixtures("tiny")
 def test_two_optimisers_backbone_first_and_one_where_it_is_frozen():
     module = tiny_module()
-    owners = [{id(p) for group in o.param_groups for p in group["params"]} for o in module.configure_optimizers()]
-    assert owners == [{id(p) for p in module.head.parameters()}, {id(p) for p in module.classifier.parameters()}]
-    assert optimizer_steps(module, batches=2) == [0, 1, 0, 1]
-    assert optimizer_steps(tiny_module(fine_tuned=False), batches=2) == [0, 0]
+    nets = {"backbone": module.head, "classifier": module.classifier}
+    for name, optimizer in module.named_optimizers().items():
+        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        assert owned == {id(p) for p in nets[name].parameters()}
+    assert optimizer_steps(module, batches=2) == ["backbone", "classifier"] * 2
+    assert optimizer_steps(tiny_module(fine_tuned=False), batches=2) == ["classifier"] * 2
 
 
 @pytest.mark.usefixtures("tiny")

@@ -10,7 +10,7 @@ from pytorch_lightning import Trainer
 
 from autoencoder import Autoencoder
 from common.experiment.cell import Settings
-from common.testing import _loader, toy_samples
+from common.testing import toy_loader, toy_samples
 from common.training.speed import Speed, fuse
 from experiments import benchmark
 from ocnn import OCCNN
@@ -18,21 +18,21 @@ from ocnn import OCCNN
 OFF = Speed(channels_last=False, fused=False)
 
 
-def train(*callbacks):
+def train(speed=None):
     torch.manual_seed(0)
     module = Autoencoder((1, 16, 16), network="bounded", widths=[8], latent=8, schedule="cosine")
     module.double()
+    module.speed = speed or module.speed
     trainer = Trainer(
         max_epochs=3,
         accelerator="cpu",
         logger=False,
-        callbacks=list(callbacks),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     sample = toy_samples()
-    trainer.fit(module, _loader(sample._replace(image=sample.image.double())))
+    trainer.fit(module, toy_loader(sample._replace(image=sample.image.double())))
     return module, trainer
 
 

@@ -89,13 +89,35 @@ class ResidentLoader:
         return -(-len(self.sampler) // self.batch_size)
 
     def __iter__(self) -> Iterator[Sample]:
-        order = self.sampler.order().to(self._channels_last.device)
-        for chosen in order.split(self.batch_size):
+        yield from self._batches(self.sampler.order())  # at the first batch: Lightning sets the epoch after iter()
+
+    def in_order(self) -> Iterator[Sample]:
+        """Every sample once, in the data set's order, in every process of a distributed run."""
+        return self._batches(torch.arange(self.sampler.n))
+
+    def _batches(self, order: Tensor) -> Iterator[Sample]:
+        for chosen in order.to(self._channels_last.device).split(self.batch_size):
             image = self._channels_last.index_select(0, chosen).movedim(-1, 1)
             yield Sample(image, *(values[chosen] for values in self._rest))
 
 
 Loader = ResidentLoader | DataLoader[Sample]
+
+
+def in_order(loader: Any) -> Iterator[Sample]:
+    """Every sample of a training loader once, unshuffled, the same in every process of a distributed run.
+
+    Example:
+        >>> n = torch.arange(5)
+        >>> loader = ResidentLoader(Sample(torch.rand(5, 1, 4, 4), n * 0, n, n), batch_size=2, shuffle=True)
+        >>> [batch.index.tolist() for batch in in_order(loader)]
+        [[0, 1], [2, 3], [4]]
+    """
+    if isinstance(loader, DataLoader):
+        # a loader of its own: Lightning is about to use the workers of the other
+        workers, collate = loader.num_workers, loader.collate_fn
+        loader = DataLoader(loader.dataset, loader.batch_size, num_workers=workers, collate_fn=collate)
+    yield from loader.in_order() if isinstance(loader, ResidentLoader) else loader
 
 
 class PreprocessedImages:

@@ -1,7 +1,6 @@
 """Trained detectors, from their checkpoints: tensors and plain values, never code."""
 
 import importlib
-import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +65,9 @@ def load_detector(path: Path, device: torch.device | str = "cpu") -> Detector:
     """
     contents = load_checkpoint(path)
     cls = _method(path, contents.get("class_path", ""))
-    known = inspect.signature(cls).parameters
     try:
-        arguments = {key: value for key, value in contents["hyper_parameters"].items() if key in known}
-        module = cls(**(arguments | dict(cls.unfetched)))
+        arguments = {key: value for key, value in contents["hyper_parameters"].items() if key in cls.argument_names()}
+        module = cls(**(arguments | dict(cls.offline_kwargs)))
         module.load_state_dict(contents["state_dict"])
         module.on_load_checkpoint(contents)
         about = contents[OneClassDataModule.__qualname__]

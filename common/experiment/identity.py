@@ -25,7 +25,7 @@ Identity = dict[str, str]
 REASONS = {"config": "the configuration differs", "data": "the data have changed", "source": "the code has changed"}
 
 COMMON = REPOSITORY / "common"
-SHARED = ("module.py", "losses.py", "networks.py", "backbones.py", "data/*.py", "evaluation/metrics.py",
+SHARED = ("module.py", "scoring.py", "losses.py", "networks.py", "backbones.py", "data/*.py", "evaluation/metrics.py",
           "evaluation/threshold.py", "training/seeding.py", "training/checkpoints.py")  # fmt: skip
 """The files of ``common`` that take part in every score."""
 CLASSICAL = ("classical.py", "shallow.py", "backbones.py", "data/*.py", "evaluation/metrics.py", "evaluation/threshold.py")

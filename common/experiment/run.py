@@ -27,8 +27,8 @@ from common.experiment.cell import Cell, Settings
 from common.experiment.identity import Identity, difference, identity, source_of
 from common.experiment.records import FILE, Record, base_of, commit, read_record, versions, write_record
 from common.files import write_whole
-from common.module import Scored
 from common.presets import Config, merged
+from common.scoring import Scored
 from common.training.checkpoints import CHOSEN
 
 

@@ -26,7 +26,7 @@ class Predictions(Callback):
     def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Joins the parts of all processes and writes them."""
         assert isinstance(module, OneClassModule)
-        columns = module.whole({name: torch.cat([part[name] for part in self._batches]) for name in self._batches[0]})
+        columns = module.gathered({name: torch.cat([part[name] for part in self._batches]) for name in self._batches[0]})
         self._batches.clear()
         path = run_folder(trainer) / "predictions.csv"
         if trainer.is_global_zero:

@@ -22,7 +22,8 @@ from common.data import OneClassDataModule
 from common.data.transforms import resize
 from common.errors import InputError
 from common.evaluation import figures
-from common.module import OneClassModule, Scored
+from common.module import OneClassModule
+from common.scoring import Scored
 from common.training.checkpoints import run_folder
 
 COMPARED = ("auroc", "aupr_anomaly", "fpr95_anomaly", "eer", "balanced_accuracy_threshold")

@@ -1,0 +1,188 @@
+"""How a split is scored, thresholded and measured: the same way for every method."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning import LightningModule
+from torch import Tensor
+
+from common.data import Sample
+from common.errors import InputError
+from common.evaluation import evaluate, quantile_threshold
+
+
+class Scored(NamedTuple):
+    """A scored split: ``index``, ``target`` and ``label`` of ``(N,)`` samples, and ``(N,)`` float64 scores by name."""
+
+    index: NDArray[np.int64]  # type: ignore[assignment]
+    target: NDArray[np.int64]
+    label: NDArray[np.int64]
+    scores: dict[str, NDArray[np.float64]]
+
+
+def highest_of_each(scored: Scored, groups: NDArray[np.int64], name: str) -> Scored:
+    """One row for each group, in ascending order: a group is as anomalous as its most anomalous part.
+
+    Every score is the highest among the group's parts. ``index``, ``target`` and ``label`` are those of the part whose score
+    ``name`` is the highest.
+
+    Args:
+        scored: ``(N,)`` scored parts.
+        groups: ``(N,)`` group of each part.
+        name: A key of ``scored.scores``.
+
+    Example:
+        >>> parts = Scored(np.arange(3), np.zeros(3, int), np.zeros(3, int), {"error": np.array([2.0, 5.0, 3.0])})
+        >>> frames = highest_of_each(parts, np.array([8, 4, 8]), "error")
+        >>> frames.index, frames.scores
+        (array([1, 2]), {'error': array([5., 3.])})
+    """
+    order = np.lexsort((scored.scores[name], groups))
+    _, start, count = np.unique(groups[order], return_index=True, return_counts=True)
+    highest = order[start + count - 1]
+    scores = {key: np.maximum.reduceat(values[order], start) for key, values in scored.scores.items()}
+    return Scored(scored.index[highest], scored.target[highest], scored.label[highest], scores)
+
+
+class ScoringModule(LightningModule, ABC):
+    """The half of :class:`common.module.OneClassModule` that validates, tests and predicts.
+
+    Attributes:
+        fixed_thresholds: Thresholds that follow from a score's meaning, by the score's name.
+        groups: ``(N,)`` group of each sample of the data set; None where each sample stands for itself.
+        calibration: ``(n,)`` ascending float64 scores of the held-out samples at the last validation, on the CPU, in the
+            checkpoint. Empty before the first validation, and where nothing is held out.
+        threshold: Scalar buffer, the ``threshold_quantile`` of ``calibration``; NaN where that is empty.
+        scored: The last tested split; None before.
+    """
+
+    hparams: Any
+    fixed_thresholds: ClassVar[Mapping[str, float]] = {}
+    threshold: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("threshold", torch.tensor(math.nan, dtype=torch.float64))
+        self.calibration = torch.empty(0, dtype=torch.float64)
+        self.groups: NDArray[np.int64] | None = None
+        self.scored: Scored | None = None
+        self._metrics: dict[str, dict[str, float]] = {}
+        self._collected: list[dict[str, Tensor]] = []
+
+    @abstractmethod
+    def scores(self, x: Tensor) -> dict[str, Tensor]:
+        """Every score of the method, by name.
+
+        Args:
+            x: ``(B, *shape)`` preprocessed inputs.
+
+        Returns:
+            Each ``(B,)``, finite, higher = more anomalous, not squashed; in eval mode a function of each input alone.
+        """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B,)`` scores, those named by ``hparams.score``."""
+        return self.scores(x)[self.hparams["score"]]
+
+    def validation_step(self, batch: Sample, batch_idx: int) -> None:
+        """Scores a batch of held-out samples."""
+        sample = {"index": batch.index, "target": batch.target, "label": batch.label}
+        self._collected.append(sample | self.scores(batch.image))
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs each score's mean over the held-out samples as ``val/<score>`` and sets the threshold, of groups if any."""
+        scored = self._split()
+        self.log_dict({f"val/{name}": self._criterion(values) for name, values in scored.scores.items()})
+        self.log("step", float(self.current_epoch))
+        scores = self._by_group(scored).scores[self.hparams["score"]]
+        self.calibration = torch.from_numpy(np.sort(scores))
+        self.threshold.fill_(quantile_threshold(scores, self.hparams["threshold_quantile"]))
+
+    def on_test_epoch_end(self) -> None:
+        """Keeps the scored test set as ``self.scored`` and logs its metrics, those of the chosen score as ``test/<metric>``."""
+        self.scored = self._by_group(self._split())
+        self._metrics = self.metrics_of(self.scored)
+        self.log_dict({f"test/{key}": float(value) for key, value in self._metrics[self.hparams["score"]].items()})
+        self.log("step", float(self.current_epoch))
+
+    def test_metrics(self) -> dict[str, dict[str, float]]:
+        """The metrics of every score on the last test, computed once.
+
+        Raises:
+            InputError: Nothing has been tested yet.
+        """
+        if self.scored is None:
+            raise InputError("nothing has been tested yet: call Trainer.test first")
+        return self._metrics
+
+    def metrics_of(self, scored: Scored) -> dict[str, dict[str, float]]:
+        """:func:`common.evaluation.evaluate` of every score of a split; the threshold belongs to the chosen score."""
+        metrics: dict[str, dict[str, float]] = {}
+        for name, values in scored.scores.items():
+            threshold = float(self.threshold) if name == self.hparams["score"] else None
+            metrics[name] = evaluate(values, scored.label, threshold, self.fixed_thresholds.get(name))
+        return metrics
+
+    def score(self, batches: Iterable[Sample]) -> Scored:
+        """A whole split, scored outside of the trainer's own loops."""
+        with self._evaluating():
+            for position, batch in enumerate(self._on_device(batches)):
+                self.validation_step(batch, position)
+        return self._by_group(self._split())
+
+    def predict_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
+        """``index``, every score, and ``anomalous``: whether the chosen score reaches the threshold."""
+        scores = self.scores(batch.image)
+        return {"index": batch.index, **scores, "anomalous": scores[self.hparams["score"]] >= self.threshold}
+
+    def gathered(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The parts of a split from all processes of a distributed run, in the order of ``index``, each sample once.
+
+        Args:
+            columns: ``(n,)`` each, with ``index``; returned as they are in a run of one process.
+        """
+        if self.trainer.world_size == 1:
+            return columns
+        columns = {name: torch.as_tensor(self.all_gather(values)).flatten() for name, values in columns.items()}
+        first = np.unique(columns["index"].cpu().numpy(), return_index=True)[1]
+        return {name: values[torch.from_numpy(first).to(values.device)] for name, values in columns.items()}
+
+    def _split(self) -> Scored:
+        parts = {name: torch.cat([part[name] for part in self._collected]) for name in self._collected[0]}
+        self._collected.clear()
+        columns = self.gathered(parts)
+        index, target, label = (columns.pop(name).cpu().numpy() for name in ("index", "target", "label"))
+        return Scored(index, target, label, {name: values.double().cpu().numpy() for name, values in columns.items()})
+
+    def _by_group(self, scored: Scored) -> Scored:
+        if self.groups is None:
+            return scored
+        return highest_of_each(scored, self.groups[scored.index], self.hparams["score"])
+
+    def _criterion(self, scores: NDArray[np.float64]) -> float:
+        """What a choice of the epoch compares: the mean of the held-out scores."""
+        return float(scores.mean())
+
+    def _on_device(self, batches: Iterable[Sample]) -> Iterator[Sample]:
+        for batch in batches:
+            yield batch._replace(image=batch.image.to(self.device))
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Eval mode without gradients; every net is back in its mode afterwards."""
+        modes = [(net, net.training) for net in self.modules()]
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for net, mode in modes:
+                net.training = mode

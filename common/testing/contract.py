@@ -1,0 +1,140 @@
+"""The whole contract, for a class or a factory, and the ``oneclass check`` command."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+from rich.console import Console
+from rich.markup import escape
+
+from common.errors import InputError
+from common.module import OneClassModule
+from common.testing.scoring import (
+    check_batch_independence,
+    check_docstrings,
+    check_export,
+    check_orientation,
+    check_scores,
+    check_shapes,
+)
+from common.testing.toys import Factory
+from common.testing.training import (
+    check_checkpoint,
+    check_first_pass,
+    check_optimizers_in_declared_order,
+    check_optimizers_move_their_own,
+    check_resume,
+    check_rule_validation,
+    check_same_seed_same_scores,
+)
+
+CHECKS: tuple[Callable[[Factory], None], ...] = (
+    check_docstrings,
+    check_shapes,
+    check_optimizers_move_their_own,
+    check_optimizers_in_declared_order,
+    check_first_pass,
+    check_scores,
+    check_orientation,
+    check_batch_independence,
+    check_same_seed_same_scores,
+    check_checkpoint,
+    check_rule_validation,
+    check_resume,
+    check_export,
+)
+
+
+def check_module(factory: Factory | type[OneClassModule], **arguments: Any) -> None:
+    """Runs every check.
+
+    Args:
+        factory: A module's class, or a function from a shape to a new module.
+        **arguments: Arguments of the class besides ``shape``. Small nets make the checks fast.
+
+    Raises:
+        AssertionError: What the first failing check has found.
+
+    Example:
+        >>> from autoencoder import Autoencoder
+        >>> check_module(Autoencoder, widths=[8, 16], latent=8, lr=3e-3)  # doctest: +SKIP
+    """
+    for check in CHECKS:
+        check(lambda shape: factory(shape=shape, **arguments))  # type: ignore[call-arg]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Puts a class to every check of :mod:`common.testing`, and exits with status 1 if one fails.
+
+    Args:
+        argv: A class path, importable from the current folder or as installed, then arguments of the class besides
+            ``shape``, such as ``my_idea.MyMethod --latent 8 --widths=[8,16]``. Small nets make the checks fast.
+
+    Raises:
+        InputError: The class cannot be imported, is no module, or does not take an argument.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0].startswith("-"):
+        raise InputError("give the path of a class, then its arguments: oneclass check my_idea.MyMethod --latent 8")
+    cls = imported(words[0])
+    arguments = _arguments(cls, words)
+    console, failures = Console(highlight=False), 0
+    for check in CHECKS:
+        purpose = (check.__doc__ or "").splitlines()[0]
+        with console.status(purpose):
+            fault = _fault(check, cls, arguments)
+        failures += fault is not None
+        verdict = "[green]ok[/]   " if fault is None else "[red]wrong[/]"
+        console.print(f"{verdict} {escape(fault or purpose)}", soft_wrap=True)
+    if failures:
+        console.print(f"{failures} of {len(CHECKS)} checks failed")
+        raise SystemExit(1)
+
+
+def imported(path: str) -> type[OneClassModule]:
+    """The class of a dotted path, which may lie in the current folder.
+
+    Raises:
+        InputError: There is no such class, or it is no module, or it lacks a method that a module must have.
+
+    Example:
+        >>> imported("autoencoder.Autoencoder").__name__
+        'Autoencoder'
+    """
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        cls = resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"cannot import '{path}': {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, OneClassModule)):
+        raise InputError(f"'{path}' is not a class derived from common.module.OneClassModule")
+    if missing := sorted(cls.__abstractmethods__):
+        raise InputError(f"'{path}' lacks {', '.join(missing)}")
+    return cls
+
+
+def _arguments(cls: type[OneClassModule], words: Sequence[str]) -> dict[str, Any]:
+    parser = ArgumentParser(prog=f"oneclass check {words[0]}", exit_on_error=False)
+    parser.add_class_arguments(cls, skip={"shape"}, fail_untyped=False)
+    try:
+        arguments: dict[str, Any] = parser.parse_args(list(words[1:])).as_dict()
+    except ArgumentError as error:
+        message = " ".join(str(error).split())
+        raise InputError(f"{message}; see oneclass check {words[0]} --help") from error
+    return arguments
+
+
+def _fault(check: Callable[[Factory], None], cls: Any, arguments: dict[str, Any]) -> str | None:
+    """What a check finds wrong with a class, in one line."""
+    try:
+        check(lambda shape: cls(shape=shape, **arguments))
+    except AssertionError as error:
+        return str(error)
+    except Exception as error:  # whatever a stranger's class raises
+        first_line = str(error).partition("\n")[0]
+        return f"{check.__name__}: {type(error).__name__}: {first_line}"
+    return None

@@ -1,0 +1,169 @@
+"""Trainings that take a second, on toy data, for tests of modules."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor
+from torch.optim import Optimizer
+
+from common.data import Sample
+from common.data.datamodule import ResidentLoader
+from common.module import OneClassModule
+
+Factory = Callable[[Sequence[int]], OneClassModule]
+"""A shape, ``(C, H, W)`` or ``(F,)``, to a new module that trains in a second."""
+
+SHAPE = (1, 16, 16)
+N = 64
+
+
+def toy_samples(n: int = N, shape: Sequence[int] = SHAPE, seed: int = 0, anomalous: bool = False) -> Sample:
+    """Normal samples are smooth waves in [0, 1] that differ in phase; anomalies are noise of the same mean and range.
+
+    Example:
+        >>> toy_samples(3).image.shape
+        torch.Size([3, 1, 16, 16])
+    """
+    random = torch.Generator().manual_seed(seed)
+    if anomalous:
+        image = torch.rand(n, *shape, generator=random)
+    else:
+        phase = torch.rand(n, *[1] * len(shape), generator=random)
+        axis = torch.linspace(0, 2, shape[-1])
+        image = (0.5 + 0.4 * torch.sin(2 * torch.pi * (axis + phase))).expand(n, *shape).contiguous()
+    return Sample(image, torch.full((n,), int(anomalous)), torch.full((n,), int(anomalous)), torch.arange(n))
+
+
+def toy_loader(samples: Sample) -> ResidentLoader:
+    """Shuffled batches of 16."""
+    return ResidentLoader(samples, batch_size=16, shuffle=True)
+
+
+def new(factory: Factory, shape: Sequence[int] = SHAPE) -> OneClassModule:
+    """A module whose initial weights are always the same."""
+    with seeded():
+        return factory(shape)
+
+
+def trainer(epochs: int, folder: Path, callbacks: Sequence[Callback] = (), **options: Any) -> Trainer:
+    """A silent trainer on the CPU."""
+    return Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        callbacks=list(callbacks),
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        **options,
+    )
+
+
+def fit(
+    module: OneClassModule,
+    epochs: int,
+    folder: Path,
+    resume: bool = False,
+    stop_after: int | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Trainer:
+    """Trains on toy samples, validates on others, and keeps ``folder/last.ckpt``.
+
+    Args:
+        module: Trained in place.
+        epochs: The trainer's ``max_epochs``.
+        folder: Where checkpoints go.
+        resume: Whether to resume from ``folder/last.ckpt``.
+        stop_after: An epoch after which the training stops, as if it were interrupted.
+        callbacks: More of them.
+    """
+    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    made = trainer(epochs, folder, [*callbacks, _Stop(stop_after or epochs), last])
+    checkpoint = str(folder / "last.ckpt") if resume else None
+    held_out = toy_loader(toy_samples(seed=1))
+    with seeded():
+        made.fit(module, toy_loader(toy_samples()), held_out, ckpt_path=checkpoint, weights_only=True)
+    return made
+
+
+def trained(factory: Factory, epochs: int = 2) -> OneClassModule:
+    """A module in eval mode after some epochs of its last phase."""
+    module = new(factory)
+    with tempfile.TemporaryDirectory() as folder:
+        fit(module, module.phases[-1] + epochs, Path(folder))
+    return module.eval()
+
+
+def watch_steps(
+    module: OneClassModule,
+    batches: int,
+    after: Callable[[str], None],
+    begin: Callable[[dict[str, Optimizer]], None] = lambda optimizers: None,
+    before: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Trains until one epoch of the last phase is over, and calls back around every optimiser step.
+
+    Args:
+        module: Trained in place.
+        batches: Batches of an epoch.
+        after: Called with the name of the optimiser that has stepped.
+        begin: Called with the optimisers.
+        before: Called with the name of the optimiser that is about to step.
+    """
+
+    def watched() -> dict[str, Optimizer]:
+        optimizers = named_optimizers()
+        begin(optimizers)
+        for name, optimizer in optimizers.items():
+            optimizer.register_step_pre_hook(lambda *_, name=name: before(name))
+            optimizer.register_step_post_hook(lambda *_, name=name: after(name))
+        return optimizers
+
+    named_optimizers = module.named_optimizers
+    module.named_optimizers = watched  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder, seeded():
+        made = trainer(module.phases[-1] + 1, Path(folder), limit_train_batches=batches, limit_val_batches=0)
+        made.fit(module, toy_loader(toy_samples(shape=module.hparams["shape"])))
+
+
+def optimizer_steps(module: OneClassModule, batches: int = 4) -> list[str]:
+    """The names of the optimisers in the order of their steps, over some batches of each epoch, see :func:`watch_steps`."""
+    steps: list[str] = []
+    watch_steps(module, batches, steps.append)
+    return steps
+
+
+def scores_of(module: OneClassModule, x: Tensor) -> dict[str, NDArray[np.float64]]:
+    """Every score of ``(B, *shape)`` inputs, ``(B,)``."""
+    with torch.no_grad():
+        return {name: values.double().numpy() for name, values in module.scores(x).items()}
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """A block that begins with seed 0 and runs on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seed_everything(0, verbose=False)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Stop(Callback):
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.current_epoch + 1 >= self.epochs

@@ -1,0 +1,140 @@
+"""Deep SVDD as one file outside of the packages: a new paper needs no more than this and a YAML."""
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import MultiStepLR
+
+from autoencoder.networks import build
+from common.data import Sample
+from common.losses import squared_error
+from common.module import OneClassModule
+from common.networks import halvings, is_flat
+
+
+class DeepSVDD(OneClassModule):
+    """A net that maps normal images close to a centre ``c``; the squared distance from the centre is the score.
+
+    Ruff et al., "Deep One-Class Classification", ICML 2018, the one-class objective.
+
+    Args:
+        shape: ``(C, H, W)`` of an image, or ``(F,)`` of a flat vector, for which the net is dense.
+        widths: Channels of the convolutions, or units of the hidden layers.
+        latent: Size of the code, ``φ(x)``.
+        eps: Least magnitude of an entry of ``c``.
+        lr: Adam's learning rate, in both phases.
+        lr_milestones: Epochs of each phase after which the rate falls to a tenth.
+        weight_decay: Adam's L2 penalty.
+        pretrain_epochs: Length of the first phase, which trains the net as the encoder of an autoencoder; 0 for no such phase.
+        pretrain_weight_decay: The first phase's L2 penalty.
+        score: ``distance``, the only one.
+        threshold_quantile: Quantile of the held-out samples' scores that becomes the threshold, in (0, 1).
+
+    Attributes:
+        centre: ``(latent,)``, ``c``; zero before the second phase.
+
+    Example:
+        >>> module = DeepSVDD(shape=(1, 8, 8))
+        >>> {name: tuple(s.shape) for name, s in module.eval().scores(torch.rand(4, 1, 8, 8)).items()}
+        {'distance': (4,)}
+    """
+
+    monitor = "val/distance"
+    centre: Tensor
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        widths: Sequence[int] = (8, 4),
+        latent: int = 32,
+        eps: float = 0.1,
+        lr: float = 1e-4,
+        lr_milestones: Sequence[int] = (50,),
+        weight_decay: float = 0.5e-6,
+        pretrain_epochs: int = 0,
+        pretrain_weight_decay: float = 0.5e-3,
+        score: str = "distance",
+        threshold_quantile: float = 0.95,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.net = encoder(shape, widths, latent)
+        self.decoder = build("lenet", shape, widths, latent).decoder if pretrain_epochs else None
+        self.register_buffer("centre", torch.zeros(latent))
+
+    @property
+    def phases(self) -> Sequence[int]:
+        """Pretraining, if any, and training."""
+        return (0, self.hparams.pretrain_epochs) if self.decoder else (0,)
+
+    def named_optimizers(self) -> dict[str, Optimizer]:
+        """Adam over net and decoder for the pretraining, if any, and Adam over the net."""
+        h = self.hparams
+        optimizers: dict[str, Optimizer] = {}
+        if self.decoder:
+            parameters = [*self.net.parameters(), *self.decoder.parameters()]
+            optimizers["pretraining"] = Adam(parameters, h.lr, weight_decay=h.pretrain_weight_decay)
+        optimizers["training"] = Adam(self.net.parameters(), h.lr, weight_decay=h.weight_decay)
+        return optimizers
+
+    def scheduler(self, name: str, optimizer: Optimizer) -> MultiStepLR:
+        """The same for both phases, each from its own beginning."""
+        return MultiStepLR(optimizer, self.hparams.lr_milestones, 0.1)
+
+    def prepare(self, batches: Iterable[Sample]) -> None:
+        """``c``: the mean code of the training images before the second phase, moved away from 0 in every entry.
+
+        A unit whose target is 0 could be met by weights of 0, whatever the image (Proposition 1).
+        """
+        eps = self.hparams.eps
+        centre = torch.cat([self.net(batch.image) for batch in batches]).mean(0)
+        sign = torch.where(centre < 0, -1.0, 1.0)
+        self.centre.copy_(torch.where(centre.abs() < eps, eps * sign, centre))
+
+    def training_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
+        """One step down the autoencoder's error in the first phase, down Eq. 4 in the second."""
+        # 1. Pretraining: net and decoder descend ||De(φ(x)) - x||²
+        if self.phase < len(self.phases) - 1 and self.decoder:
+            loss = squared_error(self.decoder(self.net(batch.image)), batch.image, "sum").mean()
+            self.descend("pretraining", loss)
+            return {"loss_reconstruction": loss}
+
+        # 2. Training, c fixed: the net descends the mean of ||φ(x) - c||²; the weights' penalty is the optimiser's
+        loss = self.distance(batch.image).mean()
+        self.descend("training", loss)
+        return {"loss_distance": loss}
+
+    def distance(self, x: Tensor) -> Tensor:
+        """``||φ(x) - c||²``, ``(B,)``."""
+        return (self.net(x) - self.centre).square().sum(1)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """``φ(x)``, ``(B, latent)``."""
+        return self.net(x)
+
+    def scores(self, x: Tensor) -> dict[str, Tensor]:
+        """``distance``, the squared distance of ``φ(x)`` from ``c``, ``(B,)``."""
+        return {"distance": self.distance(x)}
+
+
+def encoder(shape: Sequence[int], widths: Sequence[int], latent: int) -> nn.Sequential:
+    """A LeNet-type net without any bias, which would let it ignore the image (Proposition 2).
+
+    Example:
+        >>> sum(p.numel() for p in encoder((1, 28, 28), (8, 4), 32).parameters())
+        7272
+    """
+    layers: list[nn.Module] = []
+    if is_flat(shape):
+        for inputs, outputs in pairwise([*shape, *widths]):
+            layers += [nn.Linear(inputs, outputs, bias=False), nn.LeakyReLU()]
+        return nn.Sequential(*layers, nn.Linear(widths[-1], latent, bias=False))
+    channels, height, width = shape
+    for inputs, outputs in pairwise([channels, *widths]):
+        norm = nn.BatchNorm2d(outputs, eps=1e-4, affine=False)
+        layers += [nn.Conv2d(inputs, outputs, 5, padding=2, bias=False), norm, nn.LeakyReLU(), nn.MaxPool2d(2, ceil_mode=True)]
+    features = widths[-1] * halvings(height, len(widths))[-1] * halvings(width, len(widths))[-1]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, latent, bias=False))
