@@ -86,7 +86,7 @@ def _report(
     show(table, console, experiment.labels)
     for path in write_tables(table, arguments.out or arguments.runs, experiment.name, experiment.title):
         say(f"written: {path}")
-    write_summary_runs(long(records), arguments.runs)
+    write_summary_runs(long([record for record in records if not record["stale"]]), arguments.runs)
     if arguments.publish:
         say(f"published: {publish_records(experiment, records)} new lines in {RESULTS / experiment.name}.jsonl")
     say(f"look at the runs: tensorboard --logdir {arguments.runs}")

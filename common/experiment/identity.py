@@ -2,7 +2,7 @@
 
 import ast
 import hashlib
-import importlib
+import inspect
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +15,7 @@ from typing import Any
 
 from common.data import content_digest, dataset_label, load
 from common.data.datamodule import default_root
+from common.data.functions import is_function, named_function
 from common.errors import InputError
 from common.module import OneClassModule
 from common.presets import REPOSITORY, Config
@@ -126,8 +127,8 @@ def _digest_of(class_path: str, protocol: str) -> str:
     if class_path != "classical":
         roots += class_files(import_class(class_path))
     name = protocol.partition(",")[0]
-    if ":" in name:
-        roots.append(Path(_module(name.partition(":")[0]).__file__ or ""))
+    if is_function(name):
+        roots.append(Path(inspect.getfile(named_function(name))))
     shared = (path for pattern in (CLASSICAL if class_path == "classical" else SHARED) for path in COMMON.glob(pattern))
     digests = [file_digest(path) for path in [*sorted(shared), *sorted(_reachable(roots), key=lambda path: path.name)]]
     return _short("".join(digests).encode())
@@ -242,13 +243,6 @@ def _is_own(path: Path, importer: Path) -> bool:
         if path.is_relative_to(folder) and "site-packages" not in (folder.name, *path.relative_to(folder).parts):
             return True
     return False
-
-
-def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(f"cannot import {name}: {error}") from error
 
 
 def _short(content: bytes) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from common.data import Sample
-from common.data.datamodule import ResidentLoader
+from common.data.loaders import ResidentLoader
 from common.module import OneClassModule
 
 Factory = Callable[[Sequence[int]], OneClassModule]
