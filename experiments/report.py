@@ -18,10 +18,9 @@ from common.experiment.command import places
 from common.experiment.gallery import galleries
 from common.experiment.identity import is_current
 from common.experiment.page import Chapter, Other, page
-from common.experiment.published import RESULTS, published
+from common.experiment.published import RESULTS, Place, published
 from common.experiment.records import FILE, Record, dataset_label, read_published, read_record
 from common.experiment.render import write_tables
-from common.experiment.table import Place
 from common.experiment.terminal import show
 from common.files import write_whole
 

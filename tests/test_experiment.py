@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from common.experiment.report import COLUMNS
 
 from common.classical import DETECTORS
 from common.errors import InputError
 from common.experiment import Cell, Experiment, Grid, run_experiment
 from common.experiment.cell import Settings, config_sha256, finished, run
+from common.experiment.table import COLUMNS
 from common.module import OneClassModule
 
 ROOT = Path(__file__).parents[1]
@@ -271,12 +271,12 @@ def test_experiment_prints_and_writes_its_tables(tmp_path, capsys):
     table = pd.read_csv(tmp_path / "autoencoder.csv", dtype={"normal": str})
     assert list(table) == list(COLUMNS)
     standard = table[table.protocol == "standard"]
-    assert set(standard.normal) == {"1", "3", "mean"}
-    assert set(standard.preset) == {"smoke", "ocsvm"}
+    assert set(standard.normal) == {"1", "3", "mean of 1, 3"}
+    assert set(standard.name) == {"autoencoder-smoke", "classical-ocsvm"}
     contaminated = table[table.protocol == "in_sample,contamination=0.05,anomalous=3"]
     assert set(contaminated.metric) == {"auroc", "flagged"}
     assert "tensorboard --logdir" in output
-    assert "python -m experiments.autoencoder --normal 1 3" in (tmp_path / "autoencoder.md").read_text()
+    assert "--protocols standard --normal 1 3 --seeds 0" in (tmp_path / "autoencoder.md").read_text()
     assert max(map(len, output.splitlines()[-30:])) <= 200
     run_experiment(EXPERIMENT, ["--normal", "1", "3", "--runs", str(tmp_path), "--dry-run"])
     assert "to do" not in capsys.readouterr().out

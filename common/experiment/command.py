@@ -16,10 +16,9 @@ from common.errors import DataMissingError, InputError
 from common.experiment.cell import Cell, Settings, finished, is_seeded
 from common.experiment.engines import Backend
 from common.experiment.grid import Failure, run_grid
-from common.experiment.published import tabulate
+from common.experiment.published import Place, tabulate
 from common.experiment.records import FILE, read_record
 from common.experiment.render import write_tables
-from common.experiment.table import Place
 from common.experiment.terminal import show
 
 
