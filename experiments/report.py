@@ -19,10 +19,9 @@ from common.experiment.gallery import galleries
 from common.experiment.identity import is_current
 from common.experiment.page import Chapter, Other, page
 from common.experiment.plan import places
-from common.experiment.published import RESULTS, published
+from common.experiment.published import RESULTS, Place, published
 from common.experiment.records import FILE, Record, read_published, read_record
 from common.experiment.render import write_tables
-from common.experiment.table import Place
 from common.experiment.terminal import show
 from common.files import write_whole
 

@@ -37,18 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Exit status: 0, 1 where a row is not reproduced, 2 for a mistake of the user's.
     """
-    parser = Parser(prog="python -m experiments.reproduce", description=__doc__)
-    add = parser.add_argument
-    add("--cells", type=int, default=2, help="how many (default: 2)")
-    add("--draw", type=int, default=0, help="another number draws others")
-    add("--presets", nargs="+", help="METHOD-PRESET; all by default")
-    add("--datasets", nargs="+", help="all that are there by default")
-    add("--root", type=Path, help="where data sets lie; $ONECLASS_DATA or the user's cache by default")
-    add("--runs", type=Path, default=Path("reproduced"), help="where records go (default: reproduced)")
-    add("--jobs", type=int, help="cells at a time (default: one per core)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--results", type=Path, default=RESULTS, help="published records and aggregates (default: the committed ones)")
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
     with one_line_errors():
         rows = candidates(arguments.results)
         rows = rows[rows["dataset"].map(lambda name: _is_there(name, arguments.root))]
@@ -130,6 +119,21 @@ def show(compared: pd.DataFrame, console: Console) -> None:
         verdict = "[red]outside[/red]" if row["verdict"] == "outside" else row["verdict"]
         table.add_row(cell, f"{row['mean']:.4f} ({row['n_seeds']})", interval, f"{row['again']:.4f}", largest, verdict)
     console.print(table)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m experiments.reproduce", description=__doc__)
+    add = parser.add_argument
+    add("--cells", type=int, default=2, help="how many (default: 2)")
+    add("--draw", type=int, default=0, help="another number draws others")
+    add("--presets", nargs="+", help="METHOD-PRESET; all by default")
+    add("--datasets", nargs="+", help="all that are there by default")
+    add("--root", type=Path, help="where data sets lie; $ONECLASS_DATA or the user's cache by default")
+    add("--runs", type=Path, default=Path("reproduced"), help="where records go (default: reproduced)")
+    add("--jobs", type=int, help="cells at a time (default: one per core)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--results", type=Path, default=RESULTS, help="published records and aggregates (default: the committed ones)")
+    return parser
 
 
 def _cells(rows: pd.DataFrame, before: pd.DataFrame) -> list[Cell]:

@@ -1,9 +1,7 @@
 """Records as finished cells leave them, with numbers of nobody's."""
 
 
-def record(
-    normal, seed, auroc, name="autoencoder-small", *, dataset="mnist", protocol="standard", score="reconstruction", **more
-):
+def record(normal, seed, auroc, name="autoencoder-small", *, dataset="mnist", protocol="standard", **more):
     """A record; ``metrics`` are added to the AUROC, all else stands beside it."""
     metrics = {"auroc": auroc, **more.pop("metrics", {})}
     score = more.pop("score", "reconstruction")

@@ -10,9 +10,9 @@ from fake_records import of_classes, record
 from rich.console import Console
 
 from common.errors import InputError
-from common.experiment.published import RESULTS, aggregates, commands, published, reported, tabulate
+from common.experiment.published import RESULTS, Place, aggregates, commands, published, reported, tabulate, unmeasured
 from common.experiment.render import latex, markdown, write_tables
-from common.experiment.table import COLUMNS, LONG, Place, as_summary, bootstrap_interval, long, status, summarise, unmeasured
+from common.experiment.table import COLUMNS, LONG, as_summary, bootstrap_interval, long, status, summarise
 from common.experiment.terminal import show
 from experiments import autoencoder, classical
 from experiments.report import wanted

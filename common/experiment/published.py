@@ -3,19 +3,38 @@
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from common.data import dataset_label
 from common.errors import InputError
 from common.experiment.records import Record, read_published
-from common.experiment.table import KEY, Place, as_summary, long, number_of_classes, summarise, unmeasured
+from common.experiment.table import KEY, as_summary, long, number_of_classes, summarise
 from common.presets import REPOSITORY
 
 RESULTS = REPOSITORY / "experiments" / "results"
 
 SETTINGS = {"trainer.max_epochs": "--max-epochs", "data.image_size": "--image-size"}
 """Options of a cell's command that are flags of an experiment's, where they are no override of the preset."""
+
+
+class Place(NamedTuple):
+    """A row of an experiment that its table should hold.
+
+    Attributes:
+        name: Of the row, ``<method>-<preset>`` or a file's stem, with overrides.
+        dataset: Its label.
+        protocol: With its options.
+        metrics: To show, the most important first.
+        normal: The only normal choices that are asked for; all classes in turn by default.
+    """
+
+    name: str
+    dataset: str
+    protocol: str
+    metrics: Sequence[str] = ("auroc",)
+    normal: Sequence[str] | None = None
 
 
 def reported(name: str) -> pd.DataFrame:
@@ -58,24 +77,6 @@ def aggregates(name: str, folder: Path = RESULTS) -> pd.DataFrame:
         raise InputError(f"{path} is no table of aggregates: {error}") from error
 
 
-def tabulate(
-    name: str, records: Sequence[Record], compare: Mapping[str, Sequence[str]], places: Sequence[Place]
-) -> pd.DataFrame:
-    """The table of records alone, with the reported numbers and what is missing.
-
-    Args:
-        name: Of the experiment, for the reported numbers and the commands.
-        records: Of finished cells.
-        compare: As in :func:`common.experiment.table.summarise`.
-        places: What the table should hold; records that it does not name have rows too, with the first one's metrics.
-
-    Returns:
-        A summary, variants below their bases.
-    """
-    table = _of_records(name, records, compare, places)
-    return ordered(_joined(table, unmeasured(table, places, reported(name), compare)))
-
-
 def published(
     name: str,
     compare: Mapping[str, Sequence[str]],
@@ -88,7 +89,7 @@ def published(
     Args:
         name: Of the experiment.
         compare: As in :func:`common.experiment.table.summarise`.
-        places: What the table should hold.
+        places: What the table should hold; records of other rows are shown with the first one's metrics.
         more: Records of a runs folder. They replace published ones of their cells, but no block of aggregates that
             stands for more cells than they do.
         folder: Holds ``<name>.jsonl`` and ``aggregates``.
@@ -97,6 +98,14 @@ def published(
         A summary, variants below their bases.
     """
     table = measured(name, compare, places, more, folder)
+    return ordered(_joined(table, unmeasured(table, places, reported(name), compare)))
+
+
+def tabulate(
+    name: str, records: Sequence[Record], compare: Mapping[str, Sequence[str]], places: Sequence[Place]
+) -> pd.DataFrame:
+    """As :func:`published`, of the records of one command alone; those that no place names have rows too."""
+    table = _of_records(name, records, compare, places)
     return ordered(_joined(table, unmeasured(table, places, reported(name), compare)))
 
 
@@ -130,6 +139,58 @@ def ordered(table: pd.DataFrame) -> pd.DataFrame:
         "variant": is_variant,
     })  # fmt: skip
     return table.loc[ranks.sort_values(list(ranks), kind="stable").index].reset_index(drop=True)
+
+
+def unmeasured(
+    table: pd.DataFrame, places: Iterable[Place], reported: pd.DataFrame, compare: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """Rows of what stands in the papers' tables and was not measured.
+
+    Args:
+        table: What was measured, a summary.
+        places: What the table should hold.
+        reported: As :func:`reported` gives it.
+        compare: As in :func:`common.experiment.table.summarise`.
+
+    Returns:
+        A summary without measured values. Status ``reported``: other methods. Status ``not run``: ours, with the reported
+        numbers that it is to be compared with. Both for class means, or for single classes where a paper has no means.
+    """
+    ours = {source for sources in compare.values() for source in sources}
+    rows = []
+    for place in places:
+        theirs = _printed(reported, place)
+        others = theirs[~_is_one_of(theirs, ours)]
+        rows += [_not_measured(row, place, "reported", row["method"]) for row in others.to_dict("records")]
+        done = table[(table[["name", "dataset", "protocol"]] == place[:3]).all(axis=1)]
+        if set(done["normal"]) & set(theirs["normal"]):
+            continue
+        for key in (key for key in compare if key.partition(" ")[0] == place.name):
+            beside = theirs[_is_one_of(theirs, compare[key])]
+            rows += [_not_measured(row, place, "not run", *key.split(" ")) for row in beside.to_dict("records")]
+    return as_summary(rows).drop_duplicates([*KEY, "normal", "reference"], ignore_index=True)
+
+
+def _printed(reported: pd.DataFrame, place: Place) -> pd.DataFrame:
+    """What papers print of a place: means, or classes where there is no mean; beside one class no mean stands."""
+    same = (reported["dataset"] == place.dataset) & (reported["protocol"] == place.protocol.partition(",")[0])
+    theirs = reported[same & reported["metric"].isin(place.metrics)]
+    means = theirs["normal"].str.startswith("mean")
+    has_mean = means.groupby([theirs["source"], theirs["metric"]]).transform("any")
+    theirs = theirs[means | ~has_mean]
+    return theirs[theirs["normal"].isin(place.normal)] if place.normal and len(place.normal) == 1 else theirs
+
+
+def _is_one_of(reported: pd.DataFrame, sources: Iterable[str]) -> "pd.Series[bool]":
+    return reported["method"].isin(sources) | reported["source"].isin(sources)
+
+
+def _not_measured(row: Mapping[str, Any], place: Place, status: str, name: str, score: str = "") -> dict[str, Any]:
+    return {
+        "name": name, "dataset": place.dataset, "protocol": place.protocol, "normal": row["normal"], "score": score,
+        "metric": row["metric"], "n_classes": 0 if row["normal"].startswith("mean") else 1, "paper": row["value"],
+        "reference": row["source"], "status": status,
+    }  # fmt: skip
 
 
 def commands(name: str, records: Iterable[Record]) -> dict[tuple[str, str, str], str]:

@@ -203,7 +203,7 @@ def _with_command(text: pd.DataFrame, command: "pd.Series[str]", by: Mapping[str
 
 def table_lines(text: pd.DataFrame) -> list[str]:
     """A frame of texts in Markdown."""
-    body: list[list[str]] = [[*map(str, text)], ["---"] * text.shape[1], *text.to_numpy().tolist()]
+    body: list[list[str]] = [text.columns.tolist(), ["---"] * text.shape[1], *text.to_numpy().tolist()]
     return ["| " + " | ".join(line) + " |" for line in body]
 
 

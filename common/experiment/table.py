@@ -1,7 +1,7 @@
 """From records to the one summary that every table, page and comparison is made of: pure functions of frames."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,24 +32,6 @@ CHOICES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "coil1
 
 DRAWN = {"caltech256": 3}
 """Where a paper's mean is one over that many random choices of the normal classes."""
-
-
-class Place(NamedTuple):
-    """A row of an experiment that its table should hold.
-
-    Attributes:
-        name: Of the row, ``<method>-<preset>`` or a file's stem, with overrides.
-        dataset: Its label.
-        protocol: With its options.
-        metrics: To show, the most important first.
-        normal: The only normal choices that are asked for; all classes in turn by default.
-    """
-
-    name: str
-    dataset: str
-    protocol: str
-    metrics: Sequence[str] = ("auroc",)
-    normal: Sequence[str] | None = None
 
 
 def long(records: Iterable[Record]) -> pd.DataFrame:
@@ -248,55 +230,3 @@ def _beside_base(seeds: pd.DataFrame, base: pd.DataFrame) -> dict[str, float]:
         return {}
     low, high = bootstrap_interval([pairs])
     return {"base_delta": float(pairs.mean()), "base_low": low, "base_high": high}
-
-
-def unmeasured(
-    table: pd.DataFrame, places: Iterable[Place], reported: pd.DataFrame, compare: Mapping[str, Sequence[str]]
-) -> pd.DataFrame:
-    """Rows of what stands in the papers' tables and was not measured.
-
-    Args:
-        table: What was measured, a summary.
-        places: What the table should hold.
-        reported: As :func:`common.experiment.published.reported` gives it.
-        compare: As in :func:`summarise`.
-
-    Returns:
-        A summary without measured values. Status ``reported``: other methods. Status ``not run``: ours, with the reported
-        numbers that it is to be compared with. Both for class means, or for single classes where a paper has no means.
-    """
-    ours = {source for sources in compare.values() for source in sources}
-    rows = []
-    for place in places:
-        theirs = _printed(reported, place)
-        others = theirs[~_is_one_of(theirs, ours)]
-        rows += [_not_measured(row, place, "reported", row["method"]) for row in others.to_dict("records")]
-        done = table[(table[["name", "dataset", "protocol"]] == place[:3]).all(axis=1)]
-        if set(done["normal"]) & set(theirs["normal"]):
-            continue
-        for key in (key for key in compare if key.partition(" ")[0] == place.name):
-            beside = theirs[_is_one_of(theirs, compare[key])]
-            rows += [_not_measured(row, place, "not run", *key.split(" ")) for row in beside.to_dict("records")]
-    return as_summary(rows).drop_duplicates([*KEY, "normal", "reference"], ignore_index=True)
-
-
-def _printed(reported: pd.DataFrame, place: Place) -> pd.DataFrame:
-    """What papers print of a place: means, or classes where there is no mean; beside one class no mean stands."""
-    same = (reported["dataset"] == place.dataset) & (reported["protocol"] == place.protocol.partition(",")[0])
-    theirs = reported[same & reported["metric"].isin(place.metrics)]
-    means = theirs["normal"].str.startswith("mean")
-    has_mean = means.groupby([theirs["source"], theirs["metric"]]).transform("any")
-    theirs = theirs[means | ~has_mean]
-    return theirs[theirs["normal"].isin(place.normal)] if place.normal and len(place.normal) == 1 else theirs
-
-
-def _is_one_of(reported: pd.DataFrame, sources: Iterable[str]) -> "pd.Series[bool]":
-    return reported["method"].isin(sources) | reported["source"].isin(sources)
-
-
-def _not_measured(row: Mapping[str, Any], place: Place, status: str, name: str, score: str = "") -> dict[str, Any]:
-    return {
-        "name": name, "dataset": place.dataset, "protocol": place.protocol, "normal": row["normal"], "score": score,
-        "metric": row["metric"], "n_classes": 0 if row["normal"].startswith("mean") else 1, "paper": row["value"],
-        "reference": row["source"], "status": status,
-    }  # fmt: skip

@@ -46,7 +46,8 @@ def show(table: pd.DataFrame, console: Console, labels: Mapping[str, str] | None
         if is_mean(section.rows).any():
             headings = {mean: f"{title} · {mean} over the normal classes" for mean, _ in section.means()}
         else:
-            headings = {normal: f"{title} · normal {normal}" for normal in dict.fromkeys(section.rows["normal"])}
+            names = dict(zip(section.rows["normal"], readable(section.rows)["normal"], strict=True))
+            headings = {normal: f"{title} · normal {name}" for normal, name in names.items()}
         for normal, heading in headings.items():
             _show_rows(heading, section, section.rows[section.rows["normal"] == normal], console, labels)
         if is_mean(section.rows).any():
