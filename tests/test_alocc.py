@@ -19,7 +19,8 @@ from common.experiment import Cell
 from common.experiment.cell import Settings
 from common.experiment.run import run
 from common.networks import discriminator
-from common.testing import check_orientation, fit, optimizer_steps, toy_samples, trained
+from common.testing import fit, optimizer_steps, toy_samples, trained
+from common.testing.scoring import check_orientation
 
 CONFIGS = Path(__file__).parents[1] / "alocc" / "configs"
 

@@ -15,7 +15,7 @@ from common.data import OneClassDataModule, datasets, load
 from common.errors import DataMissingError, InputError
 from common.evaluation import evaluate
 from common.experiment import Experiment, Grid, run_experiment
-from common.experiment.cell import read_record
+from common.experiment.records import read_record
 from common.scoring import Scored, highest_of_each
 
 RANDOM = np.random.default_rng(0)
