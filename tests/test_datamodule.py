@@ -193,12 +193,43 @@ class Recorder(LightningModule):
 @pytest.mark.filterwarnings("ignore")
 def test_lightning_tells_the_loader_its_epoch(root, mode):
     data, module = bees(root, **mode), Recorder()
-    trainer = Trainer(
-        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+    trainer(max_epochs=2).fit(module, datamodule=data)
+    assert module.seen == {number: order(data.train_dataloader(), number) for number in range(2)}
+
+
+class Flat(torch.nn.Module):
+    """Frozen layers that give every image's own pixels."""
+
+    def forward(self, images):
+        return images.flatten(1)
+
+    def key(self):
+        return "flat"
+
+
+def trainer(max_epochs=1):
+    return Trainer(
+        accelerator="cpu", max_epochs=max_epochs, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(module, datamodule=data)
-    assert module.seen == {number: order(data.train_dataloader(), number) for number in range(2)}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_frozen_layers_are_handed_over_and_not_asked_for(tmp_path):
+    module = Recorder()
+    module.frozen = Flat
+    data = digits(root=str(tmp_path))
+    trainer().fit(module, data)
+    assert next(iter(data.train_dataloader())).image.shape[1:] == (1, 8, 8)
+    images = data.images(data.splits.test)
+    data.extractor = Flat()
+    trainer().fit(module, data)
+    torch.testing.assert_close(torch.cat([batch.image for batch in data.test_dataloader()]), images.flatten(1))
+    torch.testing.assert_close(data.inputs(data.splits.test), images.flatten(1))
+    torch.testing.assert_close(data.images(data.splits.test), images)
+    data.extractor = None
+    data.setup()
+    assert next(iter(data.train_dataloader())).image.shape[1:] == (1, 8, 8)
 
 
 @modes
@@ -265,6 +296,9 @@ def test_no_such_normal_class(root, normal, named):
         ({"image_size": [28]}, r"image_size .* not \[28\]"),
         ({"image_size": [28, 0]}, "image_size"),
         ({"image_size": [3, 28, 28]}, "image_size"),
+        ({"protocol": "standard,share=0.3"}, "protocol 'standard' has no option 'share'"),
+        ({"protocol": "standard,contamination=much"}, "'much' is no value for contamination"),
+        ({"protocol": "no_such_module:f"}, "'no_such_module:f' cannot be imported"),
         ({"batch_size": 0}, "batch_size"),
         ({"eval_batch_size": -1}, "eval_batch_size"),
     ],
@@ -347,6 +381,14 @@ def test_setting_up_again_changes_nothing(monkeypatch):
         data.setup(stage)
     assert all(loader(data, stage) is kept for stage, kept in zip(STAGES, before, strict=True))
     assert data.preprocessing is preprocessing
+
+
+def test_a_protocols_options_may_stand_in_its_text():
+    text, arguments = digits(protocol="proportion,share=0.2,anomalous=8+5"), {"share": 0.2, "anomalous": [8, "5"]}
+    as_arguments = digits(protocol="proportion", **arguments)
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(text.splits, as_arguments.splits, strict=True))
+    both = digits(protocol="standard,val_fraction=0.5", val_fraction=0.1)
+    assert len(both.splits.val) == pytest.approx(len(both.splits.train), abs=1)
 
 
 def test_the_split_seed_is_not_the_training_seed(monkeypatch):

@@ -16,9 +16,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from common.data import Preprocessing, image_data
 from common.errors import InputError
 from common.estimator import OneClassEstimator
 from common.evaluation import quantile_threshold
+from common.presets import read_preset
 
 METHODS = ("autoencoder", "alocc", "ocgan", "ocnn")
 DIGITS = load_digits()
@@ -132,6 +134,16 @@ def test_uint8_images_are_scaled_by_255_whatever_their_range():
     dark = quick().fit((ZEROS * 5).astype(np.uint8))
     assert next(dark._inputs(np.full((1, 8, 8), 255, np.uint8))).min() == 1
     assert next(dark._inputs(np.zeros((1, 8, 8), np.uint8))).max() == -1
+
+
+@pytest.mark.parametrize("preset", ["small", "dcae", "dcae.cifar10"])
+def test_samples_are_scaled_as_those_of_a_data_set(table, preset):
+    data = read_preset("autoencoder", preset)["data"]
+    for x in (table, ZEROS, (ZEROS * 15).astype(np.uint8)):
+        detector = quick(preset=preset, max_epochs=1, contamination=0.1, batch_size=400).fit(x)
+        stored = image_data(x, np.zeros(len(x), int)).images
+        preprocessing = Preprocessing(data["normalization"], data.get("class_mean", False)).fit(stored)
+        torch.testing.assert_close(next(detector._inputs(x)), preprocessing(stored))
 
 
 def test_far_outliers_have_finite_low_scores(table):

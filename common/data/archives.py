@@ -207,9 +207,8 @@ def _find(name: str, root: Path) -> Path:
     for place in archive.places:
         if (root / place).is_dir():
             return root / place
-    raise DataMissingError(
-        f"{name} is not in {root} and is never downloaded: get it from {archive.source} and unpack it there as {archive.layout}"
-    )
+    get = f"get it from {archive.source} and unpack it there as {archive.layout}"
+    raise DataMissingError(f"{name} is not in {root} and is not downloaded by itself: {get}")
 
 
 def _class_folders(name: str, root: Path, size: Size | None, channels: int | None, pattern: str = "*") -> ImageData:
