@@ -209,7 +209,7 @@ def workers_find_what_this_process_finds(backend, tmp_path, monkeypatch):
     (modules / "brought_along.py").write_text("NUMBER = 7")
     monkeypatch.setattr(engines, "importable_folders", lambda: [str(modules)])
     monkeypatch.chdir(current)
-    with engine(backend, 1, 0) as executor:
+    with engine(backend, 2, 0) as executor:
         monkeypatch.chdir(tmp_path)
         assert result_of(executor.submit(pkgutil.resolve_name, "brought_along:NUMBER")) == 7
         assert result_of(executor.submit(os.getcwd)) == str(current)
@@ -307,9 +307,16 @@ def test_cells_of_another_grid_are_waited_for_last(tmp_path):
     assert script.submitted == [(LONG[0], False), (LONG[1], False), (LONG[2], False), (LONG[0], True)]
 
 
-def test_workers_that_never_begin_a_cell_end_the_grid(tmp_path):
-    def play(cell, work, times):
-        raise BrokenExecutor("out of memory")
+@pytest.mark.parametrize("at_a_time", [1, 3])
+def test_workers_that_never_begin_a_cell_end_the_grid(at_a_time, tmp_path):
+    kills = []
 
+    def play(cell, work, times):
+        if len(script.submitted) > len(kills) * at_a_time:  # a pool of processes ends all of its tasks with one error
+            kills.append(BrokenExecutor("out of memory"))
+        raise kills[-1]
+
+    script = Script(play)
     with pytest.raises(InputError, match="workers are killed before they begin a cell: out of memory"):
-        Script(play).results(tmp_path, at_a_time=2)
+        script.results(tmp_path, at_a_time)
+    assert len(script.submitted) == 3 * at_a_time

@@ -44,8 +44,8 @@ def engine(backend: Backend, jobs: int, share: float) -> Iterator[Engine]:
     A task finds the modules that this process was made to find, and begins in this process's folder.
 
     Args:
-        backend: ``loky`` starts processes on this machine. ``ray`` connects to ``RAY_ADDRESS`` or the cluster that this
-            machine belongs to, ``dask`` to ``DASK_SCHEDULER_ADDRESS``.
+        backend: ``loky`` starts processes on this machine; a single job runs in this process. ``ray`` connects to
+            ``RAY_ADDRESS`` or the cluster that this machine belongs to, ``dask`` to ``DASK_SCHEDULER_ADDRESS``.
         jobs: Number of processes, where they are started here.
         share: Of a GPU, for each task; 0 where they run on CPUs.
 
@@ -86,6 +86,9 @@ def local_slots(device: str, cells_per_gpu: int) -> int:
 
 @contextmanager
 def _loky(jobs: int) -> Iterator[Engine]:
+    if jobs == 1:
+        yield Engine(_call_here, ())
+        return
     pool = partial(get_reusable_executor, jobs, timeout=None, initializer=_end_with, initargs=(os.getpid(),))
 
     def submit(*task: Any) -> "Future[Any]":
@@ -155,6 +158,12 @@ def _call(folders: Sequence[str], current: str, function: Callable[..., Any], *a
         return function(*args)
     finally:
         os.chdir(before)
+
+
+def _call_here(*task: Any) -> "Future[Any]":
+    future: Future[Any] = Future()
+    future.set_result(_call(*task))
+    return future
 
 
 def _end_with(parent: int) -> None:

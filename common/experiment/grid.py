@@ -80,31 +80,22 @@ def run_grid(
     left = [cell for cell in cells if not is_done(cell, settings)]
     if not left:
         return failures
-
-    def report(cell: Cell, result: Record | str) -> None:
-        console.print(_line(cell, result), highlight=False, soft_wrap=True)
-        if isinstance(result, str):
-            failures.append(Failure(cell, result))
-
     limit = cells_at_a_time(cells, settings, jobs, cells_per_gpu)
     settings = replace(settings, threads=threads_per_cell(limit))
     if backend != "loky":
         settings = replace(settings, runs=settings.runs.absolute(), root=(settings.root or default_root()).absolute())
-    work = _Work(uuid4().hex, settings, cells_per_gpu)
-    if len(cells) == 1 and backend == "loky":
-        alone = replace(work, settings=replace(settings, progress=console.is_terminal))
-        result = _attempt(cells[0], alone, patient=True)
-        assert result is not None
-        report(cells[0], result)
-        return failures
+    single = len(cells) == 1 and backend == "loky"
+    work = _Work(uuid4().hex, replace(settings, progress=single and console.is_terminal), cells_per_gpu)
     share = 1 / cells_per_gpu if settings.device == "cuda" else 0
     at_a_time = limit if jobs or backend == "loky" else len(cells)
     columns = ("cells", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "left", TimeRemainingColumn())
-    with engine(backend, limit, share) as executor, Progress(*columns, console=console) as bar:
+    with engine(backend, limit, share) as executor, Progress(*columns, console=console, disable=single) as bar:
         task = bar.add_task("", total=len(cells), completed=len(cells) - len(left))
         for cell, result in _results(left, work, executor, at_a_time, console):
-            report(cell, result)
             bar.advance(task)
+            console.print(_line(cell, result), highlight=False, soft_wrap=True)
+            if isinstance(result, str):
+                failures.append(Failure(cell, result))
     return failures
 
 
@@ -140,7 +131,7 @@ def _results(
     ready, elsewhere, suspects = deque(cells), deque[Cell](), deque[Cell]()
     running: dict[Future[Any], Cell] = {}
     begun: Counter[Cell] = Counter()
-    patient, in_vain = False, 0
+    patient, in_vain, last_error = False, 0, None
     while ready or running or elsewhere or suspects:
         if not ready and not running:
             # Only now may a worker wait for another grid, and a cell whose workers were killed twice run by itself.
@@ -156,10 +147,13 @@ def _results(
                 result = result_of(future)
             except executor.lost as error:
                 times = _begun(cell, work)
-                in_vain = 0 if times > begun[cell] else in_vain + 1
-                if in_vain == ATTEMPTS * at_a_time:
+                if times > begun[cell]:
+                    in_vain = 0
+                elif error is not last_error:  # one for all tasks that loky lost together
+                    in_vain += 1
+                if in_vain == ATTEMPTS:
                     raise InputError(f"workers are killed before they begin a cell: {error}") from error
-                begun[cell] = times
+                begun[cell], last_error = times, error
                 (ready if times < ATTEMPTS - 1 else suspects).append(cell)
                 console.print(f"a worker was killed: begun again {_title(cell)}", highlight=False, soft_wrap=True)
                 continue
