@@ -18,7 +18,8 @@ from common.errors import InputError
 from common.experiment import Cell
 from common.experiment.cell import Settings, run
 from common.networks import discriminator
-from common.testing import check_orientation, fit, optimizer_steps, toy_samples, trained
+from common.testing import fit, optimizer_steps, toy_samples, trained
+from common.testing.scoring import check_orientation
 
 CONFIGS = Path(__file__).parents[1] / "alocc" / "configs"
 
