@@ -28,7 +28,7 @@ class ALOCC(OneClassModule):
     Args:
         shape: ``(C, H, W)`` of an image, or ``(F,)`` of a flat vector, for which the nets are dense.
         encoder_widths: Channels of R's convolutions.
-        decoder_widths: Channels of R's transposed convolutions but the last.
+        decoder_widths: Channels of R's transposed convolutions except the last.
         latent: Size of a dense bottleneck in R; the published nets have none.
         discriminator_widths: Channels of D's convolutions.
         discriminator_norm: ``batch``, as published, or ``none``.
@@ -36,23 +36,23 @@ class ALOCC(OneClassModule):
         batch_statistics: Batch norm has no running statistics, so that scores depend on the other images of their batch, as
             in the released code. Training is the same.
         initial_weights: ``normal``, the official code's N(0, 0.02²), or PyTorch's ``default``.
-        sigma: Standard deviation of the noise on R's training input, in the images' units; or the range from which it is
-            drawn for each image.
-        clip: Range to which noisy images are clipped, if at all.
+        sigma: Standard deviation of the noise on R's training input, in the images' units; or a range, from which each
+            image's is drawn.
+        clip: Range to which noisy images are clipped; None for no clipping.
         lambda_r: Weight of the reconstruction loss, λ of Eq. 5.
         reconstruction_loss: ``clean``, Eq. 4: mean squared error to the clean image; or ``noisy_cross_entropy``, the code's.
         adversarial: R's part of Eq. 3: literally (``minimax``) or ``non_saturating``.
         alpha: Share of clean reconstructions R(X) in what D learns to accept, see :func:`alocc.losses.good_and_bad_loss`.
         beta: Share of reconstructed pseudo-anomalies in what D learns to reject.
         r_steps: Steps of R after each step of D.
-        optimizer: Of both nets; ``rmsprop`` has TensorFlow's decay of 0.9, ``adam`` has betas of 0.5 and 0.999.
+        optimizer: The optimiser of both nets; ``rmsprop`` has TensorFlow's decay of 0.9, ``adam`` has betas of 0.5 and 0.999.
         lr_d: Learning rate of D.
         lr_r: Learning rate of R.
-        schedule: Of both rates: ``constant``, or ``cosine`` to 0 at the last iteration.
+        schedule: Schedule of both rates: ``constant``, or ``cosine`` to 0 at the last iteration.
         averaging: Decay of the exponential average of both nets' weights that scores are made with; 0 for none.
         rho: Bound of the stopping rule, ρ, on the held-out normals' mean ``reconstruction``; used by ``rule: rho``.
         score: ``discriminator_reconstruction``, ``discriminator`` or ``reconstruction``.
-        threshold_quantile: Of the held-out samples' scores, in (0, 1).
+        threshold_quantile: Quantile of the held-out samples' scores that becomes the threshold, in (0, 1).
 
     Example:
         >>> import torch

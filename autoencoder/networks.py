@@ -165,9 +165,10 @@ class CentreCrop(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Crops."""
         top, left = (x.shape[-2] - self.height) // 2, (x.shape[-1] - self.width) // 2
-        return x if top == left == 0 and x.shape[-1] == self.width and x.shape[-2] == self.height else F.pad(
-            x, (-left, self.width + left - x.shape[-1], -top, self.height + top - x.shape[-2])
-        )  # fmt: skip
+        if x.shape[-2:] == (self.height, self.width):
+            return x
+        right, bottom = x.shape[-1] - self.width - left, x.shape[-2] - self.height - top
+        return F.pad(x, (-left, -right, -top, -bottom))
 
 
 def _activation_then_norm(channels: int) -> list[nn.Module]:

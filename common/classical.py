@@ -3,7 +3,7 @@
 What each preset is, where its settings come from and which published row it stands for: ``experiments/classical.md``.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,11 +117,7 @@ def fit_and_score(
         >>> about["metrics"]["ocsvm"]["auroc"] > 0.99
         True
     """
-    chosen = detector(preset)
-    estimator = chosen.build()
-    given = {"shape": data.shape, **({"random_state": seed} if chosen.seeded else {})}
-    parameters = ((key, key.rpartition("__")[2]) for key in estimator.get_params())
-    estimator.set_params(**{key: given[name] for key, name in parameters if name in given})
+    estimator = _estimator(preset, data.shape, seed)
     if backbone:
         try:
             data.extractor, _ = split(**backbone)
@@ -129,20 +125,16 @@ def fit_and_score(
             raise InputError(f"options of a detector: backbone, weights, head_layers and image_size ({error})") from error
     data.setup()
 
-    def rows(batches: Iterable[Tensor]) -> Rows:
-        return torch.cat([batch.flatten(1) for batch in batches]).double().numpy()
-
     def score(loader: Any) -> Scored:
         batches = list(loader)
-        index, target, label = (
-            torch.cat([getattr(batch, key) for batch in batches]).numpy() for key in ("index", "target", "label")
-        )
-        scored = Scored(index, target, label, {preset: -estimator.score_samples(rows(batch.image for batch in batches))})
-        return scored if data.groups is None else highest_of_each(scored, data.groups[index], preset)
+        columns = {key: torch.cat([getattr(batch, key) for batch in batches]).numpy() for key in ("index", "target", "label")}
+        scores = -estimator.score_samples(_rows(batch.image for batch in batches))
+        scored = Scored(**columns, scores={preset: scores})
+        return scored if data.groups is None else highest_of_each(scored, data.groups[scored.index], preset)
 
     train = data.splits.train
     estimator.fit(
-        rows(data.inputs(part) for part in np.split(train, range(data.eval_batch_size, len(train), data.eval_batch_size)))
+        _rows(data.inputs(part) for part in np.split(train, range(data.eval_batch_size, len(train), data.eval_batch_size)))
     )
     scored, held_out = score(data.test_dataloader()), data.val_dataloader()
     threshold = quantile_threshold(score(held_out).scores[preset], QUANTILE) if held_out else float("nan")
@@ -160,3 +152,18 @@ def fit_and_score(
         "threshold": threshold,
         "device": "cpu",
     }
+
+
+def _estimator(preset: str, shape: Sequence[int], seed: int) -> Any:
+    """The detector, told the images' shape and the seed where it takes them."""
+    chosen = detector(preset)
+    estimator = chosen.build()
+    given: dict[str, Any] = {"shape": shape}
+    if chosen.seeded:
+        given["random_state"] = seed
+    parameters = {key: key.rpartition("__")[2] for key in estimator.get_params()}
+    return estimator.set_params(**{key: given[name] for key, name in parameters.items() if name in given})
+
+
+def _rows(batches: Iterable[Tensor]) -> Rows:
+    return torch.cat([batch.flatten(1) for batch in batches]).double().numpy()

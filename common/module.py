@@ -186,8 +186,9 @@ class OneClassModule(ScoringModule):
         return configured
 
     def configure_callbacks(self) -> list[Callback]:
-        """Adds ``speed`` to every trainer."""
-        return [self.speed]
+        """Adds ``speed`` to every trainer, once."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [] if self.speed in callbacks else [self.speed]
 
     def on_train_start(self) -> None:
         """Refuses a training that ends before the last phase begins.

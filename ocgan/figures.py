@@ -22,13 +22,18 @@ def mining_grid(images: Mapping[str, Tensor], logits: Mapping[str, Tensor]) -> F
         >>> [text.get_text() for text in figure.axes[0].texts][1:3]
         ['0.50', '0.50']
     """
-    rows = {kind: kind_images[:8] for kind, kind_images in images.items()}
-    titles = [
-        f"{p:.2f}" for kind in rows if kind in logits for p in logits[kind][:8].sigmoid().tolist()
-    ] or [""] * sum(map(len, rows.values()))  # fmt: skip
-    kinds = [f"{kind} (C = {logits[kind].sigmoid().mean():.2f})" if kind in logits else kind for kind in rows]
-    caption = "decoded latents: " + ", then ".join(kinds)
-    return image_grid(np.concatenate([row.float().cpu().numpy() for row in rows.values()]), titles, caption)
+    rows, titles, kinds = [], [], []
+    for kind, decoded in images.items():
+        row = decoded[:8].float().cpu().numpy()
+        rows.append(row)
+        if kind in logits:
+            normal = logits[kind].sigmoid()
+            titles += [f"{p:.2f}" for p in normal[:8].tolist()]
+            kinds.append(f"{kind} (C = {normal.mean():.2f})")
+        else:
+            titles += [""] * len(row)
+            kinds.append(kind)
+    return image_grid(np.concatenate(rows), titles, "decoded latents: " + ", then ".join(kinds))
 
 
 def latent_histogram(latent: Tensor) -> Figure:

@@ -31,22 +31,22 @@ class OCGAN(OneClassModule):
         width: Channels of the encoder's first convolution.
         latent: ``d``, the size of the latent cube (-1, 1)^d.
         visual_width: Channels of the visual discriminator's first convolution.
-        classifier_width: Channels of the classifier's.
+        classifier_width: Channels of the classifier's first convolution.
         noise_std: Standard deviation of the noise on the training input, in the images' units.
         lambda_mse: Weight of the reconstruction loss, λ.
-        reduction: Of that loss over an image.
+        reduction: How that loss is reduced over an image.
         weight_latent: Weight of the encoder's loss against the latent discriminator; at 0 there is none.
         weight_visual: Weight of the decoder's loss against the visual discriminator; at 0 there is none, and no classifier.
         mining_steps: Sub-iterations of mining; at 0 the classifier is trained and nothing is mined, at None there is none.
-        mining_step_size: Of each sub-iteration.
+        mining_step_size: Step size of each sub-iteration.
         mining_start: Share of the training after which mining begins, in [0, 1].
         random_share: Random latents per image of the batch, in (0, 1].
         inference_codes: Latent discriminator and classifier see codes and reconstructions made in inference mode.
         lr: Adam's rate for encoder and decoder; betas are 0.5 and 0.999.
-        lr_critics: For the latent discriminator, the visual discriminator and the classifier.
-        schedule: Of both rates: ``constant``, or ``cosine`` to 0 at the last iteration.
+        lr_critics: Adam's rate for the latent discriminator, the visual discriminator and the classifier.
+        schedule: Schedule of both rates: ``constant``, or ``cosine`` to 0 at the last iteration.
         score: ``reconstruction``, ``relative_reconstruction`` or ``discriminator``.
-        threshold_quantile: Of the held-out samples' scores, in (0, 1).
+        threshold_quantile: Quantile of the held-out samples' scores that becomes the threshold, in (0, 1).
 
     Example:
         >>> import torch

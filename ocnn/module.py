@@ -25,24 +25,24 @@ class OCCNN(OneClassModule):
         shape: ``(C, H, W)`` of an image in [0, 1], or ``(F,)`` of a flat vector, which is its own feature.
         backbone: A net of torchvision; ``none`` trains a small convolutional net from scratch.
         weights: A member of the backbone's weights in torchvision; None for random ones.
-        head_layers: Linear layers of the backbone's classifier that are kept; the last without what follows it. Several
-            numbers: the features after so many each, side by side.
-        fine_tuned: Whether these are trained; else they are frozen, as the convolutions always are.
-        instance_norm: Of real features, each layer's by itself; never of noise.
+        head_layers: Number of linear layers of the backbone's classifier that are kept; what follows the last is cut off.
+            Several numbers give the features after each of those layers, side by side.
+        fine_tuned: Whether these layers are trained; otherwise they are frozen, as the convolutions always are.
+        instance_norm: Whether real features are normalised, those of each layer by themselves; noise never is.
         classifier_widths: Hidden layers of the classifier; the paper has one as wide as the features, its code none.
         sigma: Standard deviation of the noise, σ.
         lr: Adam's rate for the backbone's layers and for the classifier, each with an optimiser of its own.
-        iterations: Training ends with the epoch in which so many batches are reached, or the trainer's last.
-        nu: Of the linear one-class SVM on the features, the paper's OC-SVM+.
+        iterations: Number of batches after which training ends, at the end of the epoch; None for the trainer's epochs.
+        nu: ν of the linear one-class SVM on the features, the paper's OC-SVM+.
         score: ``logit_difference`` or ``ocsvm``.
-        threshold_quantile: Of the held-out samples' scores, in (0, 1).
+        threshold_quantile: Quantile of the held-out samples' scores that becomes the threshold, in (0, 1).
 
     Attributes:
-        coef: ``(D,)`` of that SVM, fitted after every epoch that may be tested; zero before.
+        coef: ``(D,)`` weights of that SVM, fitted after every epoch that may be tested; zero before.
         intercept: The SVM's intercept, a scalar.
 
     Raises:
-        InputError: As :func:`ocnn.networks.extractor`.
+        InputError: What :func:`ocnn.networks.extractor` refuses.
 
     Example:
         >>> import torch

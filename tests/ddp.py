@@ -28,7 +28,7 @@ class Plain(Autoencoder):
     def prepare(self, batches):
         batches = list(batches)
         self.order = torch.cat([batch.index for batch in batches])
-        self.centre.copy_(torch.stack([self.embed(batch.image).mean(0) for batch in batches]).mean(0))
+        self.centre.copy_(torch.cat([self.embed(batch.image) for batch in batches]).mean(0))
 
 
 def train(devices, folder):

@@ -34,7 +34,7 @@ class DeepSVDD(OneClassModule):
         threshold_quantile: Quantile of the held-out samples' scores that becomes the threshold, in (0, 1).
 
     Attributes:
-        centre: ``(latent,)``, ``c``; zero before the second phase.
+        centre: ``(latent,)``, ``c``.
 
     Example:
         >>> module = DeepSVDD(shape=(1, 8, 8))
@@ -85,9 +85,9 @@ class DeepSVDD(OneClassModule):
         return MultiStepLR(optimizer, self.hparams.lr_milestones, 0.1)
 
     def prepare(self, batches: Iterable[Sample]) -> None:
-        """``c``: the mean code of the training images before the second phase, moved away from 0 in every entry.
+        """``c``: the mean code of the training images as the phase begins, every entry moved away from 0.
 
-        A unit whose target is 0 could be met by weights of 0, whatever the image (Proposition 1).
+        Weights of 0 would map every image to an entry of 0 (Proposition 1).
         """
         eps = self.hparams.eps
         centre = torch.cat([self.net(batch.image) for batch in batches]).mean(0)
