@@ -396,6 +396,6 @@ def test_a_file_that_vanishes_is_named(tmp_path):
 def test_the_identity_is_computed_once(tmp_path, monkeypatch):
     data = load("folder", tree(tmp_path))
     before = content_digest(data)
-    monkeypatch.setattr("common.data.digest._parts", lambda images: pytest.fail("read again"))
+    monkeypatch.setattr("common.data.images._parts", lambda images: pytest.fail("read again"))
     assert content_digest(data) == before
     assert content_digest(data._replace(targets=data.targets[::-1].copy())) != before

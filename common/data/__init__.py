@@ -3,8 +3,7 @@
 from common.data.arrays import image_data, load_arrays, save_arrays
 from common.data.datamodule import OneClassDataModule
 from common.data.datasets import DATASETS, dataset_label, load
-from common.data.digest import content_digest
-from common.data.images import ImageData
+from common.data.images import ImageData, content_digest
 from common.data.loaders import ResidentLoader, Sample
 from common.data.protocols import PROTOCOLS, Splits
 from common.data.splitting import parse_protocol

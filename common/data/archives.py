@@ -1,13 +1,14 @@
-"""Published data sets that are read from the files of their archives and never downloaded.
+"""Published data sets that are read from the files of their archives and never downloaded, declared in :data:`ARCHIVES`.
 
-Every reader takes ``root``, where data sets lie, ``size``, the ``(height, width)`` of decoded files or of patches, and
-``channels``, 1 or 3. It raises :class:`common.errors.DataMissingError` if the archive is not there and
-:class:`common.errors.InputError` if it is damaged or incomplete. :data:`ARCHIVES` says where each archive is looked for.
+A reader takes the archive's folder, the ``(height, width)`` of decoded files or of patches, and their channels, 1 or 3. It
+raises :class:`common.errors.InputError` if the archive is damaged or incomplete.
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain, groupby
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -16,107 +17,68 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.data.images import Box, ImageData, ImageFiles, Patches, class_folders, image_files
+from common.data.images import Box, ImageData, ImageFiles, Patches, Size, class_folders, image_files
 from common.errors import DataMissingError, InputError
-
-Size = tuple[int, int]
 
 
 class Archive(NamedTuple):
     """Where the files of a published data set are.
 
     Attributes:
-        places: Folders below the root, of which the first that exists is read.
+        read: Reads the folder.
         layout: The files, as the message about a missing archive names them.
         source: Where the archive can be had.
         size: ``(height, width)`` of decoded files by default.
+        places: Folders below the root, of which the first that exists is read; the data set's name by default.
     """
 
-    places: tuple[str, ...]
+    read: Callable[[Path, Size, int], ImageData]
     layout: str
     source: str
     size: Size = (224, 224)
+    places: tuple[str, ...] = ()
 
 
-ARCHIVES = {
-    "caltech256": Archive(
-        places=("caltech256/256_ObjectCategories", "256_ObjectCategories"),
-        layout="256_ObjectCategories/NNN.name/NNN_MMMM.jpg",
-        source="data.caltech.edu, doi.org/10.22002/D1.20087",
-        size=(64, 64),  # our choice: the files all differ
-    ),
-    "coil100": Archive(
-        places=("coil100/coil-100", "coil-100"),
-        layout="coil-100/objN__ANGLE.png",
-        source="cs.columbia.edu/CAVE/software/softlib/coil-100.php",
-        size=(64, 64),  # our choice: the files are 128x128
-    ),
-    "ucsd_ped2": Archive(
-        places=("UCSD_Anomaly_Dataset.v1p2/UCSDped2", "ucsd_ped2/UCSD_Anomaly_Dataset.v1p2/UCSDped2", "UCSDped2"),
-        layout="UCSDped2/{Train,Test}/{Train,Test}NNN/NNN.tif",
-        source="svcl.ucsd.edu/projects/anomaly",
-        size=(30, 30),  # ALOCC's patches
-    ),
-    "cats_dogs": Archive(
-        places=("cats_dogs",),
-        layout="cats_dogs/{train,test}/{cat,dog}/*.jpg",
-        source="kaggle.com/datasets/tongpython/cat-and-dog",
-    ),
-    "abnormality1001": Archive(
-        places=("abnormality1001",),
-        layout="abnormality1001/{Airplane,…,Sofa}/*",
-        source="its authors (Saleh et al., CVPR 2013)",
-    ),
-    "PASCAL VOC, for abnormality1001,": Archive(
-        places=("VOCdevkit",),
-        layout="VOCdevkit/VOC<year>/{Annotations,JPEGImages}",
-        source="host.robots.ox.ac.uk/pascal/VOC",
-    ),
-    "umdaa02": Archive(places=("umdaa02",), layout="umdaa02/<user>/*", source="umdaa02.github.io"),
-    "founder200": Archive(
-        places=("founder200",),
-        layout="founder200/<font>/*",
-        source="its authors (Liu et al., FounderType-200)",
-    ),
-}
+def read_archive(name: str, root: Path, size: Size | None = None, channels: int | None = None) -> ImageData:
+    """The data set of a key of :data:`ARCHIVES` below ``root``, in three channels by default.
 
-
-def caltech256(root: Path, size: Size | None = None, channels: int | None = None) -> ImageData:
-    """Caltech-256, 30,607 RGB files in 257 folders, the last of them clutter; no test set of its own.
-
-    A class is named as its folder, and its images are in the order of their file names.
+    Raises:
+        DataMissingError: The archive is not there.
+        InputError: It is damaged or incomplete.
     """
-    return _class_folders("caltech256", root, size, channels, pattern="[0-9][0-9][0-9].*")
+    archive = ARCHIVES[name]
+    for place in archive.places or (name,):
+        if (root / place).is_dir():
+            return archive.read(root / place, size or archive.size, channels or 3)
+    raise _missing(name, root, archive.source, archive.layout)
 
 
-def coil100(root: Path, size: Size | None = None, channels: int | None = None) -> ImageData:
+def coil100(folder: Path, size: Size, channels: int) -> ImageData:
     """COIL-100, 100 objects in 72 views each, 5 degrees apart, as RGB files; no test set of its own.
 
     The class of an object is its number less one, and its images are in the order of their angles.
     """
-    found = _find("coil100", root)
-    views = {path: re.fullmatch(r"obj(\d+)__(\d+)\.png", path.name) for path in found.glob("obj*.png")}
+    views = {path: re.fullmatch(r"obj(\d+)__(\d+)\.png", path.name) for path in folder.glob("obj*.png")}
     order = sorted((int(view[1]), int(view[2]), path) for path, view in views.items() if view)
     if not order:
-        raise InputError(f"no images objN__ANGLE.png in {found}: unpack the archive again")
+        raise InputError(f"no images objN__ANGLE.png in {folder}: unpack the archive again")
     numbers = sorted({number for number, _, _ in order})
     targets = np.searchsorted(numbers, [number for number, _, _ in order])
-    files = ImageFiles([path for _, _, path in order], size or ARCHIVES["coil100"].size, channels or 3)
+    files = ImageFiles([path for _, _, path in order], size, channels)
     return ImageData(files, targets, np.zeros(len(order), np.bool_), tuple(f"obj{number}" for number in numbers))
 
 
-def ucsd_ped2(root: Path, size: Size | None = None, channels: int | None = None) -> ImageData:
+def ucsd_ped2(folder: Path, size: Size, channels: int) -> ImageData:
     """UCSD Ped2, grey patches of surveillance frames; the test clips are the official test set, a frame is a group.
 
     Patches lie every 25 pixels in training frames and every 10 in test frames (as in ALOCC's official code, here over the
     whole frame). The last patch of a row or column is flush with the border. A patch has the class of its frame, which is
     abnormal where ``Test/UCSDped2.m`` lists its number.
     """
-    found = _find("ucsd_ped2", root)
-    train, test = _clips(found / "Train"), _clips(found / "Test")
-    abnormal = _abnormal_frames(found / "Test" / "UCSDped2.m")
+    train, test = _clips(folder / "Train"), _clips(folder / "Test")
+    abnormal = _abnormal_frames(folder / "Test" / "UCSDped2.m")
     if len(abnormal) != len(test):
-        raise InputError(f"{found / 'Test'} has {len(test)} clips and UCSDped2.m speaks of {len(abnormal)}: unpack it again")
+        raise InputError(f"{folder / 'Test'} has {len(test)} clips and UCSDped2.m speaks of {len(abnormal)}: unpack it again")
     paths = list(chain.from_iterable(train))
     n_train = len(paths)
     frame_is_abnormal: list[bool] = []
@@ -124,7 +86,6 @@ def ucsd_ped2(root: Path, size: Size | None = None, channels: int | None = None)
         paths += clip
         frame_is_abnormal += [int(path.stem) in listed for path in clip]
     frames = ImageFiles(paths, None, 1)[torch.arange(len(paths))].squeeze(1)
-    size = size or ARCHIVES["ucsd_ped2"].size
     if size[0] > frames.shape[1] or size[1] > frames.shape[2]:
         raise InputError(f"image_size {size[0]}x{size[1]} exceeds the frames' {frames.shape[1]}x{frames.shape[2]}")
     numbers = np.arange(len(paths))
@@ -137,64 +98,56 @@ def ucsd_ped2(root: Path, size: Size | None = None, channels: int | None = None)
     return ImageData(Patches(frames, corners, size), targets[groups], groups >= n_train, ("normal", "abnormal"), groups)
 
 
-def cats_dogs(root: Path, size: Size | None = None, channels: int | None = None) -> ImageData:
-    """Photographs of cats and of dogs of all sizes."""
-    return _class_folders("cats_dogs", root, size, channels)
-
-
 VOC_NAMES = {"aeroplane": "airplane", "boat": "boat", "car": "car", "chair": "chair", "motorbike": "motorbike", "sofa": "sofa"}
 """Abnormality-1001's classes by their names in PASCAL VOC."""
 
 
-def abnormality1001(root: Path, size: Size | None = None, channels: int | None = None) -> ImageData:
+def abnormality1001(folder: Path, size: Size, channels: int) -> ImageData:
     """Abnormality-1001 with PASCAL VOC's objects of the same six classes as normals, by OC-CNN's protocol.
 
     Classes 0 to 5 are VOC's objects, cut out along their boxes, 6 to 11 the abnormal images of the same classes. The test
     set holds all abnormal images, and as many normal ones of each class (at most half of them), drawn once with a fixed seed.
     Class k is tested with ``standard,anomalous=<k + 6>``. The abnormal folders' names may be in any case.
     """
-    abnormal = _find("abnormality1001", root)
-    voc = _find("PASCAL VOC, for abnormality1001,", root)
-    folders = {path.name.lower(): path for path in abnormal.iterdir()}
-    abnormal_files = [image_files(folders.get(name, abnormal / name)) for name in VOC_NAMES.values()]
-    objects = _voc_objects(voc, VOC_NAMES)
-    paths, boxes, targets, official_test = list[Path](), list[Box | None](), list[int](), list[bool]()
+    voc = folder.parent / "VOCdevkit"
+    if not voc.is_dir():
+        layout = "VOCdevkit/VOC<year>/{Annotations,JPEGImages}"
+        raise _missing("PASCAL VOC, for abnormality1001,", folder.parent, "host.robots.ox.ac.uk/pascal/VOC", layout)
+    folders = {path.name.lower(): path for path in folder.iterdir()}
+    objects = _voc_objects(voc)
     random = np.random.default_rng(0)
-    for target, name in enumerate(VOC_NAMES):
-        n = len(objects[name])
-        if not n:
-            raise InputError(f"no objects of class {name} in {voc}: unpack the archive again")
-        tested = random.permutation(n) < min(len(abnormal_files[target]), n // 2)
-        paths += [path for path, _ in objects[name]]
-        boxes += [box for _, box in objects[name]]
-        targets += [target] * n
-        official_test += tested.tolist()
-    for target, files in enumerate(abnormal_files, len(VOC_NAMES)):
-        paths += files
-        boxes += [None] * len(files)
-        targets += [target] * len(files)
-        official_test += [True] * len(files)
-    images = ImageFiles(paths, size or ARCHIVES["abnormality1001"].size, channels or 3, boxes)
+    samples: list[tuple[int, Path, Box | None, bool]] = []
+    for target, (voc_name, name) in enumerate(VOC_NAMES.items()):
+        abnormal, normal = image_files(folders.get(name, folder / name)), objects[voc_name]
+        if not normal:
+            raise InputError(f"no objects of class {voc_name} in {voc}: unpack the archive again")
+        tested = random.permutation(len(normal)) < min(len(abnormal), len(normal) // 2)
+        for (path, box), is_tested in zip(normal, tested, strict=True):
+            samples.append((target, path, box, is_tested))
+        samples += [(target + len(VOC_NAMES), path, None, True) for path in abnormal]
+    samples.sort(key=itemgetter(0))
+    targets, paths, boxes, official_test = map(list, zip(*samples, strict=True))
+    images = ImageFiles(paths, size, channels, boxes)
     classes = (*VOC_NAMES.values(), *(f"abnormal {name}" for name in VOC_NAMES.values()))
     return ImageData(images, np.array(targets), np.array(official_test), classes)
 
 
-def umdaa02(root: Path, size: Size | None = None, channels: int | None = None) -> ImageData:
+def umdaa02(folder: Path, size: Size, channels: int) -> ImageData:
     """UMDAA-02's faces, a class for each user; a fifth of each user's images, drawn once with a fixed seed, is the test set."""
-    data = _class_folders("umdaa02", root, size, channels)
+    data = class_folders(folder, size, channels)
     return data._replace(official_test=_share_of_each(data.targets, 0.2))
 
 
-def founder200(root: Path, size: Size | None = None, channels: int | None = None) -> ImageData:
+def founder200(folder: Path, size: Size, channels: int) -> ImageData:
     """FounderType-200: of 200 fonts the first half are classes of their own, the others together the class ``novel``.
 
     Half of each font's images, and the first 50 of each novel font, are the test set: OC-CNN's protocol is
     ``standard,anomalous=100``. The novel fonts' other images are not used. Fonts are in alphabetical order.
     """
-    data = _class_folders("founder200", root, size, channels)
+    data = class_folders(folder, size, channels)
     half = len(data.classes) // 2
     if not half:
-        raise InputError(f"{root / 'founder200'} holds one font: unpack the archive again")
+        raise InputError(f"{folder} holds one font: unpack the archive again")
     known = data.targets < half
     rank = np.arange(len(data.targets)) - np.searchsorted(data.targets, data.targets)
     official_test = np.where(known, _share_of_each(data.targets, 0.5), rank < 50)
@@ -202,28 +155,52 @@ def founder200(root: Path, size: Size | None = None, channels: int | None = None
     return data._replace(targets=data.targets.clip(max=half), official_test=official_test, classes=classes)
 
 
-def _find(name: str, root: Path) -> Path:
-    archive = ARCHIVES[name]
-    for place in archive.places:
-        if (root / place).is_dir():
-            return root / place
-    get = f"get it from {archive.source} and unpack it there as {archive.layout}"
-    raise DataMissingError(f"{name} is not in {root} and is not downloaded by itself: {get}")
+ARCHIVES = {
+    "cats_dogs": Archive(
+        class_folders,
+        "cats_dogs/{train,test}/{cat,dog}/*.jpg",
+        "kaggle.com/datasets/tongpython/cat-and-dog",
+    ),
+    "coil100": Archive(
+        coil100,
+        "coil-100/objN__ANGLE.png",
+        "cs.columbia.edu/CAVE/software/softlib/coil-100.php",
+        size=(64, 64),  # our choice: the files are 128x128
+        places=("coil100/coil-100", "coil-100"),
+    ),
+    # 30,607 RGB files in 257 folders, the last of them clutter; no test set of its own
+    "caltech256": Archive(
+        partial(class_folders, pattern="[0-9][0-9][0-9].*"),
+        "256_ObjectCategories/NNN.name/NNN_MMMM.jpg",
+        "data.caltech.edu, doi.org/10.22002/D1.20087",
+        size=(64, 64),  # our choice: the files all differ
+        places=("caltech256/256_ObjectCategories", "256_ObjectCategories"),
+    ),
+    "ucsd_ped2": Archive(
+        ucsd_ped2,
+        "UCSDped2/{Train,Test}/{Train,Test}NNN/NNN.tif",
+        "svcl.ucsd.edu/projects/anomaly",
+        size=(30, 30),  # ALOCC's patches
+        places=("UCSD_Anomaly_Dataset.v1p2/UCSDped2", "ucsd_ped2/UCSD_Anomaly_Dataset.v1p2/UCSDped2", "UCSDped2"),
+    ),
+    "abnormality1001": Archive(abnormality1001, "abnormality1001/{Airplane,…,Sofa}/*", "its authors (Saleh et al., CVPR 2013)"),
+    "umdaa02": Archive(umdaa02, "umdaa02/<user>/*", "umdaa02.github.io"),
+    "founder200": Archive(founder200, "founder200/<font>/*", "its authors (Liu et al., FounderType-200)"),
+}
 
 
-def _class_folders(name: str, root: Path, size: Size | None, channels: int | None, pattern: str = "*") -> ImageData:
-    return class_folders(_find(name, root), size or ARCHIVES[name].size, channels or 3, pattern)
+def _missing(name: str, root: Path, source: str, layout: str) -> DataMissingError:
+    get = f"get it from {source} and unpack it there as {layout}"
+    return DataMissingError(f"{name} is not in {root} and is not downloaded by itself: {get}")
 
 
 def _clips(folder: Path) -> list[list[Path]]:
     """The frames of each clip; entries that are not named as a clip or a frame are ignored."""
-    by_clip: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob(f"{folder.name}*/*.tif")):
-        if re.fullmatch(rf"{folder.name}\d+/\d+\.tif", path.relative_to(folder).as_posix()):
-            by_clip.setdefault(path.parent.name, []).append(path)
-    if not by_clip:
+    named = re.compile(rf".*/{folder.name}\d+/\d+\.tif")
+    frames = [path for path in sorted(folder.glob("*/*.tif")) if named.fullmatch(path.as_posix())]
+    if not frames:
         raise InputError(f"no frames {folder.name}NNN/NNN.tif in {folder}: unpack the archive again")
-    return list(by_clip.values())
+    return [list(clip) for _, clip in groupby(frames, key=attrgetter("parent"))]
 
 
 def _abnormal_frames(path: Path) -> list[set[int]]:
@@ -249,9 +226,9 @@ def _grid(frames: NDArray[np.int64], shape: Sequence[int], size: Size, stride: i
     return np.stack(np.meshgrid(frames, *starts, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
-def _voc_objects(voc: Path, names: Iterable[str]) -> dict[str, list[tuple[Path, Box]]]:
+def _voc_objects(voc: Path) -> dict[str, list[tuple[Path, Box]]]:
     """The objects of each class with their boxes, less those marked as difficult or cut off by the image's border."""
-    objects: dict[str, list[tuple[Path, Box]]] = {name: [] for name in names}
+    objects: dict[str, list[tuple[Path, Box]]] = {name: [] for name in VOC_NAMES}
     for annotation in sorted(voc.glob("VOC*/Annotations/[!.]*.xml")):
         image = annotation.parents[1] / "JPEGImages" / f"{annotation.stem}.jpg"
         for item in ElementTree.parse(annotation).iter("object"):

@@ -13,8 +13,6 @@ from common.data.images import ImageData, Images
 from common.errors import InputError
 from common.files import whole
 
-Arrays = dict[str, NDArray[np.generic]]
-
 
 def image_data(
     X_train: ArrayLike,
@@ -48,9 +46,16 @@ def image_data(
     if X_test is not None and y_test is not None:
         images.append(_samples(X_test, "X_test"))
         labels.append(_labels(y_test, "y_test"))
-    _check_fit(images, labels)
+    for samples, own in zip(images, labels, strict=True):
+        if len(samples) != len(own):
+            raise InputError(f"there are {len(samples)} samples and {len(own)} labels")
+    train, test = images[0], images[-1]
+    if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
+        raise InputError(f"X_train and X_test differ: {train.shape[1:]} {train.dtype} and {test.shape[1:]} {test.dtype}")
+    if labels[0].dtype.kind != labels[-1].dtype.kind:
+        raise InputError(f"y_train and y_test differ: {labels[0].dtype} and {labels[-1].dtype}")
     targets, names = _targets(np.concatenate(labels), classes)
-    official_test = np.arange(len(targets)) >= len(images[0])
+    official_test = np.arange(len(targets)) >= len(train)
     return checked(ImageData(torch.from_numpy(np.concatenate(images)), targets, official_test, names))
 
 
@@ -79,7 +84,7 @@ def save_arrays(
         raise InputError(f"{path} does not end in .npz")
     data = image_data(X_train, y_train, X_test, y_test, classes)
     X, y, test = np.asarray(data.images), data.targets, data.official_test
-    arrays: Arrays = {"X": X, "y": y}
+    arrays = {"X": X, "y": y}
     if test.any():
         arrays = {"X_train": X[~test], "y_train": y[~test], "X_test": X[test], "y_test": y[test]}
     arrays["classes"] = np.array(data.classes)
@@ -95,14 +100,21 @@ def load_arrays(path: Path) -> ImageData:
     Raises:
         InputError: No such file, one that cannot be read, missing arrays, or what :func:`image_data` refuses.
     """
-    arrays = _read(path)
+    if not path.is_file():
+        raise InputError(f"no data set {path}: there is no such file")
     try:
-        if {"X", "y"} <= arrays.keys():
-            return image_data(arrays["X"], arrays["y"], classes=_names(arrays))
-        missing = [key for key in ("X_train", "y_train", "X_test", "y_test") if key not in arrays]
-        if missing:
-            raise InputError(f"no {', '.join(missing)}: X_train, y_train, X_test and y_test are expected, or X and y")
-        return image_data(arrays["X_train"], arrays["y_train"], arrays["X_test"], arrays["y_test"], _names(arrays))
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (OSError, ValueError, EOFError, BadZipFile, AttributeError, TypeError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path} is not a .npz of plain arrays: {reason}") from error
+    names = ("X", "y") if {"X", "y"} <= arrays.keys() else ("X_train", "y_train", "X_test", "y_test")
+    if missing := [name for name in names if name not in arrays]:
+        needed = "X_train, y_train, X_test and y_test are expected, or X and y"
+        raise InputError(f"{path}: no {', '.join(missing)}: {needed}")
+    classes = arrays["classes"].ravel().tolist() if "classes" in arrays else None
+    try:
+        return image_data(*(arrays[name] for name in names), classes=classes)  # type: ignore[misc]
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -133,18 +145,6 @@ def checked(data: object) -> ImageData:
     return ImageData(images, targets.astype(np.int64), official_test.astype(np.bool_), classes, groups)
 
 
-def _check_fit(images: list[NDArray[np.generic]], labels: list[NDArray[np.generic]]) -> None:
-    """Compares samples with labels, and training with test."""
-    for samples, own in zip(images, labels, strict=True):
-        if len(samples) != len(own):
-            raise InputError(f"there are {len(samples)} samples and {len(own)} labels")
-    train, test = images[0], images[-1]
-    if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
-        raise InputError(f"X_train and X_test differ: {train.shape[1:]} {train.dtype} and {test.shape[1:]} {test.dtype}")
-    if labels[0].dtype.kind != labels[-1].dtype.kind:
-        raise InputError(f"y_train and y_test differ: {labels[0].dtype} and {labels[-1].dtype}")
-
-
 def _check_groups(groups: NDArray[np.generic], targets: NDArray[np.generic], official_test: NDArray[np.generic]) -> None:
     if groups.shape != targets.shape or groups.dtype.kind not in "iu":
         raise InputError(f"groups are one whole number for each of {len(targets)} images, not {groups.shape} {groups.dtype}")
@@ -154,31 +154,13 @@ def _check_groups(groups: NDArray[np.generic], targets: NDArray[np.generic], off
             raise InputError(f"the images of a group share their {name}, and here they do not")
 
 
-def _read(path: Path) -> Arrays:
-    if not path.is_file():
-        raise InputError(f"no data set {path}: there is no such file")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, BadZipFile, AttributeError, TypeError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"{path} is not a .npz of plain arrays: {reason}") from error
-
-
-def _names(arrays: Arrays) -> list[str] | None:
-    return [str(name) for name in arrays["classes"].ravel()] if "classes" in arrays else None
-
-
 def _samples(X: ArrayLike | Tensor, name: str) -> NDArray[np.generic]:
     """``(N, C, H, W)`` images or ``(N, F)`` rows, ``uint8``, ``float32`` or ``float64``, in the machine's byte order."""
     samples = np.asarray(X)
     if samples.dtype.kind not in "biuf":
         raise InputError(f"{name} holds {samples.dtype}: numbers are expected")
-    if samples.dtype == np.float16:
-        samples = samples.astype(np.float32)
-    elif samples.dtype not in (np.uint8, np.float32, np.float64):
-        samples = samples.astype(np.float64)
-    samples = np.ascontiguousarray(samples, samples.dtype.newbyteorder("="))
+    kept = {"uint8": np.uint8, "float16": np.float32, "float32": np.float32}
+    samples = np.ascontiguousarray(samples, kept.get(samples.dtype.name, np.float64))
     if samples.ndim == 3:
         samples = samples[:, None]
     if samples.ndim not in {2, 4} or not samples.size:
@@ -209,12 +191,9 @@ def _targets(labels: NDArray[np.generic], classes: Sequence[str] | None) -> tupl
     """The class number of each label, and the classes' names."""
     values, numbers = np.unique(labels, return_inverse=True)
     found = [str(value) for value in values]
-    if classes is None:
-        return numbers.astype(np.int64), tuple(found)
-    names = [str(name) for name in classes]
-    if labels.dtype.kind != "U":
-        return labels, tuple(names)  # type: ignore[return-value]
+    names = found if classes is None else [str(name) for name in classes]
+    if classes is not None and labels.dtype.kind != "U":
+        return labels.astype(np.int64), tuple(names)
     if unnamed := sorted(set(found) - set(names)):
         raise InputError(f"classes do not name the label {unnamed[0]}: {', '.join(names)}")
-    of_value = np.array([names.index(value) for value in found])
-    return of_value[numbers], tuple(names)
+    return np.array([names.index(value) for value in found])[numbers], tuple(names)

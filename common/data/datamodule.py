@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,10 +15,10 @@ from torch import Tensor
 from common.data.arrays import checked
 from common.data.datasets import dataset_label, load
 from common.data.features import Extractor, features, writable_folder
-from common.data.images import ImageData, is_table
-from common.data.loaders import CachedFeatures, Loader, PreprocessedImages, ResidentLoader, Sample, streamed
+from common.data.images import ImageData, Images, Size, is_table
+from common.data.loaders import Loader, ResidentLoader, Sample, streamed
 from common.data.protocols import Splits
-from common.data.splitting import check_options, parse_protocol, split
+from common.data.splitting import parse_protocol, split
 from common.data.transforms import Normalization, Preprocessing
 from common.errors import InputError
 
@@ -97,9 +97,10 @@ class OneClassDataModule(LightningDataModule):
         workers: int | None = None,
     ) -> None:
         super().__init__()
-        given = {"val_fraction": val_fraction, "contamination": contamination, "anomalous": anomalous, "share": share,
-                 "limit": limit}  # fmt: skip
-        self.protocol, self._options = _merged(protocol, given)
+        self._options = parse_protocol(protocol, {
+            "val_fraction": val_fraction, "contamination": contamination, "anomalous": anomalous, "share": share, "limit": limit
+        })  # fmt: skip
+        self.protocol: str = self._options.pop("protocol")
         if normalization not in get_args(Normalization) or channels not in {None, 1, 3}:
             raise InputError(f"no normalization '{normalization}' or no channels {channels}: unit, symmetric, gcn; 1, 3")
         if batch_size < 1 or eval_batch_size < 1:
@@ -185,13 +186,13 @@ class OneClassDataModule(LightningDataModule):
             return
         self._loaded_for = self.extractor
         self.preprocessing = self.preprocessing.fit(self.data.images, torch.from_numpy(self.splits.train))
-        self._inputs, self.cached_features = PreprocessedImages(self.data, self.preprocessing), None
+        self._inputs, self.cached_features = partial(_preprocessed, self.data.images, self.preprocessing), None
         if self.extractor is not None:
             if is_table(self.data.images):
                 raise InputError(f"'{self.dataset}' is a table, and a backbone takes images: choose a method without one")
             folder, label = writable_folder(self.root, self.dataset, _cache()), dataset_label(self.dataset)
             self.cached_features = features(self.extractor, self.data.images, self.preprocessing, folder, label, self._device)
-            self._inputs = CachedFeatures(self.cached_features)
+            self._inputs = partial(_rows, self.cached_features)
         self._loaders = {
             "train": self._loader(self.splits.train, self.batch_size, shuffle=True),
             "val": self._loader(self.splits.val, self.eval_batch_size, shuffle=False),
@@ -228,7 +229,7 @@ class OneClassDataModule(LightningDataModule):
 
     def images(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
         """Preprocessed images ``(B, C, H, W)``, or rows ``(B, F)``, of given data-set indices, on the CPU."""
-        return self.preprocessing(self.data.images[torch.as_tensor(np.asarray(indices))])
+        return _preprocessed(self.data.images, self.preprocessing, torch.as_tensor(np.asarray(indices)))
 
     def inputs(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
         """What batches hold of given data-set indices, on the CPU: images, or features of frozen layers."""
@@ -282,17 +283,19 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "oneclass"
 
 
-def _merged(protocol: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A protocol's name, and its options from the data module's arguments and, which win, from the text."""
-    options = parse_protocol(protocol)
-    name = options.pop("protocol")
-    options = {**{key: value for key, value in arguments.items() if value is not None}, **options}
-    check_options(name, options)
-    return name, options
-
-
-def _height_and_width(size: int | list[int]) -> tuple[int, int]:
+def _height_and_width(size: int | list[int]) -> Size:
     sizes = [size, size] if isinstance(size, int) else size
     if len(sizes) != 2 or min(sizes) < 1:
         raise InputError(f"image_size is one positive number or [height, width], not {size}")
     return sizes[0], sizes[1]
+
+
+# what a stream's workers make their batches with: functions that can be pickled
+
+
+def _preprocessed(images: Images, preprocessing: Preprocessing, index: Tensor) -> Tensor:
+    return preprocessing(images[index])
+
+
+def _rows(features: NDArray[np.float32], index: Tensor) -> Tensor:
+    return torch.from_numpy(features[index.numpy()])

@@ -1,8 +1,10 @@
 """Data sets by name: scikit-learn's digits, torchvision's sets, published archives, folders, arrays and functions."""
 
-from collections.abc import Callable, Iterable
-from functools import lru_cache
+import importlib
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -10,14 +12,11 @@ import torch
 import torchvision
 from sklearn.datasets import load_digits
 
-from common.data import archives
+from common.data.archives import ARCHIVES, read_archive
 from common.data.arrays import checked, load_arrays
-from common.data.functions import is_function, named_function
-from common.data.images import ImageData, class_folders
+from common.data.images import ImageData, Size, class_folders
 from common.errors import InputError
-
-Size = tuple[int, int]
-Version = tuple[int, ...]
+from common.presets import make_importable
 
 
 def load(name: str, root: Path, size: Size | None = None, channels: int | None = None) -> ImageData:
@@ -39,7 +38,7 @@ def load(name: str, root: Path, size: Size | None = None, channels: int | None =
         >>> tuple(data.images.shape), data.official_test.sum(), len(data.classes)
         ((1797, 1, 8, 8), np.int64(540), 10)
     """
-    if name not in DATASETS and not name.endswith(".npz") and not is_function(name):
+    if name not in DATASETS and not name.endswith(".npz") and ":" not in name:
         raise InputError(
             f"unknown data set '{name}': choose from {', '.join(DATASETS)}, or give a file.npz or my_module:function"
         )
@@ -58,6 +57,36 @@ def dataset_label(name: str) -> str:
     return name.replace(":", ".")
 
 
+def named_function(name: str) -> Callable[..., Any]:
+    """The function called ``module:function``, a user's data set or protocol; the current folder can be imported from.
+
+    Raises:
+        InputError: There is no such module or function, or the module cannot be imported.
+
+    Example:
+        >>> named_function("math:isqrt")(10)
+        3
+    """
+    module_name, _, attribute = name.partition(":")
+    make_importable(Path.cwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's file may fail in any way
+        reason = " ".join(str(error).split())
+        raise InputError(f"'{name}' cannot be imported: {type(error).__name__}: {reason}") from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise InputError(f"'{name}' is not there: the module {module_name} has no function '{attribute}'")
+    return function
+
+
+TORCHVISION: dict[str, Callable[..., Any]] = {
+    "mnist": torchvision.datasets.MNIST,
+    "fashion_mnist": torchvision.datasets.FashionMNIST,
+    "cifar10": torchvision.datasets.CIFAR10,
+}
+
+
 def digits(root: Path, size: Size | None = None, channels: int | None = None) -> ImageData:
     """Scikit-learn's 1,797 handwritten digits, 8x8, no download; the last 540 (mostly other writers) are the test set."""
     images, targets = load_digits(return_X_y=True)
@@ -65,49 +94,42 @@ def digits(root: Path, size: Size | None = None, channels: int | None = None) ->
     return ImageData(scaled, targets.astype(np.int64), np.arange(1797) >= 1257, tuple(map(str, range(10))))
 
 
-def mnist(root: Path, size: Size | None = None, channels: int | None = None) -> ImageData:
-    """MNIST, 60,000 + 10,000 digits of 28x28."""
-    return _torchvision(torchvision.datasets.MNIST, "mnist", root)
-
-
-def fashion_mnist(root: Path, size: Size | None = None, channels: int | None = None) -> ImageData:
-    """Fashion-MNIST, 60,000 + 10,000 articles of 28x28."""
-    return _torchvision(torchvision.datasets.FashionMNIST, "fashion_mnist", root)
+def from_torchvision(name: str, root: Path, size: Size | None = None, channels: int | None = None) -> ImageData:
+    """A key of :data:`TORCHVISION`, downloaded where it is not there."""
+    try:
+        parts = [TORCHVISION[name](str(root), train=train, download=True) for train in (True, False)]
+    except (OSError, RuntimeError, URLError, ValueError, EOFError, AssertionError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{name} is not in {root}, or damaged there, and cannot be downloaded: {reason}") from error
+    arrays = [np.asarray(part.data) for part in parts]
+    images = torch.from_numpy(np.concatenate(arrays))
+    images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    targets = np.concatenate([np.asarray(part.targets) for part in parts]).astype(np.int64)
+    return ImageData(images, targets, np.arange(len(targets)) >= len(arrays[0]), tuple(parts[0].classes))
 
 
 def cifar10(root: Path, size: Size | None = None, channels: int | None = None) -> ImageData:
     """CIFAR-10, 50,000 + 10,000 RGB images of 32x32: ``ROOT/cifar10/{train,test}/<class>/`` if there, else torchvision's."""
     if (root / "cifar10").is_dir():
         return class_folders(root / "cifar10", (32, 32), 3)
-    return _torchvision(torchvision.datasets.CIFAR10, "cifar10", root)
-
-
-def folder(root: Path, size: Size | None = None, channels: int | None = None) -> ImageData:
-    """Any tree of images, ``ROOT/{train,test}/<class>/`` or ``ROOT/<class>/``; classes in alphabetical order."""
-    return class_folders(root, size, channels)
+    return from_torchvision("cifar10", root)
 
 
 DATASETS: dict[str, Callable[..., ImageData]] = {
     "digits": digits,
-    "mnist": mnist,
-    "fashion_mnist": fashion_mnist,
+    "mnist": partial(from_torchvision, "mnist"),
+    "fashion_mnist": partial(from_torchvision, "fashion_mnist"),
     "cifar10": cifar10,
-    "cats_dogs": archives.cats_dogs,
-    "coil100": archives.coil100,
-    "caltech256": archives.caltech256,
-    "ucsd_ped2": archives.ucsd_ped2,
-    "abnormality1001": archives.abnormality1001,
-    "umdaa02": archives.umdaa02,
-    "founder200": archives.founder200,
-    "folder": folder,
+    **{name: partial(read_archive, name) for name in ARCHIVES},
+    "folder": class_folders,
 }
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, root: Path, size: Size | None, channels: int | None, version: Version) -> ImageData:
+def _load(name: str, root: Path, size: Size | None, channels: int | None, version: tuple[int, ...]) -> ImageData:
     if name.endswith(".npz"):
         return load_arrays(Path(name).expanduser())
-    if is_function(name):
+    if ":" in name:
         made = named_function(name)()
         try:
             return checked(made)
@@ -118,28 +140,14 @@ def _load(name: str, root: Path, size: Size | None, channels: int | None, versio
     return DATASETS[name](root, size, channels)
 
 
-def _version(name: str, root: Path) -> Version:
+def _version(name: str, root: Path) -> tuple[int, ...]:
     """Changes where a user's own data were changed while the process ran, so that they are read again.
 
     Of a folder, added, removed and renamed files are noticed, by the times of the folders they are in.
     """
+    places: list[Path] = []
     if name.endswith(".npz"):
         places = [Path(name).expanduser()]
     elif name == "folder":
         places = [root, *root.glob("*/"), *root.glob("*/*/")]
-    else:
-        return ()
     return tuple(place.stat().st_mtime_ns for place in places if place.exists())
-
-
-def _torchvision(dataset: Callable[..., Iterable[object]], name: str, root: Path) -> ImageData:
-    try:
-        parts = [dataset(str(root), train=train, download=True) for train in (True, False)]
-    except (OSError, RuntimeError, URLError, ValueError, EOFError, AssertionError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{name} is not in {root}, or damaged there, and cannot be downloaded: {reason}") from error
-    arrays = [np.asarray(part.data) for part in parts]  # type: ignore[attr-defined]
-    images = torch.from_numpy(np.concatenate(arrays))
-    images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
-    targets = np.concatenate([np.asarray(part.targets) for part in parts]).astype(np.int64)  # type: ignore[attr-defined]
-    return ImageData(images, targets, np.arange(len(targets)) >= len(arrays[0]), tuple(parts[0].classes))  # type: ignore[attr-defined]

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
-from common.data.digest import images_digest
-from common.data.images import Images
+from common.data.images import Images, images_digest
 from common.data.transforms import Preprocessing
 from common.errors import InputError
+from common.files import whole
 
 BATCH = 32
 Part = TypeVar("Part")
@@ -64,9 +64,11 @@ def features(
     Raises:
         InputError: An image that cannot be read, or a folder that cannot be written.
     """
+    p = preprocessing
+    fitted = [values.numpy().tobytes() for values in (p.mean, p.minimum, p.span) if values is not None]
     digest = hashlib.sha256(extractor.key().encode())
     digest.update(repr(tuple(images.shape)).encode() + images_digest(images))
-    digest.update(preprocessing_content(preprocessing))
+    digest.update(repr((p.normalization, p.size, p.channels, p.low, p.high, fitted)).encode())
     path = folder / f"{name}-{digest.hexdigest()[:16]}.npy"
     if not path.is_file():
         try:
@@ -123,28 +125,15 @@ def writable_folder(root: Path, dataset: str, cache: Path) -> Path:
     return (root if dataset != "folder" and os.access(root, os.W_OK) else cache) / "features"
 
 
-def preprocessing_content(preprocessing: Preprocessing) -> bytes:
-    """What tells a preprocessing from any other."""
-    p = preprocessing
-    fitted = [values.numpy().tobytes() for values in (p.mean, p.minimum, p.span) if values is not None]
-    return repr((p.normalization, p.size, p.channels, p.low, p.high, fitted)).encode()
-
-
 def _write(path: Path, extractor: Extractor, images: Images, preprocessing: Preprocessing, device: torch.device | str) -> None:
     extractor.to(device)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    cached: np.memmap[Any, Any] | None = None
-    try:
-        n = images.shape[0]
-        batches = extract(extractor.to(memory_format=torch.channels_last), images, preprocessing, device)
-        start = 0
+    extractor.to(memory_format=torch.channels_last)
+    n, start = images.shape[0], 0
+    batches = extract(extractor, images, preprocessing, device)
+    with whole(path) as temporary:
         for batch in track(batches, f"features of {n} images", total=-(-n // BATCH), transient=True):
-            if cached is None:
+            if not start:
                 cached = np.lib.format.open_memmap(temporary, "w+", np.float32, (n, batch.shape[1]))
             cached[start : start + len(batch)] = batch.numpy()
             start += len(batch)
-        assert cached is not None
         cached.flush()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,6 +1,8 @@
-"""A data set's images, in memory or in files that are decoded on demand."""
+"""A data set's images, in memory or in files that are decoded on demand, and the identity of what they hold."""
 
-from collections.abc import Sequence
+import hashlib
+import weakref
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -14,6 +16,8 @@ from torch import Tensor
 from common.errors import InputError, UnreadableError
 
 EXTENSIONS = frozenset(Image.registered_extensions())
+IMAGES_PER_PART = 1000
+Size = tuple[int, int]
 Box = tuple[int, int, int, int]
 
 
@@ -52,13 +56,42 @@ class ImageData(NamedTuple):
 
 
 def is_table(images: Images) -> bool:
-    """Whether samples are rows ``(N, F)`` rather than images.
+    """Whether samples are rows ``(N, F)`` rather than images."""
+    return len(images.shape) == 2
+
+
+def content_digest(data: ImageData) -> str:
+    """16 hexadecimal digits that identify a data set: images, classes, official test set and groups, in their order.
+
+    Image files count by their content alone, not by their names or place. The images' part is computed once for each
+    loaded data set; pixels that are changed in place afterwards are not noticed.
 
     Example:
-        >>> is_table(torch.zeros(10, 3)), is_table(torch.zeros(10, 1, 8, 8))
-        (True, False)
+        >>> data = ImageData(torch.zeros(2, 1, 8, 8), np.array([0, 1]), np.array([False, True]), ("a", "b"))
+        >>> content_digest(data) == content_digest(data._replace(classes=("a", "c")))
+        False
     """
-    return len(images.shape) == 2
+    digest = hashlib.sha256(images_digest(data.images))
+    digest.update(repr(data.classes).encode())
+    for values in (data.targets, data.official_test, data.groups):
+        digest.update(b"none" if values is None else np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()[:16]
+
+
+_DIGESTS: dict[int, tuple[weakref.ref[Images], bytes]] = {}
+"""Digests that are known, by the identity of their images, which may be gone."""
+
+
+def images_digest(images: Images) -> bytes:
+    """32 bytes that identify images: pixels, or the content of files, whatever size these are decoded to."""
+    reference, known = _DIGESTS.get(id(images), (None, b""))
+    if reference is not None and reference() is images:
+        return known
+    digest = hashlib.sha256()
+    for part in _parts(images):
+        digest.update(part)  # type: ignore[arg-type]
+    _DIGESTS[id(images)] = (weakref.ref(images), digest.digest())
+    return digest.digest()
 
 
 class ImageFiles:
@@ -82,7 +115,7 @@ class ImageFiles:
     def __init__(
         self,
         paths: list[Path],
-        size: tuple[int, int] | None,
+        size: Size | None,
         channels: int | None,
         boxes: Sequence[Box | None] | None = None,
     ) -> None:
@@ -103,15 +136,16 @@ class ImageFiles:
     def __getitem__(self, indices: Tensor) -> Tensor:
         """``(B,)`` indices to ``(B, C, H, W)`` uint8."""
         out = np.empty((len(indices), *self.size, self.channels), np.uint8)
-
-        def decode(position: int, index: int) -> None:
-            out[position] = self.decode(index)
-
         with ThreadPoolExecutor() as pool:
             try:
-                list(pool.map(decode, range(len(indices)), indices.tolist()))
+                for position, image in enumerate(pool.map(self.decode, indices.tolist())):
+                    out[position] = image
             except UnreadableError as error:
-                raise UnreadableError(_unreadable(self.paths, pool) or str(error)) from error
+                readable = pool.map(_is_readable, self.paths)
+                unreadable = [str(path) for path, good in zip(self.paths, readable, strict=True) if not good]
+                if len(unreadable) < 2:
+                    raise
+                raise UnreadableError(f"cannot read {len(unreadable)} images: {', '.join(unreadable)}") from error
         return torch.from_numpy(out).permute(0, 3, 1, 2)
 
     def decode(self, index: int) -> NDArray[np.uint8]:
@@ -146,7 +180,7 @@ class Patches:
 
     dtype = torch.uint8
 
-    def __init__(self, frames: Tensor, corners: NDArray[np.int64], size: tuple[int, int]) -> None:
+    def __init__(self, frames: Tensor, corners: NDArray[np.int64], size: Size) -> None:
         self.frames, self.corners = frames, torch.from_numpy(corners)
         self._windows = frames.unfold(1, size[0], 1).unfold(2, size[1], 1)
 
@@ -161,16 +195,11 @@ class Patches:
         return self._windows[frame, top, left].unsqueeze(1)
 
 
-def class_folders(root: Path, size: tuple[int, int] | None, channels: int | None, pattern: str = "*") -> ImageData:
+def class_folders(root: Path, size: Size | None, channels: int | None, pattern: str = "*") -> ImageData:
     """A tree of image files, ``ROOT/{train,test}/<class>/`` or ``ROOT/<class>/``, with the classes in alphabetical order.
 
-    Hidden folders and files, and files that are no images, are ignored.
-
-    Args:
-        root: Of the tree.
-        size: Passed to :class:`ImageFiles`, as ``channels``.
-        channels: See ``size``.
-        pattern: Which folders are classes.
+    Hidden folders and files, and files that are no images, are ignored; ``pattern`` says which folders are classes. The
+    images are :class:`ImageFiles` of ``size`` and ``channels``.
 
     Raises:
         InputError: There are no class folders, or one is empty.
@@ -208,23 +237,35 @@ def image_files(folder: Path) -> list[Path]:
     return files
 
 
-def _unreadable(paths: Sequence[Path], pool: ThreadPoolExecutor) -> str:
-    """One line that names all files that cannot be read, or an empty one."""
+def _parts(images: Images) -> Iterator[bytes | NDArray[np.generic]]:
+    """What identifies images, piece by piece."""
+    if isinstance(images, ImageFiles):
+        with ThreadPoolExecutor() as pool:
+            yield from pool.map(_file_digest, images.paths)
+        yield repr(images.boxes).encode()
+    elif isinstance(images, Patches):
+        yield repr(images.shape).encode()
+        yield images.frames.contiguous().numpy()
+        yield images.corners.contiguous().numpy()
+    else:
+        yield repr((tuple(images.shape), images.dtype)).encode()
+        for indices in torch.arange(images.shape[0]).split(IMAGES_PER_PART):
+            yield images[indices].contiguous().numpy()
 
-    def reason(path: Path) -> str:
-        try:
-            _open(path)
-        except UnreadableError as error:
-            return str(error)
-        return ""
 
-    reasons = dict(zip(paths, pool.map(reason, paths), strict=True))
-    unreadable = [path for path in paths if reasons[path]]
-    if not unreadable:
-        return ""
-    if len(unreadable) == 1:
-        return reasons[unreadable[0]]
-    return f"cannot read {len(unreadable)} images: {', '.join(map(str, unreadable))}"
+def _file_digest(path: Path) -> bytes:
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError as error:
+        raise UnreadableError(f"cannot read the image {path}: {error.strerror}") from error
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        _open(path)
+    except UnreadableError:
+        return False
+    return True
 
 
 def _open(path: Path) -> Image.Image:

@@ -1,15 +1,13 @@
 """Batches of samples, from one tensor on the device or from a stream of decoded files."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, distributed
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from common.data.images import ImageData
-from common.data.transforms import Preprocessing
 from common.training.seeding import epoch_generator
 
 
@@ -89,13 +87,10 @@ class ResidentLoader:
         return -(-len(self.sampler) // self.batch_size)
 
     def __iter__(self) -> Iterator[Sample]:
-        yield from self._batches(self.sampler.order())  # at the first batch: Lightning sets the epoch after iter()
+        yield from self.batches(self.sampler.order())  # at the first batch: Lightning sets the epoch after iter()
 
-    def in_order(self) -> Iterator[Sample]:
-        """Every sample once, in the data set's order, in every process of a distributed run."""
-        return self._batches(torch.arange(self.sampler.n))
-
-    def _batches(self, order: Tensor) -> Iterator[Sample]:
+    def batches(self, order: Tensor) -> Iterator[Sample]:
+        """The samples at given positions."""
         for chosen in order.to(self._channels_last.device).split(self.batch_size):
             image = self._channels_last.index_select(0, chosen).movedim(-1, 1)
             yield Sample(image, *(values[chosen] for values in self._rest))
@@ -113,53 +108,17 @@ def in_order(loader: Any) -> Iterator[Sample]:
         >>> [batch.index.tolist() for batch in in_order(loader)]
         [[0, 1], [2, 3], [4]]
     """
-    if isinstance(loader, DataLoader):
+    if isinstance(loader, ResidentLoader):
+        yield from loader.batches(torch.arange(loader.sampler.n))
+    else:
         # a loader of its own: Lightning is about to use the workers of the other
-        workers, collate = loader.num_workers, loader.collate_fn
-        loader = DataLoader(loader.dataset, loader.batch_size, num_workers=workers, collate_fn=collate)
-    yield from loader.in_order() if isinstance(loader, ResidentLoader) else loader
-
-
-class PreprocessedImages:
-    """What a net sees of images, decoded and preprocessed anew each time."""
-
-    def __init__(self, data: ImageData, preprocessing: Preprocessing) -> None:
-        self.data, self.preprocessing = data, preprocessing
-
-    def __call__(self, index: Tensor) -> Tensor:
-        """``(B,)`` indices to ``(B, *shape)``."""
-        return self.preprocessing(self.data.images[index])
-
-
-class CachedFeatures:
-    """Features of images, taken from an array of all of them."""
-
-    def __init__(self, features: NDArray[Any]) -> None:
-        self.features = features
-
-    def __call__(self, index: Tensor) -> Tensor:
-        """``(B,)`` indices to ``(B, F)``."""
-        return torch.from_numpy(self.features[index.numpy()])
-
-
-class _Stream(Dataset[Sample]):
-    """Makes one batch at a time in a worker of a DataLoader."""
-
-    def __init__(self, inputs: Callable[[Tensor], Tensor], samples: Sample) -> None:
-        self.inputs, self.samples = inputs, samples
-
-    def __len__(self) -> int:
-        return len(self.samples.index)
-
-    def __getitems__(self, positions: list[int]) -> Sample:
-        label, target, index = (values[positions] for values in self.samples[1:])
-        return Sample(self.inputs(index), label, target, index)
+        yield from DataLoader(loader.dataset, loader.batch_size, num_workers=loader.num_workers, collate_fn=loader.collate_fn)
 
 
 def streamed(
     inputs: Callable[[Tensor], Tensor], samples: Sample, batch_size: int, shuffle: bool, workers: int
 ) -> DataLoader[Sample]:
-    """Batches whose images are made by ``inputs`` from their indices, in worker processes; the order of the resident loader.
+    """Batches of what ``inputs`` makes of their indices in worker processes; the order is that of :class:`ResidentLoader`.
 
     Args:
         inputs: ``(B,)`` indices to ``(B, *shape)`` images or features.
@@ -168,18 +127,20 @@ def streamed(
         shuffle: In the order of :class:`EpochSampler`.
         workers: Their number; 0 for this process.
     """
+    positions = range(len(samples.index))
     return DataLoader(
-        _Stream(inputs, samples),
+        positions,  # type: ignore[arg-type]
         batch_size,
-        sampler=EpochSampler(len(samples.index), batch_size, shuffle),
+        sampler=EpochSampler(len(positions), batch_size, shuffle),
         num_workers=workers,
         persistent_workers=workers > 0,
-        collate_fn=_as_is,
+        collate_fn=partial(_collate, inputs, samples),
     )
 
 
-def _as_is(batch: Any) -> Any:
-    return batch
+def _collate(inputs: Callable[[Tensor], Tensor], samples: Sample, positions: list[int]) -> Sample:
+    label, target, index = (values[positions] for values in samples[1:])
+    return Sample(inputs(index), label, target, index)
 
 
 def _rank_and_processes() -> tuple[int, int]:

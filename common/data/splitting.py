@@ -1,24 +1,25 @@
 """Protocols by their names, those of :data:`PROTOCOLS` and functions of a user's own, from text to checked splits."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from common.data.functions import is_function, named_function
+from common.data.datasets import named_function
 from common.data.protocols import PROTOCOLS, Indices, Splits
 from common.errors import InputError
 
 
-def parse_protocol(text: str) -> dict[str, Any]:
+def parse_protocol(text: str, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The name and the options of a protocol as it is written on the command line and in a record.
 
     Args:
         text: ``name[,option=value]…`` with a key of :data:`PROTOCOLS` or ``module:function``. Several ``anomalous`` classes,
             by number or name, are joined by ``+``. Options of a user's own function are read as YAML.
+        arguments: More options, over which those of the text win; those that are None are left out.
 
     Returns:
         ``protocol``, the name, and the options as arguments of :class:`common.data.OneClassDataModule`.
@@ -31,39 +32,15 @@ def parse_protocol(text: str) -> dict[str, Any]:
         {'protocol': 'standard', 'contamination': 0.01, 'anomalous': '3+5'}
     """
     name, *pairs = text.split(",")
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        key, _, value = pair.partition("=")
-        options[key] = value
-    check_options(name, options)
-    for key, value in options.items():
+    written = {key: value for key, _, value in (pair.partition("=") for pair in pairs)}
+    options = {key: value for key, value in (arguments or {}).items() if value is not None}
+    _check_options(name, [*options, *written])
+    for key, value in written.items():
         try:
             options[key] = _read_option(name, key, value)
-        except ValueError:
+        except (ValueError, yaml.YAMLError):
             raise InputError(f"'{value}' is no value for {key} in protocol '{text}'") from None
     return {"protocol": name, **options}
-
-
-def check_options(protocol: str, options: Iterable[str]) -> None:
-    """Refuses what a protocol does not know.
-
-    Args:
-        protocol: A key of :data:`PROTOCOLS` or ``module:function``.
-        options: Names of keyword arguments, without ``seed``.
-
-    Raises:
-        InputError: Unknown protocol or option.
-
-    Example:
-        >>> check_options("proportion", ["share", "val_fraction"])
-    """
-    parameters = list(inspect.signature(_function(protocol)).parameters.values())[3:]
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    known = [parameter.name for parameter in parameters if parameter.name != "seed"]
-    for option in options:
-        if option not in known:
-            raise InputError(f"protocol '{protocol}' has no option '{option}': {', '.join(known) or 'it has none'}")
 
 
 def split(
@@ -76,13 +53,8 @@ def split(
 ) -> Splits:
     """The splits of a protocol by its name, each part in ascending order, without repetition in validation and test.
 
-    Args:
-        protocol: A key of :data:`PROTOCOLS` or ``module:function``.
-        targets: See the module's docstring, as ``official_test`` and ``normal``.
-        official_test: See ``targets``.
-        normal: See ``targets``.
-        seed: Of the protocol's random choices.
-        options: Its other keyword arguments.
+    The protocol is a key of :data:`PROTOCOLS` or ``module:function``. It is called with the other arguments, which
+    :mod:`common.data.protocols` describes.
 
     Raises:
         InputError: What the protocol refuses, or a function that returns no splits.
@@ -102,21 +74,28 @@ def split(
 
 
 def _function(protocol: str) -> Callable[..., Any]:
-    if is_function(protocol):
+    if ":" in protocol:
         return named_function(protocol)
     if protocol not in PROTOCOLS:
         raise InputError(f"unknown protocol '{protocol}': choose from {', '.join(PROTOCOLS)}, or give my_module:function")
     return PROTOCOLS[protocol]
 
 
+def _check_options(protocol: str, options: Sequence[str]) -> None:
+    parameters = list(inspect.signature(_function(protocol)).parameters.values())[3:]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters if parameter.name != "seed"]
+    for option in options:
+        if option not in known:
+            raise InputError(f"protocol '{protocol}' has no option '{option}': {', '.join(known) or 'it has none'}")
+
+
 def _read_option(protocol: str, key: str, value: str) -> Any:
     if key == "anomalous":
         return value  # names are known to the data module alone, and "+" may be part of one
-    if is_function(protocol):
-        try:
-            return yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(value) from error
+    if ":" in protocol:
+        return yaml.safe_load(value)
     return int(value) if key == "limit" else float(value)
 
 

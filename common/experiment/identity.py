@@ -15,7 +15,7 @@ from typing import Any
 
 from common.data import content_digest, dataset_label, load
 from common.data.datamodule import default_root
-from common.data.functions import is_function, named_function
+from common.data.datasets import named_function
 from common.errors import InputError
 from common.module import OneClassModule
 from common.presets import REPOSITORY, Config
@@ -127,7 +127,7 @@ def _digest_of(class_path: str, protocol: str) -> str:
     if class_path != "classical":
         roots += class_files(import_class(class_path))
     name = protocol.partition(",")[0]
-    if is_function(name):
+    if ":" in name:
         roots.append(Path(inspect.getfile(named_function(name))))
     shared = (path for pattern in (CLASSICAL if class_path == "classical" else SHARED) for path in COMMON.glob(pattern))
     digests = [file_digest(path) for path in [*sorted(shared), *sorted(_reachable(roots), key=lambda path: path.name)]]
