@@ -31,9 +31,8 @@ from common.training.watcher import Watcher
 class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """A method of this package with scikit-learn's interface of an outlier detector.
 
-    ``X`` is a table ``(N, F)``, for which the nets are dense, or images ``(N, H, W)`` or ``(N, C, H, W)``. It is scaled as any
-    data set is, see :class:`common.data.Preprocessing`: each column of a table by its range in training, float images by
-    the range of all training pixels, ``uint8`` images by 255. Later samples may lie outside of these ranges.
+    ``X`` is a table ``(N, F)``, for which the nets are dense, or images ``(N, H, W)`` or ``(N, C, H, W)``. It is scaled as
+    :class:`common.data.Preprocessing` scales any data set.
 
     The signs are scikit-learn's: higher scores are more normal, an outlier has a negative decision and the label -1. The
     last epoch is taken, whatever the preset's rule, and nothing is written. Scores are computed in double precision, so that
@@ -41,11 +40,11 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         method: A package with ``configs/<preset>.yaml``, such as ``autoencoder``.
-        preset: The YAML's name; ``<preset>.vectors.yaml`` for tables, then ``<preset>.digits.yaml`` for anything, is taken
-            where there is one. A preset's image size and channels hold for images.
-        contamination: ``auto``: samples are held out, and the threshold is the module's ``threshold_quantile`` of their
-            scores, so that about 5 % of fresh normal samples are called outliers. A share in (0, 0.5]: nothing is held out,
-            and as many of the training samples are called outliers.
+        preset: The YAML's name; ``<preset>.vectors.yaml`` for tables, then ``<preset>.digits.yaml``, is taken where there is
+            one.
+        contamination: ``auto``: the threshold is the module's ``threshold_quantile`` of the scores of held-out samples, so
+            that about 5 % of fresh normal samples are called outliers. A share in (0, 0.5]: nothing is held out, and as many
+            of the training samples are called outliers.
         val_fraction: The share that is held out for ``auto``, in (0, 1); the preset's by default, or 0.1.
         max_epochs: Instead of the preset's.
         batch_size: Instead of the preset's, at least 2.
@@ -65,8 +64,7 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     Raises:
         InputError: Unknown method, preset or argument of the module, or a shape that does not fit; a ``ValueError``.
-        ValueError: What scikit-learn says of NaN, infinity, complex numbers, strings, fewer than 3 samples or parameters out
-            of their range; likewise ``TypeError`` of sparse matrices and of parameters of another type.
+        ValueError: Samples or parameters that scikit-learn refuses; ``TypeError`` for those of a wrong type.
         NonFiniteLossError: Training has diverged.
 
     Example:
@@ -108,7 +106,7 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """Trains on samples that are taken as normal, at least 3; ``y`` is ignored."""
         samples = self._validated(X, reset=True)
         variants = ("vectors", "digits") if samples.ndim == 2 else ("digits",)
-        config = read_preset(self.method, self.preset, *variants)
+        config = read_preset(f"{self.method}-{self.preset}", *variants)
         data, options = config.get("data", {}), config["trainer"]
         if self.max_epochs is not None:
             options["max_epochs"] = self.max_epochs
@@ -119,12 +117,9 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         held_out = self._held_out(len(samples), data.get("val_fraction", 0.1), random)
 
         self.shape_, self.batch_size_ = samples.shape[1:], batch_size
-        train = samples[~held_out]
-        size, channels = data.get("image_size"), data.get("channels")
-        unfitted = Preprocessing(
-            data.get("normalization", "unit"), data.get("class_mean", False), size and (size, size), channels
-        )
-        self._preprocessing = unfitted.fit(_as_stored(train))
+        train, size = samples[~held_out], data.get("image_size")
+        given = {name: data[name] for name in ("normalization", "class_mean", "channels") if name in data}
+        self._preprocessing = Preprocessing(**given, size=size and (size, size)).fit(_as_stored(train))
         with isolated(random.randint(2**31 - 1)), _silence():
             self.module_ = self._trained(train, config["model"], options)
 
@@ -159,10 +154,9 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def set_params(self, **params: Any) -> "OneClassEstimator":
         """Sets parameters; a name that is none of the estimator's own is an argument of the module."""
-        own = super().get_params()
+        own = {name: params[name] for name in super().get_params() if name in params}
         self._overrides = self._overrides | {name: value for name, value in params.items() if name not in own}
-        super().set_params(**{name: value for name, value in params.items() if name in own})
-        return self
+        return super().set_params(**own)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -205,16 +199,9 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             raise InputError(f"{cls.__name__} has no argument {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
         shape = next(self._inputs(X[:1])).shape[1:]
         module: OneClassModule = cls(shape=list(shape), **model["init_args"] | self._overrides)
-        trainer = Trainer(
-            **options,
-            accelerator=self.device,
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=self.verbose,
-            enable_model_summary=False,
-            callbacks=[Watcher()],
-        )
+        silent = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+        silent["enable_progress_bar"] = self.verbose
+        trainer = Trainer(**options, **silent, accelerator=self.device, devices=1, callbacks=[Watcher()])
         device = trainer.strategy.root_device
         frozen = (module.frozen() or nn.Identity()).to(device)
         x = torch.cat([frozen(images.to(device)) for images in self._inputs(X)])
@@ -234,14 +221,13 @@ def _as_stored(X: NDArray[Any]) -> Tensor:
 @contextmanager
 def _silence() -> Iterator[None]:
     """Lightning keeps its tips and warnings to itself."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
-    levels = [logger.level for logger in loggers]
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in ("pytorch_lightning", "lightning_fabric")}
     try:
-        for logger in loggers:
+        for logger in levels:
             logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)

@@ -39,6 +39,6 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str) -> None:
-    """Likewise, of a text."""
+    """Writes a text, see :func:`whole`."""
     with whole(path) as temporary:
         temporary.write_text(content)

@@ -138,7 +138,7 @@ def test_uint8_images_are_scaled_by_255_whatever_their_range():
 
 @pytest.mark.parametrize("preset", ["small", "dcae", "dcae.cifar10"])
 def test_samples_are_scaled_as_those_of_a_data_set(table, preset):
-    data = read_preset("autoencoder", preset)["data"]
+    data = read_preset(f"autoencoder-{preset}")["data"]
     for x in (table, ZEROS, (ZEROS * 15).astype(np.uint8)):
         detector = quick(preset=preset, max_epochs=1, contamination=0.1, batch_size=400).fit(x)
         stored = image_data(x, np.zeros(len(x), int)).images

@@ -33,8 +33,8 @@ class OneClassDataModule(LightningDataModule):
 
     A set that fits into ``memory_gib`` as floats is preprocessed once and stays on the module's device. A larger one is
     streamed from its files by ``workers`` processes. If the module has frozen layers, hand them over before ``setup``
-    (``data.extractor = module.frozen()``, as the ``oneclass`` command does): batches then hold their features, which are
-    computed once for the whole data set and cached in a file, see :func:`common.data.features.features`.
+    (``data.extractor = module.frozen()``, as the ``oneclass`` command does): batches then hold their features, see
+    :func:`common.data.features.features`.
 
     Args:
         dataset: A key of :data:`common.data.datasets.DATASETS`, a ``.npz`` or ``module:function``, see
@@ -53,8 +53,7 @@ class OneClassDataModule(LightningDataModule):
         eval_batch_size: Of validation, test and prediction; scores do not depend on it.
         image_size: Height and width, or one number for both; the data's own by default. Tables ignore it.
         channels: 1 or 3; the data's own by default. Tables ignore it.
-        normalization: ``unit`` [0, 1], ``symmetric`` [-1, 1] or Deep SVDD's ``gcn``, after the scaling that
-            :class:`common.data.transforms.Preprocessing` describes.
+        normalization: ``unit``, ``symmetric`` or ``gcn``, see :class:`common.data.Preprocessing`.
         class_mean: Subtract the mean training image.
         memory_gib: Above this size a split is streamed instead of kept.
         workers: Processes that decode a streamed set; as many as there are cores by default.
@@ -64,8 +63,7 @@ class OneClassDataModule(LightningDataModule):
         cached_features: Those features, ``(N, F)`` of the whole data set.
 
     Raises:
-        InputError: For everything a user can get wrong, see :mod:`common.data.datasets` and
-            :mod:`common.data.protocols`.
+        InputError: For everything a user can get wrong.
 
     Example:
         >>> data = OneClassDataModule("digits", normal=3, batch_size=32)
@@ -119,12 +117,7 @@ class OneClassDataModule(LightningDataModule):
 
     @classmethod
     def of(cls, data: ImageData, name: str = "arrays", **options: Any) -> "OneClassDataModule":
-        """A data module of a data set in memory.
-
-        Args:
-            data: Such as :func:`common.data.image_data` makes.
-            name: What the data set is called.
-            **options: Arguments of the class.
+        """A data module of a data set in memory, such as :func:`common.data.image_data` makes; the options are the class's.
 
         Raises:
             InputError: The data set's parts contradict each other.
@@ -200,11 +193,7 @@ class OneClassDataModule(LightningDataModule):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What happens to a sample before a module sees it; it travels with the checkpoint.
-
-        ``stored`` is ``(C, H, W)`` of the images as decoded or ``(F,)`` of a row, ``preprocessing`` the fields of
-        :class:`Preprocessing`.
-        """
+        """What :class:`common.deploy.load.Detector` needs of a checkpoint: the stored shape and the preprocessing's fields."""
         return {"stored": list(self.data.images.shape[1:]), "preprocessing": vars(self.preprocessing)}
 
     def train_dataloader(self) -> Loader:

@@ -8,32 +8,21 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from common.data.images import Images, is_table
+from common.data.images import IMAGES_PER_PART, Images, Size, is_table
 
 Normalization = Literal["unit", "symmetric", "gcn"]
 
-IMAGES_PER_PART = 1000
 FURTHEST = 1e9
 """Scaled values of tables and float images are clipped here, so that any finite number stays finite in single precision."""
 
 
-def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, antialiased resize of ``(B, C, H, W)`` images to ``size = (height, width)``; the type is kept.
-
-    Example:
-        >>> resize(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), (28, 20)).shape
-        torch.Size([2, 1, 28, 20])
-    """
+def resize(images: Tensor, size: Size) -> Tensor:
+    """Bilinear, antialiased resize of ``(B, C, H, W)`` images to ``size = (height, width)``; the type is kept."""
     return images if tuple(images.shape[-2:]) == size else tv.resize(images, list(size), antialias=True)
 
 
 def to_channels(images: Tensor, channels: int) -> Tensor:
-    """Grey from RGB (ITU-R 601 luma), or three equal channels from grey; ``(B, C, H, W)`` in, ``(B, channels, H, W)`` out.
-
-    Example:
-        >>> to_channels(torch.ones(2, 3, 4, 4, dtype=torch.uint8), 1).shape
-        torch.Size([2, 1, 4, 4])
-    """
+    """Grey from RGB (ITU-R 601 luma), or three equal channels from grey; ``(B, C, H, W)`` in, ``(B, channels, H, W)`` out."""
     if images.shape[1] == channels:
         return images
     return tv.rgb_to_grayscale(images) if channels == 1 else images.expand(-1, channels, -1, -1)
@@ -42,11 +31,8 @@ def to_channels(images: Tensor, channels: int) -> Tensor:
 def global_contrast_normalization(images: Tensor) -> Tensor:
     """Each sample minus its own mean, divided by its own mean absolute deviation.
 
-    The statistics run over all pixels and channels of an image, or all columns of a row, together: the L1 variant that Deep
-    SVDD (Ruff et al., ICML 2018) applies. A constant sample becomes zeros.
-
-    Args:
-        images: ``(B, C, H, W)`` or ``(B, F)`` float.
+    The statistics run over all pixels and channels of images ``(B, C, H, W)``, or all columns of rows ``(B, F)``, together: the
+    L1 variant that Deep SVDD (Ruff et al., ICML 2018) applies. A constant sample becomes zeros.
 
     Example:
         >>> out = global_contrast_normalization(torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]]))
@@ -72,15 +58,12 @@ class Preprocessing:
     CIFAR-10 experiments).
 
     Attributes:
-        normalization: See above.
-        class_mean: See above.
         size: ``(height, width)`` to which images are resized; tables ignore it.
         channels: 1 or 3, to which images are converted; tables ignore it.
-        low: The smallest value after global contrast normalisation.
-        high: The largest.
+        low: The smallest value after global contrast normalisation, ``high`` the largest.
         mean: The mean training sample.
         minimum: The smallest stored value, ``()`` of float images or ``(F,)`` of a table; None for ``uint8`` images.
-        span: The largest stored value minus the smallest, likewise; 1 where they are equal.
+        span: The largest stored value minus the smallest; 1 where they are equal.
 
     Example:
         >>> images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
@@ -91,7 +74,7 @@ class Preprocessing:
 
     normalization: Normalization = "unit"
     class_mean: bool = False
-    size: tuple[int, int] | None = None
+    size: Size | None = None
     channels: int | None = None
     low: float = 0.0
     high: float = 1.0
@@ -100,11 +83,9 @@ class Preprocessing:
     span: Tensor | None = None
 
     def fit(self, images: Images, indices: Tensor | None = None) -> "Preprocessing":
-        """A copy that has seen the training samples.
+        """A copy that has seen the training samples, those at ``indices``, or all of ``(N, C, H, W)`` or ``(N, F)``.
 
-        Args:
-            images: ``(N, C, H, W)`` images or ``(N, F)`` rows; they are read in parts, and only if there is something to fit.
-            indices: Which of them are training samples; all by default.
+        They are read in parts, and only if there is something to fit.
         """
         parts = (torch.arange(images.shape[0]) if indices is None else indices).split(IMAGES_PER_PART)
         fitted = replace(self, minimum=None, span=None)

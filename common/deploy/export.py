@@ -3,7 +3,6 @@
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,13 +24,7 @@ ANY_BATCH = ({0: torch.export.Dim("batch", min=1)},)
 
 
 class ChosenScore(nn.Module):
-    """A module's ``forward`` without what Lightning adds to it: ``(B, *shape)`` to ``(B,)``.
-
-    Example:
-        >>> from autoencoder import Autoencoder
-        >>> ChosenScore(Autoencoder(shape=(1, 8, 8)))(torch.rand(4, 1, 8, 8)).shape
-        torch.Size([4])
-    """
+    """A module's ``forward``, ``(B, *shape)`` to ``(B,)``, without what Lightning adds to it."""
 
     def __init__(self, module: OneClassModule) -> None:
         super().__init__()
@@ -50,11 +43,10 @@ def metadata(detector: Detector) -> dict[str, Any]:
     ``preprocessing`` leads from these to those, as the fields of :class:`common.data.transforms.Preprocessing`. ``threshold``
     is the score from which on an image is anomalous, null where the checkpoint has none.
     """
-    module, preprocessing = detector.module, asdict(detector.preprocessing)
-    threshold = float(module.threshold)
-    for name, value in preprocessing.items():
-        if isinstance(value, Tensor):
-            preprocessing[name] = value.tolist()
+    module, threshold = detector.module, float(detector.module.threshold)
+    preprocessing = {}
+    for name, value in vars(detector.preprocessing).items():
+        preprocessing[name] = value.tolist() if isinstance(value, Tensor) else value
     return {
         "method": type(module).__qualname__,
         "score": module.hparams["score"],
@@ -127,15 +119,8 @@ def _read_torch(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float6
 
 
 def _write_onnx(net: ChosenScore, example: Tensor, about: str, path: Path) -> None:
-    exported = torch.onnx.export(
-        net,
-        (example,),
-        dynamo=True,
-        input_names=["image"],
-        output_names=["score"],
-        dynamic_shapes=ANY_BATCH,
-        verbose=False,
-    )
+    names = {"input_names": ["image"], "output_names": ["score"]}
+    exported = torch.onnx.export(net, (example,), dynamo=True, dynamic_shapes=ANY_BATCH, verbose=False, **names)
     assert exported is not None
     exported.model.metadata_props["oneclass"] = about
     exported.save(path)

@@ -1,8 +1,8 @@
 """Trained detectors, from their checkpoints: tensors and plain values, never code."""
 
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -78,9 +78,8 @@ def load_detector(path: Path, device: torch.device | str = "cpu") -> Detector:
 
 
 def _method(path: Path, class_path: str) -> type[OneClassModule]:
-    module, _, name = class_path.rpartition(".")
     try:
-        cls = getattr(importlib.import_module(module), name)
+        cls = resolve_name(class_path)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"{path} wants the method {class_path or '?'}, which cannot be imported: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, OneClassModule)):
