@@ -199,9 +199,9 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             raise InputError(f"{cls.__name__} has no argument {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
         shape = next(self._inputs(X[:1])).shape[1:]
         module: OneClassModule = cls(shape=list(shape), **model["init_args"] | self._overrides)
-        silent = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-        silent["enable_progress_bar"] = self.verbose
-        trainer = Trainer(**options, **silent, accelerator=self.device, devices=1, callbacks=[Watcher()])
+        options |= {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+        options |= {"accelerator": self.device, "devices": 1, "enable_progress_bar": self.verbose}
+        trainer = Trainer(**options, callbacks=[Watcher()])
         device = trainer.strategy.root_device
         frozen = (module.frozen() or nn.Identity()).to(device)
         x = torch.cat([frozen(images.to(device)) for images in self._inputs(X)])

@@ -95,10 +95,7 @@ def save_arrays(
 def load_arrays(path: Path) -> ImageData:
     """The data set in a ``.npz`` with ``X_train, y_train, X_test, y_test``, or ``X, y`` if there is no official test set.
 
-    An array ``classes`` holds the classes' names, see :func:`image_data`.
-
-    Raises:
-        InputError: No such file, one that cannot be read, missing arrays, or what :func:`image_data` refuses.
+    An array ``classes`` holds the classes' names. An InputError says what is missing or does not fit.
     """
     if not path.is_file():
         raise InputError(f"no data set {path}: there is no such file")
@@ -120,11 +117,7 @@ def load_arrays(path: Path) -> ImageData:
 
 
 def checked(data: object) -> ImageData:
-    """A data set whose parts fit each other, with arrays in place of what only resembles them.
-
-    Raises:
-        InputError: It is no :class:`ImageData`, or its parts contradict each other.
-    """
+    """A data set whose parts fit each other, with arrays in place of what only resembles them; else an InputError."""
     if not isinstance(data, ImageData):
         raise InputError(f"a {type(data).__name__} is no data set: give an ImageData, such as common.data.image_data makes")
     images: Images = data.images

@@ -17,15 +17,13 @@ from common.data.datasets import dataset_label, load
 from common.data.features import Extractor, features, writable_folder
 from common.data.images import ImageData, Images, Size, is_table
 from common.data.loaders import Loader, ResidentLoader, Sample, streamed
-from common.data.protocols import Splits
+from common.data.protocols import Indices, Splits
 from common.data.splitting import parse_protocol, split
 from common.data.transforms import Normalization, Preprocessing
 from common.errors import InputError
 
 Classes = str | int | list[str | int]
 """Classes by name or number; in one text they are joined by ``+``. ``str`` comes first: the parser keeps ``01`` as it is."""
-
-Stage = Literal["train", "val", "test"]
 
 
 class OneClassDataModule(LightningDataModule):
@@ -57,10 +55,6 @@ class OneClassDataModule(LightningDataModule):
         class_mean: Subtract the mean training image.
         memory_gib: Above this size a split is streamed instead of kept.
         workers: Processes that decode a streamed set; as many as there are cores by default.
-
-    Attributes:
-        extractor: Frozen layers whose features the batches hold, or None.
-        cached_features: Those features, ``(N, F)`` of the whole data set.
 
     Raises:
         InputError: For everything a user can get wrong.
@@ -111,9 +105,8 @@ class OneClassDataModule(LightningDataModule):
         self.preprocessing = Preprocessing(normalization, class_mean, self.size, channels)
         self.extractor: Extractor | None = None
         self._loaded_for: Extractor | None = None
-        self.cached_features: NDArray[np.float32] | None = None
         self._inputs: Callable[[Tensor], Tensor]
-        self._loaders: dict[Stage, Loader] = {}
+        self._loaders: dict[str, Loader] = {}
 
     @classmethod
     def of(cls, data: ImageData, name: str = "arrays", **options: Any) -> "OneClassDataModule":
@@ -179,17 +172,17 @@ class OneClassDataModule(LightningDataModule):
             return
         self._loaded_for = self.extractor
         self.preprocessing = self.preprocessing.fit(self.data.images, torch.from_numpy(self.splits.train))
-        self._inputs, self.cached_features = partial(_preprocessed, self.data.images, self.preprocessing), None
+        self._inputs, shape = partial(_preprocessed, self.data.images, self.preprocessing), self.shape
         if self.extractor is not None:
             if is_table(self.data.images):
                 raise InputError(f"'{self.dataset}' is a table, and a backbone takes images: choose a method without one")
             folder, label = writable_folder(self.root, self.dataset, _cache()), dataset_label(self.dataset)
-            self.cached_features = features(self.extractor, self.data.images, self.preprocessing, folder, label, self._device)
-            self._inputs = partial(_rows, self.cached_features)
+            cached = features(self.extractor, self.data.images, self.preprocessing, folder, label, self._device)
+            self._inputs, shape = partial(_rows, cached), cached.shape[1:]
         self._loaders = {
-            "train": self._loader(self.splits.train, self.batch_size, shuffle=True),
-            "val": self._loader(self.splits.val, self.eval_batch_size, shuffle=False),
-            "test": self._loader(self.splits.test, self.eval_batch_size, shuffle=False),
+            "train": self._loader(self.splits.train, shape, self.batch_size, shuffle=True),
+            "val": self._loader(self.splits.val, shape, self.eval_batch_size, shuffle=False),
+            "test": self._loader(self.splits.test, shape, self.eval_batch_size, shuffle=False),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -216,20 +209,19 @@ class OneClassDataModule(LightningDataModule):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
-    def images(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
+    def images(self, indices: Sequence[int] | Indices) -> Tensor:
         """Preprocessed images ``(B, C, H, W)``, or rows ``(B, F)``, of given data-set indices, on the CPU."""
         return _preprocessed(self.data.images, self.preprocessing, torch.as_tensor(np.asarray(indices)))
 
-    def inputs(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
+    def inputs(self, indices: Sequence[int] | Indices) -> Tensor:
         """What batches hold of given data-set indices, on the CPU: images, or features of frozen layers."""
         return self._inputs(torch.as_tensor(np.asarray(indices)))
 
-    def _loader(self, indices: NDArray[np.int64], batch_size: int, shuffle: bool) -> Loader:
+    def _loader(self, indices: Indices, shape: tuple[int, ...], batch_size: int, shuffle: bool) -> Loader:
         index = torch.from_numpy(indices)
         target = torch.from_numpy(self.data.targets[indices])
         label = torch.from_numpy(~np.isin(self.data.targets[indices], self.normal)).long()
         samples = Sample(torch.empty(0), label, target, index)
-        shape = self.shape if self.cached_features is None else self.cached_features.shape[1:]
         if 4 * len(indices) * np.prod(shape) > self.memory_gib * 2**30:
             return streamed(self._inputs, samples, batch_size, shuffle, self.workers or 0)
         image = torch.empty(len(indices), *shape)

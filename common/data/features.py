@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -54,7 +54,7 @@ def features(
         extractor: The frozen layers.
         images: Of the data set.
         preprocessing: Fitted.
-        folder: Where the file is, or will be.
+        folder: Of the file.
         name: The beginning of the file's name.
         device: Where to compute.
 
@@ -110,14 +110,12 @@ def ahead(read: Callable[[Part], Whole], parts: Sequence[Part]) -> Iterator[Whol
         ['A', 'B']
     """
     with ThreadPoolExecutor(1) as thread:
-        waiting: Future[Whole] | None = None
-        for part in parts:
-            following = thread.submit(read, part)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()
+        waiting = [thread.submit(read, part) for part in parts[:1]]
+        for part in parts[1:]:
+            waiting.append(thread.submit(read, part))
+            yield waiting.pop(0).result()
+        for last in waiting:
+            yield last.result()
 
 
 def writable_folder(root: Path, dataset: str, cache: Path) -> Path:

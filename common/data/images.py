@@ -4,6 +4,7 @@ import hashlib
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -30,22 +31,22 @@ class Images(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """``torch.uint8`` or a float type."""
+        """Unsigned bytes or a float type."""
 
     def __getitem__(self, indices: Tensor, /) -> Tensor:
         """``(B,)`` indices to ``(B, C, H, W)`` or ``(B, F)`` samples."""
 
 
 class ImageData(NamedTuple):
-    """A data set: images, the class of each, whether each is in the official test set, and the classes' names.
+    """A data set.
 
     Attributes:
         images: ``(N, C, H, W)`` images or a table ``(N, F)``, ``uint8`` or float.
         targets: ``(N,)`` class numbers.
         official_test: ``(N,)``, true in the data set's own test set; nowhere true if it has none.
         classes: The name of each class number.
-        groups: ``(N,)`` group numbers (0, 1, …) where images are parts of something larger that is split and judged as one,
-            such as a video frame. All images of a group share their class and their official part.
+        groups: ``(N,)`` group numbers where images are parts of something larger that is split and judged as one, such as a
+            video frame. All images of a group share their class and their official part.
     """
 
     images: Images
@@ -106,8 +107,7 @@ class ImageFiles:
         boxes: For each file the part to use, as left, top, right, bottom, or None for all of it. Boxes need a ``size``.
 
     Raises:
-        InputError: Some files cannot be read (the message names them all), or a file has another size although ``size`` is not
-            given.
+        InputError: Files cannot be read (the message names them all), or have several sizes although no ``size`` is given.
     """
 
     dtype = torch.uint8
@@ -123,9 +123,8 @@ class ImageFiles:
         self.resize = size is not None
         if size is None or channels is None:
             first = _open(paths[0])
-            is_grey = first.mode in {"1", "L", "F"}
             size = size or (first.height, first.width)
-            channels = channels or (1 if is_grey else 3)
+            channels = channels or (1 if first.mode in {"1", "L", "F"} else 3)
         self.size, self.channels = size, channels
 
     @property
@@ -155,7 +154,7 @@ class ImageFiles:
         if self.boxes and (box := self.boxes[index]):
             image = image.crop(box)
         height, width = self.size
-        if (image.height, image.width) != self.size:
+        if image.size != (width, height):
             if not self.resize:
                 raise InputError(
                     f"{path} is {image.height}x{image.width} and the first image {height}x{width}: give image_size"
@@ -206,15 +205,11 @@ def class_folders(root: Path, size: Size | None, channels: int | None, pattern: 
     """
     has_split = (root / "train").is_dir() and (root / "test").is_dir()
     parts = [root / "train", root / "test"] if has_split else [root]
-    names: set[str] = set()
-    for part in parts:
-        names.update(path.name for path in part.glob(pattern) if path.is_dir() and not path.name.startswith("."))
-    classes = tuple(sorted(names))
+    entries = chain.from_iterable(part.glob(pattern) for part in parts)
+    classes = tuple(sorted({path.name for path in entries if path.is_dir() and not path.name.startswith(".")}))
     if not classes:
         raise InputError(f"{root} has no class folders: ROOT/<class>/ or ROOT/{{train,test}}/<class>/ is expected")
-    paths: list[Path] = []
-    targets: list[int] = []
-    official_test: list[bool] = []
+    paths, targets, official_test = list[Path](), list[int](), list[bool]()
     for part in parts:
         for target, name in enumerate(classes):
             files = image_files(part / name)
@@ -225,11 +220,7 @@ def class_folders(root: Path, size: Size | None, channels: int | None, pattern: 
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files of a class folder in the order of their names, without hidden ones.
-
-    Raises:
-        InputError: There are none.
-    """
+    """The image files of a class folder, at least one, in the order of their names, without hidden ones."""
     entries = folder.iterdir() if folder.is_dir() else ()
     files = sorted(path for path in entries if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
     if not files:

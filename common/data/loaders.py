@@ -118,14 +118,9 @@ def in_order(loader: Any) -> Iterator[Sample]:
 def streamed(
     inputs: Callable[[Tensor], Tensor], samples: Sample, batch_size: int, shuffle: bool, workers: int
 ) -> DataLoader[Sample]:
-    """Batches of what ``inputs`` makes of their indices in worker processes; the order is that of :class:`ResidentLoader`.
+    """Batches of :class:`ResidentLoader`, whose ``image`` is made in worker processes, or in this one if there are none.
 
-    Args:
-        inputs: ``(B,)`` indices to ``(B, *shape)`` images or features.
-        samples: All the samples, whose ``image`` is not used.
-        batch_size: The last batch is smaller if it does not divide.
-        shuffle: In the order of :class:`EpochSampler`.
-        workers: Their number; 0 for this process.
+    ``inputs`` makes it of indices ``(B,)``; that of ``samples`` is not used.
     """
     positions = range(len(samples.index))
     return DataLoader(

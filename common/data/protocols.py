@@ -15,7 +15,7 @@ protocols of :data:`PROTOCOLS`:
 * ``anomalous``: the classes that count as anomalies, in contamination and test; all others by default.
 
 All raise :class:`common.errors.InputError` for a share outside its range, a class without samples or too few anomalies.
-A protocol of a user's own is such a function, see :mod:`common.data.splitting`. Nothing here knows about images.
+A protocol of a user's own is such a function. Nothing here knows about images.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from common.errors import InputError
 
 Indices = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
 class Splits(NamedTuple):
@@ -39,7 +40,7 @@ class Splits(NamedTuple):
 
 def standard(
     targets: Indices,
-    official_test: NDArray[np.bool_],
+    official_test: Mask,
     normal: Sequence[int],
     *,
     val_fraction: float = 0.1,
@@ -71,7 +72,7 @@ def standard(
 
 def balanced(
     targets: Indices,
-    official_test: NDArray[np.bool_],
+    official_test: Mask,
     normal: Sequence[int],
     *,
     val_fraction: float = 0.1,
@@ -105,7 +106,7 @@ def balanced(
 
 def proportion(
     targets: Indices,
-    official_test: NDArray[np.bool_],
+    official_test: Mask,
     normal: Sequence[int],
     *,
     share: float = 0.5,
@@ -124,10 +125,8 @@ def proportion(
         >>> round(float((targets[splits.test] != 3).mean()), 2)
         0.19
     """
-    splits = standard(
-        targets, official_test, normal,
-        val_fraction=val_fraction, contamination=contamination, anomalous=anomalous, seed=seed,
-    )  # fmt: skip
+    common = {"val_fraction": val_fraction, "contamination": contamination, "anomalous": anomalous, "seed": seed}
+    splits = standard(targets, official_test, normal, **common)  # type: ignore[arg-type]
     is_normal = np.isin(targets[splits.test], normal)
     normals, anomalies = splits.test[is_normal], splits.test[~is_normal]
     chosen = _draw(anomalies, share, len(normals), np.random.default_rng(seed))
@@ -136,7 +135,7 @@ def proportion(
 
 def in_sample(
     targets: Indices,
-    official_test: NDArray[np.bool_],
+    official_test: Mask,
     normal: Sequence[int],
     *,
     val_fraction: float = 0.2,
@@ -146,9 +145,8 @@ def in_sample(
 ) -> Splits:
     """Outliers are sought in the very data that was trained on: contaminated, unlabelled (the published MNIST recipe).
 
-    The normal classes' official training samples and ``contamination`` times as many anomalies are pooled; a share of
-    the pool gives no gradients; the threshold and the test use the whole pool, so validation is *not* normal-only here.
-    No official test set is needed.
+    The normal classes' official training samples and ``contamination`` times as many anomalies are pooled. A share of the pool
+    gives no gradients. The threshold and the test use the whole pool, so validation is *not* normal-only here.
 
     Example:
         >>> targets = np.arange(1000) % 10
@@ -167,7 +165,7 @@ def in_sample(
 
 def no_split(
     targets: Indices,
-    official_test: NDArray[np.bool_],
+    official_test: Mask,
     normal: Sequence[int],
     *,
     share: float | None = None,
@@ -212,9 +210,7 @@ PROTOCOLS: dict[str, Callable[..., Splits]] = {
 }
 
 
-def _roles(
-    targets: Indices, normal: Sequence[int], anomalous: Sequence[int] | None
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _roles(targets: Indices, normal: Sequence[int], anomalous: Sequence[int] | None) -> tuple[Mask, Mask]:
     is_normal = np.isin(targets, normal)
     if not is_normal.any():
         raise InputError(f"no sample belongs to the normal class {'+'.join(map(str, normal))}")

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from common.data.datasets import named_function
-from common.data.protocols import PROTOCOLS, Indices, Splits
+from common.data.protocols import PROTOCOLS, Indices, Mask, Splits
 from common.errors import InputError
 
 
@@ -20,9 +19,6 @@ def parse_protocol(text: str, arguments: Mapping[str, Any] | None = None) -> dic
         text: ``name[,option=value]…`` with a key of :data:`PROTOCOLS` or ``module:function``. Several ``anomalous`` classes,
             by number or name, are joined by ``+``. Options of a user's own function are read as YAML.
         arguments: More options, over which those of the text win; those that are None are left out.
-
-    Returns:
-        ``protocol``, the name, and the options as arguments of :class:`common.data.OneClassDataModule`.
 
     Raises:
         InputError: Unknown protocol or option, or a value that is no number.
@@ -46,7 +42,7 @@ def parse_protocol(text: str, arguments: Mapping[str, Any] | None = None) -> dic
 def split(
     protocol: str,
     targets: Indices,
-    official_test: NDArray[np.bool_],
+    official_test: Mask,
     normal: Sequence[int],
     seed: int = 0,
     options: Mapping[str, Any] | None = None,

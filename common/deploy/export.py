@@ -60,21 +60,18 @@ def metadata(detector: Detector) -> dict[str, Any]:
 def export(checkpoint: Path, format: Format, out: Path | None = None) -> Path:
     """Writes the program of a checkpoint's ``forward``: preprocessed images ``(B, C, H, W)`` to scores ``(B,)``, any B.
 
-    Before the file is kept it is read back and run, ONNX in onnxruntime, on random images in batches of 1, 3 and 8: it
-    has to agree with the module to 1e-4 of the largest score (or of 1, if all are smaller). :func:`metadata` travels in it,
-    as JSON: in ONNX as the model's property ``oneclass``, in a torch program as the extra file ``oneclass.json``.
+    The file is kept if, read back and run on random images, it agrees with the module to 1e-4 of the largest score (or of 1,
+    if all are smaller). :func:`metadata` travels in it as JSON: in ONNX as the model's property ``oneclass``, in a torch
+    program as the extra file ``oneclass.json``.
 
     Args:
         checkpoint: As ``oneclass fit`` or an experiment leaves it.
         format: ``onnx`` (wants the extra ``export``) or ``torch``.
         out: By default the checkpoint's name, ending in ``.onnx`` or ``.pt2``.
 
-    Returns:
-        Where the program is.
-
     Raises:
-        InputError: What :func:`common.deploy.load.load_detector` refuses, an unknown format, a package that is missing, a
-            program that differs from the module, or a place that cannot be written.
+        InputError: What :func:`common.deploy.load.load_detector` refuses, an unknown format, a missing package, a program that
+            differs from the module, or a place that cannot be written.
 
     Example:
         >>> export(Path("runs/fit/version_0/checkpoints/last.ckpt"), "onnx")  # doctest: +SKIP
@@ -119,8 +116,9 @@ def _read_torch(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float6
 
 
 def _write_onnx(net: ChosenScore, example: Tensor, about: str, path: Path) -> None:
-    names = {"input_names": ["image"], "output_names": ["score"]}
-    exported = torch.onnx.export(net, (example,), dynamo=True, dynamic_shapes=ANY_BATCH, verbose=False, **names)
+    exported = torch.onnx.export(
+        net, (example,), input_names=["image"], output_names=["score"], dynamic_shapes=ANY_BATCH, dynamo=True, verbose=False
+    )
     assert exported is not None
     exported.model.metadata_props["oneclass"] = about
     exported.save(path)

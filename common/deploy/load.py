@@ -15,11 +15,7 @@ from common.module import OneClassModule
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents, tensors and plain values only.
-
-    Raises:
-        InputError: No such file, or not a checkpoint, or one with pickled objects, which are never run.
-    """
+    """A checkpoint's contents; an InputError says that it is none or holds pickled objects, which are never run."""
     if not path.is_file():
         raise InputError(f"no checkpoint {path}")
     try:
@@ -57,8 +53,7 @@ def load_detector(path: Path, device: torch.device | str = "cpu") -> Detector:
     Nothing else is needed: neither the data, nor a backbone's weights.
 
     Raises:
-        InputError: What :func:`load_checkpoint` refuses, a method that is not installed, or contents that do not belong
-            together.
+        InputError: No such checkpoint, a method that is not installed, or contents that do not belong together.
 
     Example:
         >>> load_detector(Path("runs/fit/version_0/checkpoints/last.ckpt"))  # doctest: +SKIP
