@@ -35,8 +35,7 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     :class:`common.data.Preprocessing` scales any data set.
 
     The signs are scikit-learn's: higher scores are more normal, an outlier has a negative decision and the label -1. The
-    last epoch is taken, whatever the preset's rule, and nothing is written. Scores are computed in double precision, so that
-    they do not depend on the other samples of their batch.
+    last epoch is taken, whatever the preset's rule, and nothing is written.
 
     Args:
         method: A package with ``configs/<preset>.yaml``, such as ``autoencoder``.
@@ -55,8 +54,8 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         **overrides: Arguments of the module, such as ``latent=4``; they are parameters like the others, in a grid search too.
 
     Attributes:
-        module_: The trained :class:`~common.module.OneClassModule`, in eval mode and double precision; with ``auto`` its
-            ``calibration`` holds the held-out samples' scores.
+        module_: The trained :class:`~common.module.OneClassModule`, in eval mode and in double precision, in which scores do
+            not depend on the other samples of their batch.
         offset_: Minus the module's threshold; ``decision_function`` is ``score_samples`` minus this.
         shape_: Of a sample of ``X``.
         batch_size_: Of training and scoring.

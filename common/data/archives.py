@@ -22,30 +22,17 @@ from common.errors import DataMissingError, InputError
 
 
 class Archive(NamedTuple):
-    """Where the files of a published data set are.
-
-    Attributes:
-        read: Reads the folder.
-        layout: The files, as the message about a missing archive names them.
-        source: Where the archive can be had.
-        size: ``(height, width)`` of decoded files by default.
-        places: Folders below the root, of which the first that exists is read; the data set's name by default.
-    """
+    """How a published data set is read, and what the message says if it is missing."""
 
     read: Callable[[Path, Size, int], ImageData]
     layout: str
     source: str
-    size: Size = (224, 224)
-    places: tuple[str, ...] = ()
+    size: Size = (224, 224)  # of decoded files, by default
+    places: tuple[str, ...] = ()  # below the root; the first that exists is read; by default the data set's name
 
 
 def read_archive(name: str, root: Path, size: Size | None = None, channels: int | None = None) -> ImageData:
-    """The data set of a key of :data:`ARCHIVES` below ``root``, in three channels by default.
-
-    Raises:
-        DataMissingError: The archive is not there.
-        InputError: It is damaged or incomplete.
-    """
+    """A key of :data:`ARCHIVES` below ``root``, in three channels by default; a DataMissingError if it is not there."""
     archive = ARCHIVES[name]
     for place in archive.places or (name,):
         if (root / place).is_dir():

@@ -95,7 +95,7 @@ def digits(root: Path, size: Size | None = None, channels: int | None = None) ->
 
 
 def from_torchvision(name: str, root: Path, size: Size | None = None, channels: int | None = None) -> ImageData:
-    """A key of :data:`TORCHVISION`, downloaded where it is not there."""
+    """A key of :data:`TORCHVISION`, downloaded if it is not there."""
     try:
         parts = [TORCHVISION[name](str(root), train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError, URLError, ValueError, EOFError, AssertionError, KeyError, TypeError) as error:

@@ -103,12 +103,7 @@ def extract(
 
 
 def ahead(read: Callable[[Part], Whole], parts: Sequence[Part]) -> Iterator[Whole]:
-    """``read`` of each part in order; while one result is used, a thread makes the next.
-
-    Example:
-        >>> list(ahead(str.upper, ["a", "b"]))
-        ['A', 'B']
-    """
+    """``read`` of each part in order; while one result is used, a thread makes the next."""
     with ThreadPoolExecutor(1) as thread:
         waiting = [thread.submit(read, part) for part in parts[:1]]
         for part in parts[1:]:

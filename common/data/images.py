@@ -195,13 +195,10 @@ class Patches:
 
 
 def class_folders(root: Path, size: Size | None, channels: int | None, pattern: str = "*") -> ImageData:
-    """A tree of image files, ``ROOT/{train,test}/<class>/`` or ``ROOT/<class>/``, with the classes in alphabetical order.
+    """A tree of :class:`ImageFiles`, ``ROOT/{train,test}/<class>/`` or ``ROOT/<class>/``; classes in alphabetical order.
 
-    Hidden folders and files, and files that are no images, are ignored; ``pattern`` says which folders are classes. The
-    images are :class:`ImageFiles` of ``size`` and ``channels``.
-
-    Raises:
-        InputError: There are no class folders, or one is empty.
+    Hidden folders and files, and files that are no images, are ignored. Without class folders, or where one is empty, an
+    InputError is raised.
     """
     has_split = (root / "train").is_dir() and (root / "test").is_dir()
     parts = [root / "train", root / "test"] if has_split else [root]

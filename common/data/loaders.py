@@ -26,8 +26,8 @@ class Sample(NamedTuple):
 class EpochSampler(Sampler[int]):
     """A new order in each epoch that depends on nothing but the global seed and the epoch: a resumed run repeats it.
 
-    Batch norm cannot train on a batch of one sample. Where the last batch of a shuffled epoch would be such a batch, it is
-    left out; another epoch leaves out another sample.
+    A last batch of one sample is left out of a shuffled epoch, because batch norm cannot train on it; another epoch leaves
+    out another sample.
 
     The processes of a distributed run share the order: their k-th batches together are the k-th batch of one process whose
     batches are as many times larger. All processes get equally many samples. The remainder is left out of a shuffled epoch,
@@ -100,14 +100,7 @@ Loader = ResidentLoader | DataLoader[Sample]
 
 
 def in_order(loader: Any) -> Iterator[Sample]:
-    """Every sample of a training loader once, unshuffled, the same in every process of a distributed run.
-
-    Example:
-        >>> n = torch.arange(5)
-        >>> loader = ResidentLoader(Sample(torch.rand(5, 1, 4, 4), n * 0, n, n), batch_size=2, shuffle=True)
-        >>> [batch.index.tolist() for batch in in_order(loader)]
-        [[0, 1], [2, 3], [4]]
-    """
+    """Every sample of a training loader once, unshuffled, the same in every process of a distributed run."""
     if isinstance(loader, ResidentLoader):
         yield from loader.batches(torch.arange(loader.sampler.n))
     else:

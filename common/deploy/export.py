@@ -64,17 +64,11 @@ def export(checkpoint: Path, format: Format, out: Path | None = None) -> Path:
     if all are smaller). :func:`metadata` travels in it as JSON: in ONNX as the model's property ``oneclass``, in a torch
     program as the extra file ``oneclass.json``.
 
-    Args:
-        checkpoint: As ``oneclass fit`` or an experiment leaves it.
-        format: ``onnx`` (wants the extra ``export``) or ``torch``.
-        out: By default the checkpoint's name, ending in ``.onnx`` or ``.pt2``.
+    The format ``onnx`` wants the extra ``export``. By default ``out`` is the checkpoint with the ending ``.onnx`` or ``.pt2``.
 
     Raises:
         InputError: What :func:`common.deploy.load.load_detector` refuses, an unknown format, a missing package, a program that
             differs from the module, or a place that cannot be written.
-
-    Example:
-        >>> export(Path("runs/fit/version_0/checkpoints/last.ckpt"), "onnx")  # doctest: +SKIP
     """
     if format not in get_args(Format):
         raise InputError(f"no format '{format}': choose from {', '.join(get_args(Format))}")

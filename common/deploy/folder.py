@@ -48,9 +48,6 @@ def predict_folder(
     Raises:
         InputError: What :func:`common.deploy.load.load_detector` refuses, a detector of table rows or of float images, no
             such folder, no image in it that can be read, or a place that cannot be written.
-
-    Example:
-        >>> predict_folder(Path("runs/fit/version_0/checkpoints/last.ckpt"), Path("new"))  # doctest: +SKIP
     """
     console = Console(soft_wrap=True, highlight=False, markup=False)
     detector = load_detector(checkpoint, device)

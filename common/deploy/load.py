@@ -54,9 +54,6 @@ def load_detector(path: Path, device: torch.device | str = "cpu") -> Detector:
 
     Raises:
         InputError: No such checkpoint, a method that is not installed, or contents that do not belong together.
-
-    Example:
-        >>> load_detector(Path("runs/fit/version_0/checkpoints/last.ckpt"))  # doctest: +SKIP
     """
     contents = load_checkpoint(path)
     cls = _method(path, contents.get("class_path", ""))
