@@ -142,8 +142,8 @@ def test_data_of_ones_own(dataset, outside, capsys):
     assert {name.split("/")[1] for name in made} == {"my" if dataset == "my.npz" else "my_data.load"}
     if dataset == "my.npz":
         assert made[f"classical-lof/my/standard/normal={normal}/seed=0"]["metrics"]["lof"]["auroc"] == 1.0
-        events = list((outside / "runs").glob("ocgan-smoke/my/standard/normal=01/seed=0/events*"))
-        assert events
+        assert list((outside / "runs").glob("ocgan-smoke/my/standard/normal=01/seed=0/events*"))
+        assert "--config alocc-small.vectors" in made[f"alocc-small/my/standard/normal={normal}/seed=0"]["command"]
 
 
 def test_a_protocol_of_ones_own(outside):
