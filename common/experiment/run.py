@@ -24,7 +24,7 @@ from common.data import OneClassDataModule
 from common.deploy.load import load_checkpoint
 from common.errors import InputError
 from common.experiment.cell import Cell, Settings
-from common.experiment.identity import Identity, difference, identity, source_of
+from common.experiment.identity import Identity, difference, identity, refuse_changed_code, source_of
 from common.experiment.records import FILE, Record, base_of, commit, read_record, versions, write_record
 from common.files import write_whole
 from common.presets import Config, merged
@@ -145,6 +145,7 @@ def complete(config: Config, directory: Path, metadata: Record, threads: int | N
     threads = threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
     own = identity(config)
+    refuse_changed_code(config)
     _begin(directory, own)
     seed_everything(config["seed_everything"], workers=True, verbose=False)
     with threadpool_limits(threads):
