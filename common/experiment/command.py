@@ -35,6 +35,8 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
         arguments = _parser(experiment).parse_args(argv)
         console = Console()
         settings = _settings(arguments)
+        if not (arguments.dry_run or arguments.report_only):
+            check_writable(settings.runs)
         grids = narrowed(experiment, arguments)
         missing = {} if arguments.datasets else _missing_data(grids, settings)
         seeds = arguments.seeds[:1] if arguments.smoke else arguments.seeds
@@ -51,7 +53,6 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
             refuse_stale(wanted, settings)
         failures: list[Failure] = []
         if not arguments.report_only:
-            check_writable(settings.runs)
             todo = [cell for cell in wanted if not (arguments.keep and finished(cell, settings))]
             failures = run_grid(todo, settings, arguments.jobs, console, arguments.backend, arguments.cells_per_gpu)
         records = records_of(wanted, settings)

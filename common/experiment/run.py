@@ -61,14 +61,15 @@ def run(cell: Cell, settings: Settings) -> Record:
         settings: How.
 
     Raises:
-        InputError: For what the user can mend.
+        InputError: For what the user can mend, and where the cell's record is stale.
         NonFiniteLossError: A loss became NaN.
     """
-    record = finished(cell, settings)
-    if record is not None and not record["stale"]:
+    record, directory = finished(cell, settings), cell.directory(settings.runs)
+    if record is not None:
+        if record["stale"]:
+            raise InputError(f"{directory} is stale ({record['stale']}): give --force to run it again")
         return record
     config = _with_root(cell.config(settings), settings)
-    directory = cell.directory(settings.runs)
     metadata = {
         "name": cell.name,
         "cell": asdict(cell),
@@ -165,7 +166,7 @@ def complete(config: Config, directory: Path, metadata: Record, threads: int | N
     }
     write_record(directory / FILE, record)
     (directory / "error.txt").unlink(missing_ok=True)
-    return read_record(directory / FILE)
+    return record | {"stale": ""}
 
 
 def _run_module(config: Config, directory: Path, metadata: Record) -> tuple[Scored, Record]:
