@@ -360,6 +360,7 @@ def test_the_weights_own_normalisation():
 def training(module, data, folder):
     trainer = Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=folder,
                       enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0)  # fmt: skip
+    data.extractor = module.frozen()
     trainer.fit(module, data)
     trainer.test(module, data, verbose=False)
     return module
