@@ -108,7 +108,7 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """Trains on samples that are taken as normal, at least 3; ``y`` is ignored."""
         samples = self._validated(X, reset=True)
         variants = ("vectors", "digits") if samples.ndim == 2 else ("digits",)
-        config = read_preset(self.method, self.preset, *variants)
+        config = read_preset(f"{self.method}-{self.preset}", *variants)
         data, options = config.get("data", {}), config["trainer"]
         if self.max_epochs is not None:
             options["max_epochs"] = self.max_epochs

@@ -34,6 +34,7 @@ EXPERIMENT = Experiment(
         "autoencoder-paper": ("PyImageSearch",),
         "autoencoder-dcae": ("DCAE",),
         "autoencoder-denoising": ("AE only", "DAE"),
+        "deep_svdd": ("DSVDD",),
         "classical-ocsvm_ruff": ("OCSVM, Ruff2018 T1",),
     },
     labels=LABELS | {f"autoencoder-{preset}": preset for preset in PRESETS},

@@ -355,7 +355,7 @@ def test_alocc_makes_its_tables_of_both_archives(caltech, ped2, tmp_path, capsys
     for normal, paper in (("mean", 0.942), ("mean of 3", 0.938)):
         assert float(measured.loc[("caltech256", normal, "discriminator_reconstruction", "auroc"), "paper"]) == paper
     beside = table[table["status"] == "reported"]
-    assert {"IBC", "R-graph"} <= set(beside["method"])
+    assert {"IBC", "R-graph"} <= set(beside["name"])
     assert not (table["status"] == "not run").any()
     assert "IBC" in capsys.readouterr().out
     record = read_record(next((tmp_path / "runs").rglob("ucsd_ped2/**/metrics.json")))
@@ -371,7 +371,7 @@ def test_what_cannot_be_run_is_said_and_stands_in_the_table(ped2, tmp_path, caps
     absent = table[table["dataset"] == "caltech256"]
     assert set(absent["status"]) == {"not run", "reported"}
     ours = absent[absent["status"] == "not run"]
-    assert set(ours["method"] + "-" + ours["preset"]) == {"alocc-smoke"}
+    assert set(ours["name"]) == {"alocc-smoke"}
     assert set(ours["normal"]) == {"mean", "mean of 3", "mean of 5"}
     assert (ours["mean"] == "").all()
     assert "not run" in (tmp_path / "runs" / "alocc.md").read_text()

@@ -285,7 +285,7 @@ def table(tmp_path_factory):
 
 def trained(dataset, folder, **data):
     """A run of the smoke preset with everything that ``oneclass fit`` does."""
-    config = read_preset("autoencoder", "smoke")
+    config = read_preset("autoencoder-smoke")
     config["model"]["init_args"] |= {"latent": 2}
     config["data"] = {**config.get("data", {}), "dataset": dataset, **data}
     logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": str(folder), "name": "", "version": ""}}

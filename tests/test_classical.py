@@ -201,7 +201,7 @@ def test_an_unknown_option_gets_one_line(preset, says, tmp_path):
 
 @pytest.mark.parametrize("preset", ["ocsvm_ruff", "kde_ruff"])
 def test_the_committed_rows_are_the_published_ones(preset):
-    table = pd.read_csv(EXPERIMENTS / "results" / "classical.csv", dtype={"normal": str})
+    table = pd.read_csv(EXPERIMENTS / "results" / "aggregates" / "classical.csv", dtype={"normal": str})
     rows = table[(table["preset"] == preset) & (table["dataset"] == "mnist")]
     assert set(rows["normal"]) == {*map(str, range(10)), "mean"}
     assert rows["reference"].str.endswith("Ruff2018 T1").all()

@@ -123,27 +123,17 @@ def test_data_of_ones_own(dataset, outside, capsys):
     X[y == "02"] += 2
     np.savez(outside / "my.npz", X_train=X[::2], y_train=y[::2], X_test=X[1::2], y_test=y[1::2])
     normal = "01" if dataset == "my.npz" else "digit 3"
-    flags = [
-        "--datasets",
-        dataset,
-        "--presets",
-        "smoke",
-        "autoencoder-smoke",
-        "classical-lof",
-        "--normal",
-        normal,
-        "--jobs",
-        "1",
-    ]
-    run_experiment(EXPERIMENT, [*flags, "--seeds", "0"])
+    presets = ["smoke", "autoencoder-smoke", "alocc-small", "classical-lof"]
+    flags = ["--datasets", dataset, "--normal", normal, "--jobs", "1", "--seeds", "0", "--max-epochs", "1"]
+    run_experiment(EXPERIMENT, [*flags, "--presets", *presets])
     assert f"{dataset} has no presets of its own" in capsys.readouterr().out
     made = records(outside)
     assert {record["classes"][0] for record in made.values()} == {normal}
     assert {name.split("/")[1] for name in made} == {"my" if dataset == "my.npz" else "my_data.load"}
     if dataset == "my.npz":
         assert made[f"classical-lof/my/standard/normal={normal}/seed=0"]["metrics"]["lof"]["auroc"] == 1.0
-        events = list((outside / "runs").glob("ocgan-smoke/my/standard/normal=01/seed=0/events*"))
-        assert events
+        assert list((outside / "runs").glob("ocgan-smoke/my/standard/normal=01/seed=0/events*"))
+        assert "--config alocc-small.vectors" in made[f"alocc-small/my/standard/normal={normal}/seed=0"]["command"]
 
 
 def test_a_protocol_of_ones_own(outside):

@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from common.cli import assemble
+from common.deploy.load import load_detector
 from common.testing import CHECKS, fit, optimizer_steps, toy_samples
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "extending"
@@ -60,8 +61,9 @@ def test_one_smoke_epoch_of_the_yaml_through_the_command(name, tmp_path):
     cli.trainer.fit(cli.model, cli.datamodule)
     cli.trainer.test(cli.model, cli.datamodule, verbose=False)
     assert cli.model.test_metrics()[cli.model.hparams.score]["auroc"] > 0.5
-    loaded = method(name).load_from_checkpoint(cli.trainer.checkpoint_callbacks[-1].best_model_path, weights_only=True)
-    assert {key: loaded.hparams[key] for key in SMALL[name]} == SMALL[name]
+    path = Path(cli.trainer.checkpoint_callbacks[-1].best_model_path)
+    for loaded in (method(name).load_from_checkpoint(path, weights_only=True), load_detector(path).module):
+        assert {key: loaded.hparams[key] for key in SMALL[name]} == SMALL[name]
 
 
 def test_no_longer_than_promised():

@@ -5,9 +5,18 @@ import sys
 
 import pytest
 
+from common.errors import InputError
 from common.experiment import Cell
 from common.experiment.cell import Settings
-from common.experiment.identity import _reachable, config_digest, difference, file_digest, identity, source_digest
+from common.experiment.identity import (
+    _reachable,
+    config_digest,
+    difference,
+    file_digest,
+    identity,
+    refuse_changed_code,
+    source_digest,
+)
 from common.presets import REPOSITORY
 
 CELL = Cell("autoencoder-smoke", "digits", "standard", "3", 0)
@@ -70,6 +79,14 @@ def test_comments_docstrings_formatting_and_other_files_do_not(outside, file, ol
     path = outside / file
     path.write_text(path.read_text().replace(old, new))
     assert digest(outside) == before
+
+
+def test_code_that_changed_since_it_was_imported_makes_no_record(outside):
+    config = Cell(str(outside / "mine.yaml"), "digits", "standard", "3", 0).config()
+    refuse_changed_code(config)
+    (outside / "my_losses.py").write_text("def weight():\n    return 3\n")
+    with pytest.raises(InputError, match=r"my_losses.py has changed since this process imported it"):
+        refuse_changed_code(config)
 
 
 def test_the_files_of_a_paper_count_but_for_its_figures():

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from common.classical import detector
-from common.data import dataset_label
+from common.data import DATASETS, dataset_label, load
+from common.data.datamodule import default_root
+from common.data.images import is_table
 from common.presets import (
     Config,
     assign,
@@ -111,7 +113,7 @@ class Cell:
             >>> Cell("classical-iforest_ruff", "mnist", "standard", "3", 0).config()["data"]["normalization"]
             'gcn'
         """
-        config = self._preset()
+        config = self._preset(settings)
         for path, value in self._changes(settings):
             assign(config, path, value)
         return config
@@ -127,7 +129,7 @@ class Cell:
         """
         if self.detector is not None:
             return self._classical_command(settings)
-        words = ["oneclass", "fit", "--config", self._config_name()]
+        words = ["oneclass", "fit", "--config", self._config_name(settings)]
         changed: Config = {}
         for path, value in self._changes(settings):
             assign(changed, path, value)
@@ -138,18 +140,24 @@ class Cell:
         words += [f"--trainer.accelerator={settings.device}"] if settings.device not in {"auto", "cpu"} else []
         return shlex.join([*words, f"--directory={self.directory(settings.runs).as_posix()}"])
 
-    def _preset(self) -> Config:
+    def _preset(self, settings: Settings) -> Config:
         if self.detector is not None:
             return {"data": dict(detector(self.detector).data)}
-        return read_config(preset_path(split_preset(self.preset)[0], dataset_label(self.dataset)))
+        return read_config(self._preset_path(settings))
 
-    def _config_name(self) -> str:
+    def _config_name(self, settings: Settings) -> str:
         """The preset as ``--config`` takes it: a file, or a preset's name with that of its variant for a data set."""
         preset, _ = split_preset(self.preset)
         if is_file(preset):
             return preset
-        method, _, _ = preset.partition("-")
-        return f"{method}-{preset_path(preset, dataset_label(self.dataset)).stem}"
+        return f"{preset.partition('-')[0]}-{self._preset_path(settings).stem}"
+
+    def _preset_path(self, settings: Settings) -> Path:
+        """The preset's file: the one for the data set where there is one, else for a table that for vectors."""
+        variants = [dataset_label(self.dataset)]
+        if self.dataset not in DATASETS and is_table(load(self.dataset, settings.root or default_root()).images):
+            variants.append("vectors")
+        return preset_path(split_preset(self.preset)[0], *variants)
 
     def _changes(self, settings: Settings) -> Iterator[tuple[tuple[str, ...], Any]]:
         """What the cell changes in its preset, in order: overrides, data, flags of the experiment, seed."""

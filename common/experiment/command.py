@@ -2,10 +2,10 @@
 
 import argparse
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from rich.console import Console
 
@@ -35,6 +35,8 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
         arguments = _parser(experiment).parse_args(argv)
         console = Console()
         settings = _settings(arguments)
+        if not (arguments.dry_run or arguments.report_only):
+            check_writable(settings.runs)
         grids = narrowed(experiment, arguments)
         missing = {} if arguments.datasets else _missing_data(grids, settings)
         seeds = arguments.seeds[:1] if arguments.smoke else arguments.seeds
@@ -51,7 +53,6 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
             refuse_stale(wanted, settings)
         failures: list[Failure] = []
         if not arguments.report_only:
-            check_writable(settings.runs)
             todo = [cell for cell in wanted if not (arguments.keep and finished(cell, settings))]
             failures = run_grid(todo, settings, arguments.jobs, console, arguments.backend, arguments.cells_per_gpu)
         records = records_of(wanted, settings)
@@ -130,8 +131,13 @@ def refuse_stale(cells: Sequence[Cell], settings: Settings) -> None:
 
 def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     parser = Parser(prog=f"python -m experiments.{experiment.name}", description=experiment.title)
-    what = parser.add_argument_group("what is run")
-    add = what.add_argument
+    _add_what(parser.add_argument_group("what is run").add_argument, experiment)
+    _add_how(parser.add_argument_group("how and where").add_argument)
+    _add_done(parser.add_argument_group("what is done already").add_argument)
+    return parser
+
+
+def _add_what(add: Callable[..., Any], experiment: Experiment) -> None:
     add(
         "--presets",
         nargs="+",
@@ -162,8 +168,9 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     add("--image-size", type=int, help="height and width, instead of the presets' or the data's own")
     add("--oracle", action="store_true", help="score the test set after every epoch too; nothing is chosen by it")
     add("--smoke", action="store_true", help="the smoke presets on the embedded digits, two classes, one seed")
-    how = parser.add_argument_group("how and where")
-    add = how.add_argument
+
+
+def _add_how(add: Callable[..., Any]) -> None:
     add("--root", type=Path, help="where data sets lie (default: $ONECLASS_DATA or the user's cache)")
     add("--runs", type=Path, default=Path("runs"), help="where records go (default: runs)")
     add("--out", type=Path, help="where this command's tables go (default: the runs folder)")
@@ -171,14 +178,14 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     add("--backend", choices=get_args(Backend), default="loky", help="processes of this machine, or a cluster's")
     add("--cells-per-gpu", type=_positive, default=1, help="with --device cuda, how many share a GPU (default: 1)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    done = parser.add_argument_group("what is done already")
-    add = done.add_argument
+
+
+def _add_done(add: Callable[..., Any]) -> None:
     add("--dry-run", action="store_true", help="print the command of each cell, and whether it is done")
     add("--force", action="store_true", help="run again what is done")
     add("--keep", action="store_true", help="show stale records, marked, rather than stop at them")
     add("--report-only", action="store_true", help="the tables of what is done")
     add("--publish", action="store_true", help="add finished cells to the committed records, and make their page again")
-    return parser
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:

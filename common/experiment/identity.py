@@ -102,7 +102,6 @@ def config_digest(config: Config) -> str:
     return _short(json.dumps(kept, sort_keys=True, default=str).encode())
 
 
-@lru_cache(maxsize=64)
 def data_digest(dataset: str, root: Path) -> str:
     """A hash of a data set's content: see :func:`common.data.content_digest`."""
     return content_digest(load(dataset, root))[:12]
@@ -122,16 +121,40 @@ def source_of(config: Config) -> str:
     return str(config["model"]["class_path"]) if "model" in config else "classical"
 
 
+def refuse_changed_code(config: Config) -> None:
+    """Stops where a file has changed since this process imported it: its scores would be those of the older code.
+
+    Raises:
+        InputError: There is such a file; it names it.
+    """
+    for path in _own_files(source_of(config), config["data"]["protocol"]):
+        if _first_seen.setdefault(path, file_digest(path)) != file_digest(path):
+            raise InputError(f"{path} has changed since this process imported it: start the command, or the worker, again")
+
+
 def _digest_of(class_path: str, protocol: str) -> str:
+    patterns = CLASSICAL if class_path == "classical" else SHARED
+    shared: list[Path] = []
+    for pattern in patterns:
+        shared += sorted(COMMON.glob(pattern))
+    own = _own_files(class_path, protocol)
+    for path in own:
+        _first_seen.setdefault(path, file_digest(path))
+    return _short("".join(map(file_digest, [*shared, *own])).encode())
+
+
+_first_seen: dict[Path, str] = {}
+
+
+def _own_files(class_path: str, protocol: str) -> list[Path]:
+    """The files of a method and of a protocol's function, which are imported here, in the order of their names."""
     roots: list[Path] = []
     if class_path != "classical":
         roots += class_files(import_class(class_path))
-    name = protocol.partition(",")[0]
+    name, _, _ = protocol.partition(",")
     if is_function(name):
         roots.append(Path(inspect.getfile(named_function(name))))
-    shared = (path for pattern in (CLASSICAL if class_path == "classical" else SHARED) for path in COMMON.glob(pattern))
-    digests = [file_digest(path) for path in [*sorted(shared), *sorted(_reachable(roots), key=lambda path: path.name)]]
-    return _short("".join(digests).encode())
+    return sorted(_reachable(roots), key=lambda path: path.name)
 
 
 def import_class(class_path: str) -> type[OneClassModule]:

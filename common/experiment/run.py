@@ -24,7 +24,7 @@ from common.data import OneClassDataModule
 from common.deploy.load import load_checkpoint
 from common.errors import InputError
 from common.experiment.cell import Cell, Settings
-from common.experiment.identity import Identity, difference, identity, source_of
+from common.experiment.identity import Identity, difference, identity, refuse_changed_code, source_of
 from common.experiment.records import FILE, Record, base_of, commit, read_record, versions, write_record
 from common.files import write_whole
 from common.presets import Config, merged
@@ -61,14 +61,15 @@ def run(cell: Cell, settings: Settings) -> Record:
         settings: How.
 
     Raises:
-        InputError: For what the user can mend.
+        InputError: For what the user can mend, and where the cell's record is stale.
         NonFiniteLossError: A loss became NaN.
     """
-    record = finished(cell, settings)
-    if record is not None and not record["stale"]:
+    record, directory = finished(cell, settings), cell.directory(settings.runs)
+    if record is not None:
+        if record["stale"]:
+            raise InputError(f"{directory} is stale ({record['stale']}): give --force to run it again")
         return record
     config = _with_root(cell.config(settings), settings)
-    directory = cell.directory(settings.runs)
     metadata = {
         "name": cell.name,
         "cell": asdict(cell),
@@ -145,6 +146,7 @@ def complete(config: Config, directory: Path, metadata: Record, threads: int | N
     threads = threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
     own = identity(config)
+    refuse_changed_code(config)
     _begin(directory, own)
     seed_everything(config["seed_everything"], workers=True, verbose=False)
     with threadpool_limits(threads):
@@ -164,7 +166,7 @@ def complete(config: Config, directory: Path, metadata: Record, threads: int | N
     }
     write_record(directory / FILE, record)
     (directory / "error.txt").unlink(missing_ok=True)
-    return read_record(directory / FILE)
+    return record | {"stale": ""}
 
 
 def _run_module(config: Config, directory: Path, metadata: Record) -> tuple[Scored, Record]:

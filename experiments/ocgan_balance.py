@@ -1,0 +1,113 @@
+"""What each term of OCGAN's last step pulls with: gradient norms and the critics' accuracy, by checkpoint."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from common.cli import Parser, one_line_errors
+from common.data import OneClassDataModule
+from common.deploy.load import load_checkpoint, load_detector
+from common.errors import InputError
+from common.losses import add_noise
+from ocgan import OCGAN
+
+PULLS = {
+    "En mse": ("encoder", "loss_reconstruction"),
+    "En D_l": ("encoder", "loss_latent"),
+    "De mse": ("decoder", "loss_reconstruction"),
+    "De D_v": ("decoder", "loss_visual"),
+}
+"""The net and the term of each gradient; D_v does not reach the encoder, nor D_l the decoder."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints a row for each checkpoint, in the order of their epochs, and writes them as CSV if asked to."""
+    parser = Parser(prog="python -m experiments.ocgan_balance", description=__doc__)
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CKPT", help="of OCGAN with all its critics")
+    parser.add_argument("--dataset", default="mnist")
+    parser.add_argument("--normal", default="8")
+    parser.add_argument("--root", type=Path)
+    parser.add_argument("--batch-size", type=int, default=128, help="training images, the first ones (default: 128)")
+    parser.add_argument("--out", type=Path, metavar="CSV")
+    with one_line_errors():
+        arguments = parser.parse_args(argv)
+        rows = pd.DataFrame([measure(path, arguments) for path in arguments.checkpoints]).sort_values("epoch")
+        show(rows, Console())
+        if arguments.out is not None:
+            rows.to_csv(arguments.out, index=False, float_format="%.4g")
+
+
+def measure(path: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """One checkpoint's row: its epoch, and what :func:`balance` gives.
+
+    Raises:
+        InputError: It is no checkpoint of OCGAN with all critics.
+    """
+    detector = load_detector(path)
+    module, preprocessing = detector.module, detector.preprocessing
+    if not isinstance(module, OCGAN) or len(module.critics) < 3:
+        raise InputError(f"{path} is no OCGAN with all three critics")
+    data = OneClassDataModule(arguments.dataset, arguments.normal, arguments.root and str(arguments.root))
+    stored = data.data.images[torch.from_numpy(data.splits.train[: arguments.batch_size])]
+    torch.manual_seed(0)
+    epoch = load_checkpoint(path)["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    return {"epoch": epoch, **balance(module.train(), preprocessing(stored))}
+
+
+def balance(module: OCGAN, image: Tensor) -> dict[str, float]:
+    """Norms of the weighted terms' gradients on encoder and decoder, and how often each critic is right, in [0, 1].
+
+    Args:
+        module: In training mode.
+        image: ``(B, *shape)`` training images.
+
+    Example:
+        >>> module = OCGAN(shape=(1, 8, 8), width=8, latent=4, visual_width=4, classifier_width=4)
+        >>> sorted(balance(module, torch.rand(4, 1, 8, 8)))[:3]
+        ['acc C', 'acc D_l', 'acc D_v']
+    """
+    latent = module.encoder(add_noise(image, module.hparams.noise_std))
+    reconstruction = module.decoder(latent)
+    random = 2 * torch.rand_like(latent) - 1
+    fake = module.decoder(random)
+    terms = module.generator_losses(image, latent, reconstruction, fake)
+    row, critics = dict[str, float](), module.critics
+    for column, (net, name) in PULLS.items():
+        row[column] = gradient_norm(module.generator_weights[name] * terms[name], getattr(module, net))
+    seen = {
+        "acc D_l": ("latent_discriminator", random, latent),
+        "acc D_v": ("visual_discriminator", image, fake),
+        "acc C": ("classifier", reconstruction, fake),
+    }
+    for short, (name, real, false) in seen.items():
+        right = [(critics[name](real) > 0).float().mean(), (critics[name](false) < 0).float().mean()]
+        row[short] = float(torch.stack(right).mean())
+    return row
+
+
+def gradient_norm(loss: Tensor, net: nn.Module) -> float:
+    """The Euclidean norm of a loss's gradient by all parameters of a net; 0 where it does not depend on them."""
+    gradients = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True, allow_unused=True)
+    squares = [gradient.square().sum() for gradient in gradients if gradient is not None]
+    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+
+
+def show(rows: pd.DataFrame, console: Console) -> None:
+    """Prints the rows in 80 columns."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in rows:
+        table.add_column(str(name), justify="right", no_wrap=True)
+    for _, row in rows.iterrows():
+        table.add_row(*(f"{value:.0f}" if name == "epoch" else f"{value:.3g}" for name, value in row.items()))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
