@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-FENCES = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+TEXT = (ROOT / "README.md").read_text()
+FENCES = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.DOTALL)
 COMMANDS = [
     line
     for language, block in FENCES
@@ -21,6 +22,31 @@ COMMANDS = [
     if line.split(" ")[0] in {"python", "oneclass", "tensorboard", "pip", "ray", "dask"}
 ]
 PYTHON = [block for language, block in FENCES if language == "python"]
+
+IDEA = (ROOT / "experiments" / "extending" / "l1_ocgan.py").read_text().replace("L1OCGAN", "MyMethod")
+DATA = """
+import numpy as np
+from sklearn.datasets import load_digits
+from common.data import image_data
+
+
+def load():
+    X, y = load_digits(return_X_y=True)
+    return image_data(X[:900], y[:900], X[900:], y[900:])
+
+
+X, y = load_digits(return_X_y=True)
+np.savez("my.npz", X=X.reshape(-1, 8, 8), y=y)
+"""
+PROTOCOL = """
+import numpy as np
+from common.data import Splits
+
+
+def half(targets, official_test, normal, *, seed, keep):
+    normals = np.flatnonzero(np.isin(targets, normal))
+    return Splits(normals[::keep], normals[1::keep], np.flatnonzero(official_test))
+"""
 
 
 def call(command, folder):
@@ -41,8 +67,14 @@ def call(command, folder):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A working folder with small trees of images in it."""
+    """A working folder with small trees of images in it, and a method and data of one's own."""
     where = tmp_path_factory.mktemp("readme")
+    (where / "my_idea.py").write_text(IDEA)
+    (where / "my").mkdir()
+    smoke = (ROOT / "ocgan" / "configs" / "smoke.yaml").read_text()
+    (where / "my" / "l1.yaml").write_text(smoke.replace("ocgan.OCGAN", "my_idea.MyMethod"))
+    (where / "my_data.py").write_text(DATA)
+    (where / "my_protocols.py").write_text(PROTOCOL)
     random = np.random.default_rng(0)
     for name in ("photos/good", "photos/bad", "new"):
         (where / name).mkdir(parents=True)
@@ -56,6 +88,7 @@ def test_the_readme_has_the_commands_that_are_tested_here():
     assert sorted({" ".join(command.split(" ")[:3]) for command in COMMANDS}) == [
         "dask scheduler --port",
         "dask worker tcp://head:8786",
+        "oneclass check my_idea.MyMethod",
         "oneclass export runs/photos/version_0/checkpoints/last.ckpt",
         "oneclass fit ",
         "oneclass fit --config",
@@ -63,12 +96,14 @@ def test_the_readme_has_the_commands_that_are_tested_here():
         "oneclass test --config",
         "pip install -e",
         "python -m experiments.autoencoder",
+        "python -m experiments.ocgan",
         "python -m experiments.ocnn",
         "python -m experiments.report",
         "python -m experiments.reproduce",
         "ray start --address=head:6379",
         "ray start --head",
         "tensorboard --logdir runs",
+        "tensorboard --logdir runs/summary",
     ]
     assert any("python -m experiments.quickstart" in command for command in COMMANDS)
 
@@ -78,14 +113,19 @@ def test_quickstart(folder):
     assert "mean over the normal classes" in output
     assert "tensorboard --logdir runs" in output
     assert len(list((folder / "runs").rglob("metrics.json"))) == 80
+    assert len(list((folder / "runs" / "summary").glob("*digits standard/events*"))) == 8
     assert max(map(len, output.partition("mean over")[2].splitlines())) <= 80
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python")])
 def test_experiments(command, folder):
-    if "--datasets mnist" in command:
-        command = command.replace("~/data", ".") + " --normal 0 --dry-run"
-        assert call(command, folder).count("autoencoder-denoising") == 3
+    if "l1.yaml" in command:
+        command = command.replace("mnist", "digits").replace("--normal 3 4", "--normal 3").replace("small", "smoke")
+        assert "Δ to ocgan-smoke" in call(f"{command} --max-epochs 1 --seeds 0 1", folder)
+    elif "--datasets mnist" in command:
+        lines = call(command.replace("~/data", ".") + " --normal 0 --dry-run", folder).splitlines()
+        assert [line[:45] for line in lines] == ["oneclass fit --config autoencoder-denoising -"] * 3
+        assert all(line.endswith("# to do") for line in lines)
     elif "reproduce" in command:
         assert "--cells" in call(f"{command} --help", folder)
     elif "report" in command:
@@ -97,14 +137,14 @@ def test_experiments(command, folder):
 def test_fit_then_test(folder):
     alone = [c for c in COMMANDS if re.match(r"oneclass (fit|test) .*digits", c) and "ddp" not in c]
     for command in alone:
-        output = call(f"{command.replace('autoencoder/', f'{ROOT}/autoencoder/')} --trainer.max_epochs 3", folder)
+        output = call(f"{command} --trainer.max_epochs 3", folder)
     assert "test/auroc" in output
 
 
 def test_fit_by_two_processes(folder):
     (command,) = (c for c in COMMANDS if "ddp" in c)
     logger = "--trainer.logger.name two --trainer.max_epochs 3"
-    call(f"{command.replace('autoencoder/', f'{ROOT}/autoencoder/')} {logger}", folder)
+    call(f"{command} {logger}", folder)
     assert (folder / "runs" / "two" / "version_0" / "checkpoints" / "last.ckpt").is_file()
 
 
@@ -119,8 +159,33 @@ def small(command):
     """Without a pretrained backbone."""
     module, data = "--model.init_args.weights null --model.init_args.backbone none", "--data.image_size 16"
     if "oneclass fit" in command:
-        return command.replace("ocnn/", f"{ROOT}/ocnn/") + f" {module} {data}"
+        return f"{command} {module} {data}"
     return command.replace("tuned", "tuned,backbone=none").replace("--image-size 64", "") + " --image-size 16"
+
+
+def test_a_class_of_ones_own_is_checked(folder):
+    (command,) = (c for c in COMMANDS if c.startswith("oneclass check"))
+    small_nets = "--width 8 --visual_width 4 --classifier_width 4"
+    assert "ok    A checkpoint loads" in call(f"{command} {small_nets}", folder)
+
+
+def test_what_one_brings_is_taken_by_the_names_that_the_readme_gives(folder):
+    """Data by file and by function, a protocol, and overrides."""
+    call("python -c 'import my_data'", folder)
+    (overrides,) = re.findall(r'`--presets tuned "tuned(,\S+)"`', TEXT)
+    row = "my/l1.yaml" + overrides.replace("=50", "=1")
+    line = f"python -m experiments.ocgan --presets '{row}' classical-lof --normal 3 --seeds 0 --jobs 1"
+    for dataset in re.findall(r"`--datasets (my\S+)`", TEXT):
+        (protocol,) = re.findall(r"`--protocols (my\S+)`", TEXT)
+        rule = f" --protocols {protocol}" if dataset == "my_data:load" else " --protocols balanced"
+        assert "mining_steps=0" in call(f"{line} --datasets {dataset}{rule}", folder)
+    assert len(list((folder / "runs").glob("*/my*/*/*/*/metrics.json"))) == 4
+
+
+def test_another_logger(folder):
+    (command,) = re.findall(r"`(oneclass fit \S+ \S+ --trainer.logger\S+)`", TEXT)
+    call(f"{command} --trainer.max_epochs 1 --trainer.logger.save_dir=elsewhere", folder)
+    assert list((folder / "elsewhere").rglob("metrics.csv"))
 
 
 @pytest.mark.parametrize("block", PYTHON)
