@@ -100,14 +100,10 @@ def chapter(experiment: Experiment, records: Sequence[Record], results: Path = R
     present = pd.MultiIndex.from_frame(table[["name", "dataset", "protocol"]])
     committed = read_published(results / f"{name}.jsonl")
     earlier = sum(not is_current(record) for record in committed)
-    return Chapter(
-        name,
-        experiment.title,
-        table,
-        note=f"{len(committed)} published records, {earlier} of an earlier source",
-        idle=wanted[~pd.MultiIndex.from_frame(wanted).isin(present)],
-        galleries=list(galleries(record for record in own if record["homes"][0] == name)),
-    )
+    note = f"{len(committed)} published records, {earlier} of an earlier source"
+    idle = wanted[~pd.MultiIndex.from_frame(wanted).isin(present)]
+    drawn = galleries(record for record in own if record["homes"][0] == name)
+    return Chapter(experiment, table, note, idle, list(drawn))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from fake_records import of_classes, record
 from PIL import Image
 
 from common.experiment.page import Chapter, page
+from common.experiment.plan import Experiment, Grid
 from common.experiment.published import published
 from common.experiment.render import PACKAGES, latex, sections
 from common.experiment.table import TEXT, as_summary
@@ -229,7 +230,7 @@ def test_names_are_text_and_not_markup():
     row = {"name": "<b>a_b</b>-x,y=[1]", "dataset": "d", "protocol": "p", "normal": "0", "score": "s", "metric": "m"}
     row |= {"n_seeds": 1, "n_classes": 1, "mean": 0.5, "rule": "last", "command": "one --normal 'a<b'"}
     table = as_summary([row])
-    text = page([Chapter("trial", "A & B", table)])
+    text = page([Chapter(Experiment("trial", "A & B", Grid((), ())), table)])
     assert body(Outline(text).tables[-1])[0][0] == "<b>a_b</b>-x,y=[1]"
     assert "one --normal &#39;a&lt;b&#39;" in text
     assert r"<b>a\_b</b>-x, y=[1] & s & 0 & last &  & 0.500 & 1" in latex(table, "A trial")

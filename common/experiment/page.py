@@ -11,6 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from common.data import dataset_label
+from common.experiment.plan import Experiment
 from common.experiment.records import Record
 from common.experiment.render import difference, made_by, numbered, rows_text, sections
 from common.experiment.table import is_mean
@@ -33,16 +34,14 @@ class Chapter(NamedTuple):
     """An experiment on the page.
 
     Attributes:
-        name: Of the experiment.
-        title: Of the chapter.
-        table: A summary.
+        experiment: Which one.
+        table: Its summary.
         note: On its records.
         idle: What was not run and stands beside no reported number: columns ``method, data, protocol``.
         galleries: Figures of its runs.
     """
 
-    name: str
-    title: str
+    experiment: Experiment
     table: pd.DataFrame
     note: str = ""
     idle: pd.DataFrame = pd.DataFrame()
@@ -53,12 +52,14 @@ def page(chapters: Sequence[Chapter]) -> str:
     """The page; a click on a header sorts its table, and without scripts everything is there all the same.
 
     Example:
+        >>> from common.experiment.plan import Grid
         >>> from common.experiment.table import as_summary
-        >>> print(page([Chapter("trial", "A trial", as_summary([]))])[:15])
+        >>> print(page([Chapter(Experiment("trial", "A trial", Grid((), ())), as_summary([]))])[:15])
         <!doctype html>
     """
-    loader, undefined = jinja2.FileSystemLoader(Path(__file__).parent), jinja2.StrictUndefined
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=undefined, trim_blocks=True, lstrip_blocks=True)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.undefined = jinja2.StrictUndefined
     for function in (difference, differences, made_by, numbered, rows_text, sections):
         environment.globals[function.__name__] = function
     return environment.get_template("page.html").render(chapters=chapters, saturated=SATURATED)
