@@ -9,9 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from scipy.stats import betabinom, binom
 
 from common.cli import Parser, one_line_errors
@@ -23,6 +21,7 @@ from common.experiment.cell import Settings
 from common.experiment.grid import run_grid
 from common.experiment.records import FILE, read_record
 from common.experiment.render import table_lines
+from common.experiment.terminal import plain
 from common.files import write_whole
 from common.training.checkpoints import CHOSEN
 
@@ -99,24 +98,23 @@ def count(scores: Values, calibration: Values, alpha: float) -> dict[str, object
 
 def report(counts: pd.DataFrame, folder: Path, command: str, console: Console) -> None:
     """Prints the rate of each method over all its classes, and how many classes lie within the intervals; writes both."""
-    header = ("method", "α", "held out", "fresh", "rate", "lowest", "highest", "binomial", "exact")
-    body = []
+    lines = []
     for (method, alpha), rows in counts.groupby(["method", "alpha"], sort=False):
         rates = rows["alarms"] / rows["fresh"]
-        body.append((
-            str(method), f"{alpha:g}", str(rows["held_out"].sum()), str(rows["fresh"].sum()),
-            f"{rows['alarms'].sum() / rows['fresh'].sum():.4f}", f"{rates.min():.4f}", f"{rates.max():.4f}",
-            f"{rows['in_binomial'].sum()}/{len(rows)}", f"{rows['in_exact'].sum()}/{len(rows)}",
-        ))  # fmt: skip
-    table = Table(
-        *header, title="false alarms among fresh normals", title_justify="left", box=SIMPLE_HEAD, pad_edge=False,
-        padding=0,
-    )  # fmt: skip
-    for line in body:
-        table.add_row(*line)
-    console.print(table)
-    lines = table_lines(pd.DataFrame(body, columns=list(header)))
-    page = [f"# False alarms among fresh normals\n\nWritten by `{command}`; not edited by hand.\n{NOTE}", *lines]
+        lines.append({
+            "method": str(method),
+            "α": f"{alpha:g}",
+            "held out": str(rows["held_out"].sum()),
+            "fresh": str(rows["fresh"].sum()),
+            "rate": f"{rows['alarms'].sum() / rows['fresh'].sum():.4f}",
+            "lowest": f"{rates.min():.4f}",
+            "highest": f"{rates.max():.4f}",
+            "binomial": f"{rows['in_binomial'].sum()}/{len(rows)}",
+            "exact": f"{rows['in_exact'].sum()}/{len(rows)}",
+        })  # fmt: skip
+    text = pd.DataFrame(lines)
+    console.print(plain(text, "false alarms among fresh normals"))
+    page = [f"# False alarms among fresh normals\n\nWritten by `{command}`; not edited by hand.\n{NOTE}", *table_lines(text)]
     write_whole(folder / "false_alarms.csv", counts.to_csv(index=False))
     write_whole(folder / "false_alarms.md", "\n".join(page) + "\n")
     console.print(f"written: {folder / 'false_alarms.md'}", highlight=False, soft_wrap=True)

@@ -2,10 +2,8 @@
 
 import importlib
 import pkgutil
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -15,17 +13,13 @@ from common.cli import Parser, one_line_errors
 from common.data import dataset_label
 from common.errors import InputError
 from common.experiment import Experiment
-from common.experiment.gallery import galleries
 from common.experiment.identity import is_current
-from common.experiment.page import Chapter, Other, page
-from common.experiment.plan import places
-from common.experiment.published import RESULTS, Place, published
+from common.experiment.page import Chapter, galleries, page
+from common.experiment.published import RESULTS, published
 from common.experiment.records import FILE, Record, read_published, read_record
 from common.experiment.render import write_tables
 from common.experiment.terminal import show
 from common.files import write_whole
-
-Current = Callable[[Mapping[str, Any]], bool]
 
 FALLBACK = "quickstart"
 """The experiment whose table holds the records that no other one declares."""
@@ -40,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments = parser.parse_args(argv)
         if arguments.runs and not arguments.runs.is_dir():
             raise InputError(f"there is no runs folder {arguments.runs}")
-        runs, console = arguments.runs or Path("runs"), Console()
+        runs, console = arguments.runs or Path("runs"), Console(highlight=False)
         known = declared()
         records = [record | {"homes": homes(record, known)} for record in records_of(runs)]
         chapters = [chapter(experiment, records) for experiment in known]
@@ -48,14 +42,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             if len(part.table):
                 console.rule(experiment.title)
                 show(part.table, console, experiment.labels)
-                console.print(part.note, highlight=False, soft_wrap=True)
-                write_tables(part.table, arguments.out, experiment.name, experiment.title, ("csv", "md", "tex"))
-        write_whole(arguments.out / "index.html", page(chapters, others(known)))
-        stale = [record for record in records if record["stale"]]
-        for folder, reason in ((record["folder"], record["stale"]) for record in stale[:1]):
-            console.print(f"{len(stale)} records of {runs} are stale, as {folder}: {reason}", highlight=False, soft_wrap=True)
-        console.print(f"{len(records)} records of {runs}", highlight=False, soft_wrap=True)
-        console.print(f"written: {arguments.out / 'index.html'}", highlight=False, soft_wrap=True)
+                console.print(part.note)
+                write_tables(part.table, experiment, arguments.out, ("csv", "md", "tex"))
+        write_whole(arguments.out / "index.html", page(chapters))
+        stale = [f"{record['folder']}: {record['stale']}" for record in records if record["stale"]]
+        if stale:
+            console.print(f"{len(stale)} records of {runs} are stale, as {stale[0]}", soft_wrap=True)
+        console.print(f"{len(records)} records of {runs}\nwritten: {arguments.out / 'index.html'}", soft_wrap=True)
 
 
 def declared() -> list[Experiment]:
@@ -69,72 +62,48 @@ def declared() -> list[Experiment]:
     return [module.EXPERIMENT for module in modules if hasattr(module, "EXPERIMENT")]
 
 
-def records_of(runs: Path, current: Current = is_current) -> Iterator[Record]:
+def records_of(runs: Path) -> Iterator[Record]:
     """The records of a runs folder with their ``folder``; those that the present source did not make are ``stale``."""
     for path in sorted(runs.glob(f"*/*/*/normal=*/seed=*/{FILE}")):
         record = read_record(path) | {"folder": path.parent}
-        yield record | {"stale": record["stale"] or ("" if current(record) else "the code has changed")}
+        yield record | {"stale": record["stale"] or ("" if is_current(record) else "the code has changed")}
 
 
-def chapter(
-    experiment: Experiment, records: Sequence[Record], current: Current = is_current, results: Path = RESULTS
-) -> Chapter:
+def homes(record: Record, known: Sequence[Experiment]) -> list[str]:
+    """The experiments that declare a record's cell or its base's, its own method's first; else that one, or the quickstart."""
+    method = record["name"].partition("-")[0]
+    found = [experiment.name for experiment in known if _declares(experiment, record)]
+    found = found or [experiment.name for experiment in known if experiment.name == method]
+    return sorted(found, key=lambda name: name != method) or [FALLBACK]
+
+
+def _declares(experiment: Experiment, record: Record) -> bool:
+    cell, names = record["cell"], (record["name"], record["base"])
+    here = dataset_label(cell["dataset"]), cell["protocol"]
+    places = [place for place in experiment.places if place.name in names and place[1:3] == here]
+    return any(place.normal is None or cell["normal"] in place.normal for place in places)
+
+
+def chapter(experiment: Experiment, records: Sequence[Record], results: Path = RESULTS) -> Chapter:
     """An experiment's part of the page.
 
     Args:
         experiment: With its grids.
         records: Of a runs folder, with their ``homes``; those of the experiment are added to what is published, and those
             that have no earlier home give figures.
-        current: Whether the present source made a record.
         results: The folder of published records and aggregates.
     """
-    rows, name = wanted(experiment), experiment.name
+    name = experiment.name
     own = [record for record in records if name in record["homes"]]
-    table = published(name, experiment.compare, rows, own, results)
-    present = set(zip(table["name"], table["dataset"], table["protocol"], strict=True))
-    idle = dict.fromkeys(place[:3] for place in rows if place[:3] not in present)
+    table = published(experiment, own, results)
+    wanted = pd.DataFrame([place[:3] for place in experiment.places], columns=["method", "data", "protocol"]).drop_duplicates()
+    present = pd.MultiIndex.from_frame(table[["name", "dataset", "protocol"]])
+    committed = read_published(results / f"{name}.jsonl")
+    earlier = sum(not is_current(record) for record in committed)
+    note = f"{len(committed)} published records, {earlier} of an earlier source"
+    idle = wanted[~pd.MultiIndex.from_frame(wanted).isin(present)]
     drawn = galleries(record for record in own if record["homes"][0] == name)
-    note = provenance(read_published(results / f"{name}.jsonl"), current)
-    return Chapter(name, experiment.title, table, note, list(idle), list(drawn))
-
-
-def wanted(experiment: Experiment) -> list[Place]:
-    """All rows that an experiment declares."""
-    return places((experiment.main, *experiment.also), experiment.name)
-
-
-def provenance(committed: Sequence[Record], current: Current = is_current) -> str:
-    """How many records are published, and how many of them an earlier source made.
-
-    Example:
-        >>> provenance([{"identity": {}}, {"identity": {"source": "34efdfc16dd2"}}], lambda record: bool(record["identity"]))
-        '2 published records, 1 of an earlier source'
-    """
-    earlier = sum(not current(record) for record in committed)
-    return f"{len(committed)} published records, {earlier} of an earlier source"
-
-
-def homes(record: Record, known: Sequence[Experiment]) -> list[str]:
-    """The experiments that declare a record's cell or its base's, its own method's first; else that one, or the quickstart."""
-    cell, method = record["cell"], record["name"].partition("-")[0]
-    here = dataset_label(cell["dataset"]), cell["protocol"]
-    found = []
-    for experiment in known:
-        rows = [row for row in wanted(experiment) if row[1:3] == here and row.name in (record["name"], record["base"])]
-        if any(row.normal is None or cell["normal"] in row.normal for row in rows):
-            found.append(experiment.name)
-    found = found or [experiment.name for experiment in known if experiment.name == method]
-    return sorted(found, key=lambda name: name != method) or [FALLBACK]
-
-
-def others(known: Sequence[Experiment], results: Path = RESULTS) -> Iterator[Other]:
-    """The committed tables that are of another kind, with what their pages say of them."""
-    names = {experiment.name for experiment in known}
-    for path in sorted(results.glob("*.csv")):
-        if path.stem not in names:
-            text = about.read_text() if (about := path.with_suffix(".md")).is_file() else ""
-            title, command = re.search(r"# (.*)", text), re.search(r"Written by `(.*?)`", text)
-            yield Other(path.stem, title[1] if title else path.stem, command[1] if command else "", pd.read_csv(path))
+    return Chapter(experiment, table, note, idle, list(drawn))
 
 
 if __name__ == "__main__":

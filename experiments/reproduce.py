@@ -2,13 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from common.cli import Parser, chosen_device, one_line_errors
 from common.data import load
@@ -19,9 +16,11 @@ from common.experiment.command import refuse_stale
 from common.experiment.grid import run_grid
 from common.experiment.published import RESULTS, measured
 from common.experiment.records import read_published
+from common.experiment.render import interval
 from common.experiment.run import finished
 from common.experiment.table import KEY, long
-from experiments.report import declared, wanted
+from common.experiment.terminal import plain
+from experiments.report import declared
 
 ROW = ["name", "dataset", "protocol", "normal"]
 VALUE = [*KEY, "normal"]
@@ -69,11 +68,11 @@ def candidates(results: Path = RESULTS) -> pd.DataFrame:
         >>> "alocc-stable" in set(candidates()["name"])
         True
     """
-    tables = [measured(known.name, known.compare, wanted(known), folder=results) for known in declared()]
+    tables = [measured(known, folder=results) for known in declared()]
     rows = pd.concat([table for table in tables if len(table)], ignore_index=True)
     rows = rows[(rows["metric"] == "auroc") & (rows["rule"] != "oracle") & (rows["n_classes"] == 1)]
     rows = rows.drop_duplicates(VALUE)
-    steady = ~rows["name"].map(_is_seeded)
+    steady = ~rows["name"].map(lambda name: Cell(name, "", "", "", 0).seeded)
     rows.loc[steady, "ci_low"], rows.loc[steady, "ci_high"] = rows["mean"] - ROUNDING, rows["mean"] + ROUNDING
     recorded = pd.MultiIndex.from_frame(rows[VALUE]).isin(pd.MultiIndex.from_frame(expected(results)[VALUE]))
     return rows[rows["ci_low"].notna() | recorded]
@@ -81,8 +80,8 @@ def candidates(results: Path = RESULTS) -> pd.DataFrame:
 
 def expected(results: Path = RESULTS) -> pd.DataFrame:
     """Every value of the published records, as :func:`common.experiment.table.long` gives it."""
-    records = [record for path in sorted(results.glob("*.jsonl")) if path.stem in _names() for record in read_published(path)]
-    return long(records).drop_duplicates([*VALUE, "seed"])
+    files = [results / f"{known.name}.jsonl" for known in declared()]
+    return long(record for path in files for record in read_published(path)).drop_duplicates([*VALUE, "seed"])
 
 
 def verdicts(rows: pd.DataFrame, before: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
@@ -108,17 +107,18 @@ def verdicts(rows: pd.DataFrame, before: pd.DataFrame, again: pd.DataFrame) -> p
 
 def show(compared: pd.DataFrame, console: Console) -> None:
     """Prints what :func:`verdicts` gives."""
-    table = Table("", box=SIMPLE_HEAD)
-    for column in ("published (seeds)", "interval", "again", "by seed", ""):
-        table.add_column(column, no_wrap=True)
-    for _, row in compared.iterrows():
-        cell = f"{row['name']} {row['score']}\n  {row['dataset']} {row['protocol']} normal={row['normal']}"
-        bounds = row["ci_low"], row["ci_high"]
-        interval = "" if np.isnan(row["ci_low"]) else "{:.4f}–{:.4f}".format(*bounds)
-        largest = f"±{row['difference']:.4f}" if np.isfinite(row["difference"]) else ""
-        verdict = "[red]outside[/red]" if row["verdict"] == "outside" else row["verdict"]
-        table.add_row(cell, f"{row['mean']:.4f} ({row['n_seeds']})", interval, f"{row['again']:.4f}", largest, verdict)
-    console.print(table)
+    lines = [
+        {
+            "": f"{row['name']} {row['score']}\n  {row['dataset']} {row['protocol']} normal={row['normal']}",
+            "published (seeds)": f"{row['mean']:.4f} ({row['n_seeds']})",
+            "interval": interval(row["ci_low"], row["ci_high"], ".4f"),
+            "again": f"{row['again']:.4f}",
+            "by seed": f"±{row['difference']:.4f}" if np.isfinite(row["difference"]) else "",
+            "verdict": row["verdict"],
+        }
+        for row in compared.to_dict("records")
+    ]
+    console.print(plain(pd.DataFrame(lines)))
 
 
 def _parser() -> Parser:
@@ -139,23 +139,12 @@ def _parser() -> Parser:
 def _cells(rows: pd.DataFrame, before: pd.DataFrame) -> list[Cell]:
     """Of records the seeds that they have, of aggregates as many as they are of."""
     cells = []
-    for _, row in rows.drop_duplicates(ROW).iterrows():
-        same = before[(before[ROW] == row[ROW]).all(axis=1)]
-        seeds = sorted(set(same["seed"])) or range(row["n_seeds"])
-        cells += [_cell(row, seed) for seed in seeds]
+    for row in rows.drop_duplicates(ROW).to_dict("records"):
+        name, dataset, protocol, normal = (row[column] for column in ROW)
+        is_row = (before[ROW] == [name, dataset, protocol, normal]).all(axis=1)
+        seeds = sorted(set(before.loc[is_row, "seed"])) or range(row["n_seeds"])
+        cells += [Cell(name, dataset, protocol, normal, seed) for seed in seeds]
     return cells
-
-
-def _cell(row: "pd.Series[Any]", seed: int) -> Cell:
-    return Cell(row["name"], row["dataset"], row["protocol"], row["normal"], seed)
-
-
-def _is_seeded(name: str) -> bool:
-    return Cell(name, "", "", "", 0).seeded
-
-
-def _names() -> set[str]:
-    return {known.name for known in declared()}
 
 
 def _is_there(dataset: str, root: Path | None) -> bool:

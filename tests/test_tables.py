@@ -1,6 +1,7 @@
 """From records, aggregates and reported numbers to the summary, and from that to the terminal and the files."""
 
 import json
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -10,12 +11,12 @@ from fake_records import of_classes, record
 from rich.console import Console
 
 from common.errors import InputError
-from common.experiment.published import RESULTS, Place, aggregates, commands, published, reported, tabulate, unmeasured
+from common.experiment.plan import Experiment, Grid
+from common.experiment.published import RESULTS, aggregates, commands, published, reported, tabulate, unmeasured
 from common.experiment.render import latex, markdown, write_tables
 from common.experiment.table import COLUMNS, LONG, as_summary, bootstrap_interval, long, status, summarise
 from common.experiment.terminal import show
 from experiments import autoencoder, classical
-from experiments.report import wanted
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
@@ -30,6 +31,14 @@ NUMBERS = numbers(
     ("mnist", "standard", "DAE", "3", "auroc", 0.90), ("mnist", "standard", "DAE", "mean", "auroc", 0.95)
 )  # fmt: skip
 COMPARE = {"autoencoder-small": ["AE only", "DAE"]}
+
+
+def experiment(*grids, compare=None, name="trial"):
+    main, *also = grids or [Grid((), ())]
+    return Experiment(name, "A trial", main, tuple(also), compare or {})
+
+
+TRIAL = experiment()
 
 
 def summary(records, reported=NUMBERS, compare=COMPARE, metrics=("auroc",)):
@@ -210,7 +219,7 @@ def test_only_pairs_that_both_have_are_compared(records):
 
 def test_what_is_stale_is_marked_and_last_and_no_base(records):
     old = [{**one, "stale": "the code has changed"} for one in records]
-    table = tabulate("none", [*old, *variant(records, lambda i: 0.01)], {}, [])
+    table = tabulate(TRIAL, [*old, *variant(records, lambda i: 0.01)])
     assert table["base_delta"].isna().all(), "a difference between two sources is nobody's"
     assert list(table["name"]) == [VARIANT] * 3 + ["autoencoder-small"] * 3
     assert set(table.loc[table["name"] == "autoencoder-small", "stale"]) == {"the code has changed"}
@@ -221,7 +230,7 @@ def test_what_is_stale_is_marked_and_last_and_no_base(records):
 
 def test_differences_to_the_base_stand_in_every_form(records):
     later = of_classes("34", 1, "classical-lof", n_classes=2)
-    table = tabulate("none", [*variant(records, lambda i: (0.01, 0.03)[i % 2]), *later, *records], {}, [])
+    table = tabulate(TRIAL, [*variant(records, lambda i: (0.01, 0.03)[i % 2]), *later, *records])
     assert list(dict.fromkeys(table["name"])) == ["autoencoder-small", VARIANT, "classical-lof"], "beside its base"
     lines = [" ".join(line.split()) for line in printed(table).splitlines()]
     assert "Δ to autoencoder-small +0.020 +.013 to +.027" in lines
@@ -242,8 +251,8 @@ def test_class_means_are_computed_where_a_paper_prints_none():
 
 def test_tables_fit_a_terminal():
     contaminated = [record("1", seed, 0.99, protocol="in_sample", metrics={"flagged": 7}) for seed in range(3)]
-    places = [Place("autoencoder-small", "mnist", "in_sample", ("auroc", "flagged"))]
-    table = pd.concat([summary(of_classes(range(10), 3)), tabulate("none", contaminated, {}, places)])
+    flagged = Grid(("autoencoder-small",), ("mnist",), ("in_sample",), metrics=("auroc", "flagged"))
+    table = pd.concat([summary(of_classes(range(10), 3)), tabulate(experiment(flagged), contaminated)])
     text = printed(table)
     for expected in ("autoencoder-small", "0.946 ± 0.001 (3)", "DAE, T1", ".950", "flagged"):
         assert expected in text
@@ -276,18 +285,17 @@ def test_more_metrics_than_fit_stand_in_several_tables():
     assert all(name in text for name in metrics)
 
 
-@pytest.mark.parametrize("experiment", [classical.EXPERIMENT, autoencoder.EXPERIMENT], ids=lambda declared: declared.name)
-def test_tables_of_classical_detectors_fit_a_terminal(experiment):
-    names = dict.fromkeys(place.name for place in wanted(experiment))
+@pytest.mark.parametrize("declared", [classical.EXPERIMENT, autoencoder.EXPERIMENT], ids=lambda declared: declared.name)
+def test_tables_of_classical_detectors_fit_a_terminal(declared):
+    names = dict.fromkeys(place.name for place in declared.places)
     records = [one for name in names for one in of_classes(range(10), 3, name, score=name.partition("-")[2])]
-    places = [*wanted(experiment), Place("classical-ocsvm", "mnist", "standard")]
-    text = printed(tabulate(experiment.name, records, experiment.compare, places), experiment.labels)
+    text = printed(tabulate(declared, records), declared.labels)
     assert all(name.partition("-")[2] in text for name in names)
 
 
 def test_written_files_hold_the_table_and_its_command(records, tmp_path):
-    table = tabulate("trial", records, COMPARE, [])
-    paths = write_tables(table, tmp_path / "results", "trial", "A trial")
+    table = tabulate(experiment(compare=COMPARE), records)
+    paths = write_tables(table, TRIAL, tmp_path / "results")
     assert [path.name for path in paths] == ["trial.csv", "trial.md"]
     read = pd.read_csv(paths[0], dtype={"normal": str}, keep_default_na=False)
     assert list(read) == list(COLUMNS)
@@ -320,7 +328,7 @@ def test_rows_that_share_all_flags_share_a_command(records):
 
 def test_a_page_names_commands_and_their_commits(records):
     later = of_classes("34", 1, "classical-lof", git="0123456789ab-dirty", n_classes=2)
-    page = markdown(tabulate("trial", [*records, *later], {}, []), "A trial")
+    page = markdown(tabulate(TRIAL, [*records, *later]), "A trial")
     assert "\n1. `python -m experiments.trial --presets autoencoder-small" in page
     assert "--seeds 0` (commit 0123456-dirty)\n" in page
     by = {line.split(" | ")[0].strip("| "): line.split(" | ")[-1].strip("| ") for line in page.splitlines() if "-" in line[:20]}
@@ -340,7 +348,7 @@ def committed(folder, aggregates=None, records=()):
 
 def test_aggregates_are_read_as_a_summary(records, tmp_path):
     together = [record(normal, 0, 0.5) for normal in ("1+2+3", "4+5+6")]
-    table = tabulate("trial", [*records, *together], COMPARE, [])
+    table = tabulate(experiment(compare=COMPARE), [*records, *together])
     read = aggregates("trial", committed(tmp_path, table))
     shown = ["name", "normal", "n_classes", "mean", "paper", "n_seeds", "status", "command"]
     pd.testing.assert_frame_equal(read[shown], table[shown], check_dtype=False)
@@ -351,27 +359,27 @@ def test_aggregates_are_read_as_a_summary(records, tmp_path):
 
 
 def test_records_replace_the_aggregates_of_their_block(records, tmp_path):
-    old = tabulate("trial", [*records, *of_classes("34", 3, "classical-lof")], {}, [])
+    old = tabulate(TRIAL, [*records, *of_classes("34", 3, "classical-lof")])
     folder = committed(tmp_path, old, [record("3", 7, 0.5)])
     before = (folder / "aggregates" / "trial.csv").read_bytes()
-    table = published("trial", {}, [], folder=folder)
+    table = published(TRIAL, folder=folder)
     of_small = table[table["name"] == "autoencoder-small"]
     assert list(of_small["normal"]) == ["3"], "a mean of two sittings is nobody's"
     assert of_small["mean"].item() == 0.5
     assert len(table[table["name"] == "classical-lof"]) == 3
     other = committed(tmp_path, old, [{**one, "rule": "validation"} for one in records])
-    rules = published("trial", {}, [], folder=other).query("name == 'autoencoder-small'")["rule"]
+    rules = published(TRIAL, folder=other).query("name == 'autoencoder-small'")["rule"]
     assert rules.value_counts().to_dict() == {"last": 3, "validation": 3}, "another rule is another block"
     assert (folder / "aggregates" / "trial.csv").read_bytes() == before
 
 
 def test_records_of_a_runs_folder_replace_no_aggregates_of_more_cells(records, tmp_path):
-    folder = committed(tmp_path, tabulate("trial", records, {}, []))
+    folder = committed(tmp_path, tabulate(TRIAL, records))
     few, many = [record("3", 0, 0.5)], [record(normal, seed, 0.5, n_classes=2) for normal in "34" for seed in range(3)]
-    assert published("trial", {}, [], few, folder)["mean"].max() == pytest.approx(0.92)
-    assert set(published("trial", {}, [], many, folder)["mean"]) == {0.5}
+    assert published(TRIAL, few, folder)["mean"].max() == pytest.approx(0.92)
+    assert set(published(TRIAL, many, folder)["mean"]) == {0.5}
     folder = committed(tmp_path, None, records)
-    table = published("trial", {}, [], few, folder).set_index("normal")
+    table = published(TRIAL, few, folder).set_index("normal")
     assert table.loc["3", "mean"] == pytest.approx((0.5 + 0.92 + 0.94) / 3), "a cell's published record gives way to a new one"
 
 
@@ -380,9 +388,9 @@ TABLES = sorted(path.stem for path in (RESULTS / "aggregates").glob("*.csv"))
 
 @pytest.mark.parametrize("name", sorted({*TABLES, *(path.stem for path in RESULTS.glob("*.jsonl"))} - {"benchmark"}))
 def test_committed_pages_are_made_of_what_is_committed(name):
-    experiment = import_module(f"experiments.{name}").EXPERIMENT
-    table = published(name, experiment.compare, wanted(experiment))
-    assert markdown(table, experiment.title) == (RESULTS / f"{name}.md").read_text()
+    declared = import_module(f"experiments.{name}").EXPERIMENT
+    table = published(declared)
+    assert markdown(table, declared.title) == (RESULTS / f"{name}.md").read_text()
     if not (RESULTS / f"{name}.jsonl").is_file():
         raw = pd.read_csv(RESULTS / "aggregates" / f"{name}.csv").query("n_seeds > 0")
         measured = table[table["n_seeds"] > 0]
@@ -395,7 +403,7 @@ def test_a_number_of_one_of_several_tables(records):
     compare = {"autoencoder-small": ["DAE, T2"]}
     table = summary(records, two, compare)
     assert table.set_index("normal").loc["3", ["paper", "reference"]].tolist() == [0.5, "DAE, T2"]
-    beside = unmeasured(table, [Place("autoencoder-small", "mnist", "standard")], two, compare)
+    beside = unmeasured(experiment(Grid(("autoencoder-small",), ("mnist",)), compare=compare), table, two)
     assert list(beside["reference"]) == ["DAE, T1"], "the other table's row stands by itself"
 
 
@@ -406,7 +414,8 @@ SEVERAL = numbers(
 )  # fmt: skip
 SCORES = {"alocc-stable fake": ["ALOCC D(R(X))"], "alocc-stable real": ["ALOCC D(X)"], "alocc-paper fake": ["ALOCC D(R(X))"]}
 METRICS = ("auroc", "f1_normal_10", "f1_normal_50")
-PLACES = [Place("alocc-stable", "mnist", "standard", METRICS), Place("alocc-paper", "mnist", "standard", METRICS)]
+STABLE = Grid(("alocc-stable",), ("mnist",), metrics=METRICS)
+BOTH = experiment(replace(STABLE, presets=("alocc-stable", "alocc-paper")), compare=SCORES)
 
 
 @pytest.fixture
@@ -456,13 +465,13 @@ def test_random_choices_of_classes_are_a_papers_mean():
 
 def test_what_was_not_measured_is_said(adversarial):
     table = summary(adversarial, SEVERAL, SCORES, METRICS)
-    beside = unmeasured(table, PLACES, SEVERAL, SCORES)
+    beside = unmeasured(BOTH, table, SEVERAL)
     assert list(beside) == list(COLUMNS)
     assert (beside["n_seeds"] == 0).all()
     kinds = beside.groupby("status")["name"].unique().map(list).to_dict()
     assert kinds == {"reported": ["DRAE"], "not run": ["alocc-paper"]}
     assert list(beside.loc[beside["status"] == "not run", "paper"]) == [0.97, 0.88]
-    single = unmeasured(table, [PLACES[0]._replace(normal=("0",))], SEVERAL, SCORES)
+    single = unmeasured(experiment(replace(STABLE, normal=("0",)), compare=SCORES), table, SEVERAL)
     assert single.empty, "beside one class no mean stands"
 
 
@@ -471,13 +480,13 @@ def test_a_method_without_all_classes_is_still_to_run(adversarial):
     for some in (part, part[:2]):
         table = summary(some, SEVERAL, SCORES, METRICS)
         assert "mean" not in set(table["normal"])
-        beside = unmeasured(table, PLACES[:1], SEVERAL, SCORES)
+        beside = unmeasured(experiment(STABLE, compare=SCORES), table, SEVERAL)
         assert set(beside.loc[beside["name"] == "alocc-stable", "status"]) == {"not run"}
 
 
 def test_many_metrics_stand_in_one_table(adversarial):
     table = summary(adversarial, SEVERAL, SCORES, METRICS).assign(command="python -m experiments.trial")
-    table = pd.concat([table, unmeasured(table, PLACES, SEVERAL, SCORES)], ignore_index=True)
+    table = pd.concat([table, unmeasured(BOTH, table, SEVERAL)], ignore_index=True)
     text = printed(table, {"fake": "D(R(X))", "real": "D(X)", "f1_normal_10": "F1 10%", "f1_normal_50": "F1 50%"})
     lines = [" ".join(line.split()) for line in text.splitlines()]
     ours = ("D(R(X)) last .900 .900 .800", "D(R(X)) oracle .950 .950 .850")

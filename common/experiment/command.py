@@ -16,7 +16,7 @@ from common.errors import DataMissingError, InputError
 from common.experiment.cell import Cell, Settings
 from common.experiment.engines import Backend
 from common.experiment.grid import Failure, cells_at_a_time, run_grid, threads_per_cell
-from common.experiment.plan import Experiment, Grid, bases, cells_of, narrowed, places
+from common.experiment.plan import Experiment, Grid, bases, cells_of, narrowed
 from common.experiment.published import RESULTS, published, tabulate
 from common.experiment.records import Record, publish
 from common.experiment.render import write_tables
@@ -83,9 +83,9 @@ def _report(
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
-    table = tabulate(experiment.name, records, experiment.compare, places(grids, experiment.name))
+    table = tabulate(replace(experiment, main=grids[0], also=tuple(grids[1:])), records)
     show(table, console, experiment.labels)
-    for path in write_tables(table, arguments.out or arguments.runs, experiment.name, experiment.title):
+    for path in write_tables(table, experiment, arguments.out or arguments.runs):
         say(f"written: {path}")
     write_summary_runs(long([record for record in records if not record["stale"]]), arguments.runs)
     if arguments.publish:
@@ -103,9 +103,7 @@ def publish_records(experiment: Experiment, records: Sequence[Record]) -> int:
     if dirty:
         raise InputError(f"uncommitted code made {len(dirty)} of {len(records)} records: commit, then run them with --force")
     n = publish(records, RESULTS / f"{experiment.name}.jsonl")
-    rows = places((experiment.main, *experiment.also), experiment.name)
-    table = published(experiment.name, experiment.compare, rows)
-    write_tables(table, RESULTS, experiment.name, experiment.title, ("md",))
+    write_tables(published(experiment), experiment, RESULTS, ("md",))
     return n
 
 

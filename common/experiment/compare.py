@@ -14,7 +14,7 @@ from common.errors import InputError
 from common.experiment.cell import Settings
 from common.experiment.command import check_writable, records_of, refuse_stale
 from common.experiment.grid import run_grid
-from common.experiment.plan import Grid, cells_of, places
+from common.experiment.plan import Experiment, Grid, cells_of
 from common.experiment.published import tabulate
 
 
@@ -77,4 +77,4 @@ def compare(
         refuse_stale(cells, given)
     if failures := run_grid(cells, given, jobs, Console()):
         raise InputError(f"{len(failures)} cells failed: {failures[0].message}")
-    return tabulate("", records_of(cells, given), {}, places([grid], ""))
+    return tabulate(Experiment("", "", grid), records_of(cells, given))

@@ -1,142 +1,107 @@
 """All result tables as one web page that needs nothing but itself."""
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import base64
+import io
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jinja2
 import pandas as pd
-from matplotlib import colormaps
-from matplotlib.colors import to_hex
+from PIL import Image
 
-from common.experiment.gallery import Gallery
-from common.experiment.render import difference, made_by, readable, sections
+from common.data import dataset_label
+from common.experiment.plan import Experiment
+from common.experiment.records import Record
+from common.experiment.render import difference, made_by, numbered, rows_text, sections
 from common.experiment.table import is_mean
 
 SATURATED = 0.2
 """The difference from which on a heat map's colours are the darkest ones."""
 
-NUMBERS = {
-    "paper": "paper", "measured": "mean", "seeds": "n_seeds", "Δ": "delta", "95 % interval": "ci_low",
-    "Δ to base": "base_delta",
-}  # fmt: skip
-"""Columns of a page's tables that are sorted by a number, and the summary's column that holds it."""
+WIDTH = 640
+"""Of figures, in pixels."""
+
+
+class Gallery(NamedTuple):
+    """A run's figures: what each is, and the image as a data URI."""
+
+    title: str
+    pictures: dict[str, str]
 
 
 class Chapter(NamedTuple):
     """An experiment on the page.
 
     Attributes:
-        name: Of the experiment.
-        title: Of the chapter.
-        table: A summary.
+        experiment: Which one.
+        table: Its summary.
         note: On its records.
-        idle: Name, data set and protocol of what was not run and stands beside no reported number.
+        idle: What was not run and stands beside no reported number: columns ``method, data, protocol``.
         galleries: Figures of its runs.
     """
 
-    name: str
-    title: str
+    experiment: Experiment
     table: pd.DataFrame
     note: str = ""
-    idle: Sequence[tuple[str, str, str]] = ()
+    idle: pd.DataFrame = pd.DataFrame()
     galleries: Sequence[Gallery] = ()
 
 
-class Other(NamedTuple):
-    """A table of another kind, shown as it is."""
-
-    name: str
-    title: str
-    command: str
-    table: pd.DataFrame
-
-
-def page(chapters: Iterable[Chapter], others: Iterable[Other] = ()) -> str:
+def page(chapters: Sequence[Chapter]) -> str:
     """The page; a click on a header sorts its table, and without scripts everything is there all the same.
 
     Example:
+        >>> from common.experiment.plan import Grid
         >>> from common.experiment.table import as_summary
-        >>> print(page([Chapter("trial", "A trial", as_summary([]))])[:15])
+        >>> print(page([Chapter(Experiment("trial", "A trial", Grid((), ())), as_summary([]))])[:15])
         <!doctype html>
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    views = []
-    for chapter in chapters:
-        commands = made_by(chapter.table)
-        numbers = {command: i for i, command in enumerate(commands, 1)}
-        parts = list(_parts(chapter, numbers))
-        idle = pd.DataFrame(chapter.idle, columns=["method", "data", "protocol"]).assign(status="not run")
-        views.append({**chapter._asdict(), "commands": commands, "sections": parts, "idle": _rows(idle)})
-    tables = [{**other._asdict(), "table": _rows(other.table)} for other in others]
-    return environment.get_template("page.html").render(chapters=views, others=tables, saturated=SATURATED)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.undefined = jinja2.StrictUndefined
+    for function in (difference, differences, made_by, numbered, rows_text, sections):
+        environment.globals[function.__name__] = function
+    return environment.get_template("page.html").render(chapters=chapters, saturated=SATURATED)
 
 
-def _parts(chapter: Chapter, numbers: Mapping[str, int]) -> Iterator[dict[str, Any]]:
-    """One for each data set and protocol, with the tables of each metric."""
-    for section in sections(chapter.table):
-        metrics = []
-        for metric in section.metrics:
-            rows = section.of(metric)
-            single = rows[~is_mean(rows)] if is_mean(rows).any() else rows[:0]
-            metrics.append({
-                "name": metric,
-                "compared": rows["delta"].notna().any(),
-                "rows": _summary_rows(rows.drop(single.index), numbers),
-                "classes": _summary_rows(single, numbers),
-                "heat": _heat(rows),
-            })  # fmt: skip
-        yield {
-            "id": re.sub(r"[^\w]+", "-", f"{chapter.name}-{section.title}"),
-            "title": section.title,
-            "metrics": metrics,
-            "measured": int((section.rows["n_seeds"] > 0).sum()),
-            "not_run": int((section.rows["status"] == "not run").sum()),
-        }
-
-
-def _summary_rows(rows: pd.DataFrame, numbers: Mapping[str, int]) -> dict[str, Any]:
-    text, keys = readable(rows), pd.DataFrame({column: rows[source] for column, source in NUMBERS.items()})
-    if not text["base"].any():
-        text = text.drop(columns=["Δ to base", "base"])
-    text = text.rename(columns={"reference": "whose number"}).assign(by=rows["command"].map(numbers))
-    keys["by"] = text["by"]
-    return {**_rows(text, keys), "measured": list(rows["n_seeds"] > 0)}
-
-
-def _rows(text: pd.DataFrame, keys: pd.DataFrame | None = None) -> dict[str, Any]:
-    """A table's header and body; each cell as its text and, where it is a number, the number."""
-    keys = text.select_dtypes("number") if keys is None else keys
-    columns = []
-    for column in text:
-        values = keys[column] if column in keys else [None] * len(text)
-        columns.append(list(zip(text[column], values, strict=True)))
-    return {"header": {column: column in keys for column in text}, "body": list(zip(*columns, strict=True)), "measured": None}
-
-
-def _heat(rows: pd.DataFrame) -> dict[str, Any] | None:
-    """Differences to the paper, a line for each name, score and rule and a column for each class; None without a class."""
+def differences(rows: pd.DataFrame) -> pd.DataFrame:
+    """Differences to the paper: a line for each name, score and rule, a column for each class, the mean last."""
     rows = rows[rows["delta"].notna() & (rows["rule"] != "oracle")]
     single = sorted(set(rows.loc[~is_mean(rows), "normal"]), key=lambda normal: (len(normal), normal))
-    if len(single) < 2:
-        return None
     table = rows.pivot_table(index=["name", "score", "rule"], columns="normal", values="delta", sort=False)
     classes = [*single, *(normal for normal in table if normal not in single)]
-    lines = []
-    for key, deltas in table[classes].dropna(subset=single, how="all").iterrows():
-        cells = [None if pd.isna(delta) else (difference(delta), *_colors(delta)) for delta in deltas]
-        lines.append({"key": key, "cells": cells})
-    return {"classes": classes, "lines": lines, "references": list(dict.fromkeys(rows["reference"]))}
+    return table[classes].dropna(subset=single, how="all") if len(single) > 1 else table[:0][[]]
 
 
-def _colors(delta: float) -> tuple[str, str]:
-    """Background and text; red is below the paper's number and blue above, which the colour-blind tell apart too."""
-    red, green, blue, _ = colormaps["RdBu"](0.5 + 0.5 * max(-1.0, min(1.0, delta / SATURATED)))
-    return to_hex((red, green, blue)), "#000" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "#fff"
+def galleries(records: Iterable[Record]) -> Iterator[Gallery]:
+    """The figures of one run of each row, data set and protocol: of the first seed, of the class with the median AUROC.
+
+    Args:
+        records: Of finished cells; ``folder`` says where each lies.
+    """
+    groups: dict[tuple[str, str, str], list[Record]] = {}
+    for record in sorted(records, key=lambda record: (record["cell"]["seed"], _auroc(record))):
+        cell = record["cell"]
+        groups.setdefault((record["name"], dataset_label(cell["dataset"]), cell["protocol"]), []).append(record)
+    for (name, dataset, protocol), group in groups.items():
+        seed = group[0]["cell"]["seed"]
+        of_seed = [record for record in group if record["cell"]["seed"] == seed]
+        middle = of_seed[(len(of_seed) - 1) // 2]
+        paths = sorted(Path(middle["folder"], "figures").glob("*.png"))
+        title = f"{name} on {dataset}, {protocol}, normal class {middle['cell']['normal']}, seed {seed}"
+        if paths:
+            yield Gallery(title, {path.stem.replace("_", " "): _data_uri(path) for path in paths})
+
+
+def _auroc(record: Record) -> float:
+    return record["metrics"].get(record["score"], {}).get("auroc") or 0.0
+
+
+def _data_uri(path: Path) -> str:
+    small = io.BytesIO()
+    with Image.open(path) as image:
+        image = image.convert("RGB")
+        image.thumbnail((WIDTH, 2 * WIDTH))
+        image.save(small, "WEBP", quality=70, method=4)
+    return "data:image/webp;base64," + base64.b64encode(small.getvalue()).decode()

@@ -4,12 +4,13 @@ import argparse
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
 
 from common.data import DATASETS, dataset_label, load
 from common.data.datamodule import default_root
 from common.experiment.cell import Cell, Settings
 from common.experiment.identity import import_class
-from common.experiment.published import Place
 from common.presets import is_file, preset_path, read_config, row_name, split_preset
 
 
@@ -22,6 +23,24 @@ class Grid:
     protocols: tuple[str, ...] = ("standard",)
     normal: tuple[str, ...] | None = None
     metrics: tuple[str, ...] = ("auroc",)
+
+
+class Place(NamedTuple):
+    """A row of an experiment that its table should hold.
+
+    Attributes:
+        name: Of the row, ``<method>-<preset>`` or a file's stem, with overrides.
+        dataset: Its label.
+        protocol: With its options.
+        metrics: To show, the most important first.
+        normal: The only normal choices that are asked for; all classes in turn by default.
+    """
+
+    name: str
+    dataset: str
+    protocol: str
+    metrics: Sequence[str] = ("auroc",)
+    normal: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +64,16 @@ class Experiment:
     compare: Mapping[str, Sequence[str]] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
+
+    @cached_property
+    def places(self) -> list[Place]:
+        """The rows that the tables should hold."""
+        found = []
+        for grid in (self.main, *self.also):
+            for preset, dataset, protocol in itertools.product(grid.presets, grid.datasets, grid.protocols):
+                name = row_name(full_name(preset, self.name))
+                found.append(Place(name, dataset_label(dataset), protocol, grid.metrics, grid.normal))
+        return found
 
 
 def narrowed(experiment: Experiment, arguments: argparse.Namespace) -> list[Grid]:
@@ -93,16 +122,6 @@ def cells_of(grid: Grid, seeds: Sequence[int], settings: Settings, missing: Iter
             cell = Cell(preset, dataset, protocol, k, seeds[0])
             cells += [replace(cell, seed=seed) for seed in (seeds if cell.seeded else seeds[:1])]
     return cells
-
-
-def places(grids: Iterable[Grid], experiment: str) -> list[Place]:
-    """The rows that a table of these grids should hold."""
-    found = []
-    for grid in grids:
-        for preset, dataset, protocol in itertools.product(grid.presets, grid.datasets, grid.protocols):
-            name = row_name(full_name(preset, experiment))
-            found.append(Place(name, dataset_label(dataset), protocol, grid.metrics, grid.normal))
-    return found
 
 
 def bases(presets: Iterable[str]) -> dict[str, str]:

@@ -60,11 +60,17 @@ def publish(records: Iterable[Record], path: Path) -> int:
     Returns:
         How many lines are new or have changed.
     """
-    lines = {_place(record): _line(record) for record in read_published(path)}
+    lines = {cell_key(record): _line(record) for record in read_published(path)}
     before = dict(lines)
-    lines |= {_place(record): _line(record) for record in records}
+    lines |= {cell_key(record): _line(record) for record in records}
     write_whole(path, "".join(f"{lines[place]}\n" for place in sorted(lines)))
     return sum(before.get(place) != line for place, line in lines.items())
+
+
+def cell_key(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a cell's record from all others; in the order of published lines."""
+    cell = record["cell"]
+    return record["name"], cell["dataset"], cell["protocol"], cell["normal"].zfill(3), cell["seed"]
 
 
 def base_of(name: str) -> str | None:
@@ -104,11 +110,6 @@ def _present(record: Record) -> Record:
     for key in ("name", "metrics", "rules", "identity"):
         record[key]
     return record
-
-
-def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    cell = record["cell"]
-    return record["name"], cell["dataset"], cell["protocol"], cell["normal"].zfill(3), cell["seed"]
 
 
 def _line(record: Record) -> str:

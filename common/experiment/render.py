@@ -1,20 +1,27 @@
 """What people read of a summary: its rows as text, its sections, and the CSV, Markdown and LaTeX files of it."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from common.experiment.plan import Experiment
 from common.experiment.table import is_mean
 from common.files import write_whole
 
 PACKAGES = r"\usepackage{booktabs,longtable,array}"
 """What the preamble of a LaTeX document needs."""
 
-_LATEX_COLUMNS = r">{\raggedright\arraybackslash}p{0.17\linewidth}llllrrrr>{\raggedright\arraybackslash}p{0.18\linewidth}"
+LATEX_NAMES = {
+    "method": "method", "score": "score", "normal": "normal", "rule": "rule", "paper": "paper", "measured": "ours",
+    "seeds": "$n$", "Δ": r"$\Delta$", "Δ to base": r"$\Delta$ to base", "reference": "whose number",
+}  # fmt: skip
+"""Columns of a LaTeX table, and what their headings are."""
+
+LATEX_COLUMNS = r">{\raggedright\arraybackslash}p{0.17\linewidth}llllrrrr>{\raggedright\arraybackslash}p{0.18\linewidth}"
 
 
 class Section(NamedTuple):
@@ -24,8 +31,8 @@ class Section(NamedTuple):
         title: Both.
         rows: Class means first.
         metrics: The most important first.
-        pivoted: Whether there are so many metrics that their means stand in one table with a column for each, and single
-            classes with the first metric only.
+        pivoted: Whether there are so many metrics that their means stand in one table with a column for each. Single classes
+            have rows of the first metric only then.
     """
 
     title: str
@@ -37,22 +44,19 @@ class Section(NamedTuple):
         """One metric's rows."""
         return self.rows[self.rows["metric"] == metric]
 
-    def means(self) -> Iterator[tuple[str, pd.DataFrame]]:
-        """What each mean is called, and its rows."""
-        for name, rows in self.rows[is_mean(self.rows)].groupby("normal", sort=False):
-            yield str(name), rows
-
 
 def sections(table: pd.DataFrame) -> Iterator[Section]:
     """The parts of a summary that stand under one heading."""
     for (dataset, protocol), rows in table.groupby(["dataset", "protocol"], sort=False):
         rows = rows.iloc[np.argsort(~is_mean(rows), kind="stable")]
-        metrics = list(dict.fromkeys(rows["metric"]))
-        yield Section(f"{dataset}, {protocol}", rows, metrics, bool(is_mean(rows).any()) and len(metrics) > 2)
+        is_pivoted = bool(is_mean(rows).any()) and rows["metric"].nunique() > 2
+        if is_pivoted:
+            rows = rows[is_mean(rows) | (rows["metric"] == rows["metric"].iloc[0])]
+        yield Section(f"{dataset}, {protocol}", rows, list(dict.fromkeys(rows["metric"])), is_pivoted)
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """A summary's rows as text, with columns that are empty throughout where there is nothing to say of a base.
+    """The rows of a summary, which has some, as text; what there is nothing to say of is empty.
 
     Example:
         >>> from common.experiment.table import as_summary
@@ -60,24 +64,28 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         >>> rows[["method", "normal", "paper", "Δ"]].values.tolist()
         [['DAE', '3 Dress', '0.877', '']]
     """
-    spread = [f" ± {number(std)}" if seeds > 1 else "" for std, seeds in zip(table["std"], table["n_seeds"], strict=True)]
-    seeds = table["n_seeds"].astype(str).where(table["n_seeds"] > 0, "")
-    base = between(table["base_low"], table["base_high"], difference, " to ")
-    return pd.DataFrame({
-        "method": table["name"] + np.where(table["stale"] == "", "", " (stale)"),
-        "score": table["score"],
-        "normal": (table["normal"] + " " + table["class_name"]).str.strip(),
-        "paper": texts(table["paper"], number),
-        "measured": texts(table["mean"], number) + spread,
-        "seeds": seeds,
-        "Δ": texts(table["delta"], difference),
-        "95 % interval": between(table["ci_low"], table["ci_high"], number, "–"),
-        "Δ to base": texts(table["base_delta"], difference) + base.map(" ({})".format).where(base != "", ""),
-        "base": table["base"].where(table["base_delta"].notna(), ""),
-        "rule": table["rule"],
-        "status": table["status"],
-        "reference": table["reference"],
-    }, index=table.index)  # fmt: skip
+    return pd.DataFrame([_texts(row) for row in table.to_dict("records")], index=table.index)
+
+
+def _texts(row: Mapping[Any, Any]) -> dict[str, str]:
+    spread = f" ± {number(row['std'])}" if row["n_seeds"] > 1 else ""
+    change = difference(row["base_delta"])
+    bounds = interval(row["base_low"], row["base_high"], "+.3f", " to ")
+    return {
+        "method": row["name"] + (" (stale)" if row["stale"] else ""),
+        "score": row["score"],
+        "normal": f"{row['normal']} {row['class_name']}".strip(),
+        "paper": number(row["paper"]),
+        "measured": number(row["mean"]) + spread,
+        "seeds": str(row["n_seeds"] or ""),
+        "Δ": difference(row["delta"]),
+        "95 % interval": interval(row["ci_low"], row["ci_high"]),
+        "Δ to base": f"{change} ({bounds})" if bounds else change,
+        "base": row["base"] if change else "",
+        "rule": row["rule"],
+        "status": row["status"],
+        "reference": row["reference"],
+    }
 
 
 def number(value: float) -> str:
@@ -92,46 +100,33 @@ def difference(value: float) -> str:
     return "" if np.isnan(value) else f"{value:+.3f}"
 
 
-def between(low: "pd.Series[float]", high: "pd.Series[float]", text: Callable[[float], str], to: str) -> "pd.Series[str]":
-    """Intervals as text; nothing for NaN."""
-    return (texts(low, text) + to + texts(high, text)).where(low.notna(), "")
+def interval(low: float, high: float, text: str = ".3f", to: str = "–") -> str:
+    """Both bounds; nothing for NaN."""
+    return "" if np.isnan(low) else f"{low:{text}}{to}{high:{text}}"
 
 
-def texts(values: "pd.Series[float]", text: Callable[[float], str]) -> "pd.Series[str]":
-    """Every value as text; pandas would take an empty series for one of numbers."""
-    return values.map(text).astype(object)
-
-
-def pivoted(rows: pd.DataFrame, metrics: Sequence[str], text: Callable[[float, float], str]) -> pd.DataFrame:
-    """A line for each name, score and rule with a column for each metric, and one for the numbers that it stands beside.
+def pivoted(rows: pd.DataFrame, by: str) -> pd.DataFrame:
+    """A line for each name, score and rule, and one for each source of reported numbers, which stands once below a name.
 
     Args:
-        rows: Of one mean.
-        metrics: The columns.
-        text: Of a value and its standard deviation.
+        rows: A summary's, with the texts ``ours`` and ``theirs``.
+        by: The column whose values become columns.
 
     Returns:
-        Columns ``name, score, rule, seeds, kind, stale, command`` and the metrics; ``kind`` is empty where the line was
-        measured, else ``reported`` or ``not run`` and whose numbers they are. A name stands once beside each of these.
+        Columns ``name, score, rule, kind, seeds, stale, command`` and those of ``by``; ``kind`` is empty where the line was
+        measured, else ``reported: <reference>`` or ``not run: <reference>``.
     """
-    lines = []
-    shown: set[tuple[Any, Any]] = set()
-    for (name, score, rule), of_one in rows.groupby(["name", "score", "rule"], sort=False):
-        line = {"name": name, "score": score, "rule": rule, "kind": ""}
-        line |= of_one[["stale", "command"]].iloc[0].to_dict()
-        measured = of_one[of_one["n_seeds"] > 0]
-        if len(measured):
-            line["seeds"] = str(measured["n_seeds"].max())
-            cells = zip(measured["metric"], measured["mean"], measured["std"], strict=True)
-            lines.append(line | {metric: text(mean, std) for metric, mean, std in cells})
-        for reference, theirs in of_one[of_one["reference"] != ""].groupby("reference", sort=False):
-            if (name, reference) not in shown:
-                shown.add((name, reference))
-                kind = "reported" if len(measured) else theirs["status"].iloc[0]
-                values = {metric: text(paper, np.nan) for metric, paper in zip(theirs["metric"], theirs["paper"], strict=True)}
-                lines.append({**line, "kind": f"{kind}: {reference}", "seeds": ""} | values)
-    columns = ["name", "score", "rule", "seeds", "kind", "stale", "command", *metrics]
-    return pd.DataFrame(lines, columns=columns).fillna("")
+    rows = rows.assign(order=rows.groupby(["name", "score", "rule"], sort=False).ngroup(), kind="", seeds="")
+    is_measured = rows["n_seeds"] > 0
+    ours = rows[is_measured].assign(text=rows["ours"], seeds=rows["n_seeds"].astype(str))
+    theirs = rows[rows["reference"] != ""].assign(text=rows["theirs"], rule="")
+    theirs["kind"] = theirs["status"].where(~is_measured, "reported")
+    theirs["score"] = theirs["score"].where(theirs["kind"] == "not run", "")
+    theirs["kind"] += ": " + theirs["reference"]
+    lines = pd.concat([ours, theirs]).sort_values("order", kind="stable")
+    key = ["name", "score", "rule", "kind"]
+    cells = lines.pivot_table(index=key, columns=by, values="text", aggfunc="first", sort=False).fillna("")
+    return lines.groupby(key, sort=False)[["seeds", "stale", "command"]].first().join(cells).reset_index()
 
 
 def made_by(table: pd.DataFrame) -> dict[str, str]:
@@ -144,61 +139,61 @@ def made_by(table: pd.DataFrame) -> dict[str, str]:
     return commits
 
 
+def numbered(commands: Mapping[str, str]) -> dict[str, str]:
+    """The number of each command on a page."""
+    return {command: str(i) for i, command in enumerate(commands, 1)}
+
+
 def markdown(table: pd.DataFrame, title: str) -> str:
-    """A summary as a page that names the commands that made it, and of several each row's.
+    """A summary as a page that names the commands that made it, and each row's.
 
     Where there are several metrics, their class means stand in one table, and each class only with the first metric; the
     CSV has them all.
     """
     commands = made_by(table)
-    by = {command: str(i) for i, command in enumerate(commands, 1)} if len(commands) > 1 else {}
-    lines = [f"# {title}", "", *_introduction(commands)]
+    by = numbered(commands)
+    lines = [
+        f"# {title}",
+        "",
+        "Written by the commands below, to which the column `by` points; not edited by hand. `paper` is the number reported by "
+        "`reference`;",
+        "measured is mean ± standard deviation over seeds, the interval a stratified bootstrap over them.",
+        "",
+        *(f"{by[command]}. `{command}`" + (f" (commit {commit})" if commit else "") for command, commit in commands.items()),
+    ]
     for section in sections(table):
+        parts = [(metric, rows_text(section.of(metric), by)) for metric in section.metrics[: 1 if section.pivoted else None]]
         if section.pivoted:
-            for mean, rows in section.means():
-                lines += ["", f"## {section.title}, {mean} over the normal classes", ""]
-                lines += _pivot_lines(rows, section.metrics, by)
-        for metric in section.metrics[:1] if section.pivoted else section.metrics:
-            lines += ["", f"## {section.title}, {metric}", "", *_row_lines(section.of(metric), by)]
+            means = section.rows[is_mean(section.rows)].groupby("normal", sort=False)
+            parts = [
+                (f"{mean} over the normal classes", _metrics_text(rows, section.metrics, by)) for mean, rows in means
+            ] + parts
+        for part, text in parts:
+            lines += ["", f"## {section.title}, {part}", "", *table_lines(text)]
     return "\n".join(lines) + "\n"
 
 
-def _introduction(commands: dict[str, str]) -> list[str]:
-    entries = [f"`{command}` (commit {commit})".replace(" (commit )", "") for command, commit in commands.items()]
-    makers = entries[0] if entries else "no command"
-    if len(entries) > 1:
-        makers = "the commands below, to which the column `by` points"
-    lines = [
-        f"Written by {makers}; not edited by hand. `paper` is the number reported by `reference`;",
-        "measured is mean ± standard deviation over seeds, the interval a stratified bootstrap over them.",
-    ]
-    if len(entries) > 1:
-        lines += ["", *(f"{i}. {entry}" for i, entry in enumerate(entries, 1))]
-    return lines
-
-
-def _row_lines(rows: pd.DataFrame, by: Mapping[str, str]) -> list[str]:
+def rows_text(rows: pd.DataFrame, by: Mapping[str, str]) -> pd.DataFrame:
+    """A summary's rows as a page shows them, with the numbers of their commands."""
     text = readable(rows)
-    text["measured"] = (text["measured"] + " (" + text["seeds"] + ")").where(text["seeds"] != "", "")
+    text["measured"] += (" (" + text["seeds"] + ")").where(text["seeds"] != "", "")
     text = text.rename(columns={"measured": "measured (seeds)"}).drop(columns="seeds")
     if not text["base"].any():
         text = text.drop(columns=["Δ to base", "base"])
-    return table_lines(_with_command(text, rows["command"], by))
+    return text.assign(by=rows["command"].map(by).fillna(""))
 
 
-def _pivot_lines(rows: pd.DataFrame, metrics: Sequence[str], by: Mapping[str, str]) -> list[str]:
-    lines = pivoted(rows, metrics, lambda mean, std: number(mean) + (f" ± {number(std)}" if std == std else ""))
+def _metrics_text(rows: pd.DataFrame, metrics: Sequence[str], by: Mapping[str, str]) -> pd.DataFrame:
+    """One mean's rows with a column for each metric."""
+    text = readable(rows)
+    lines = pivoted(rows.assign(ours=text["measured"], theirs=text["paper"]), "metric")
     lines["method"] = lines["name"] + np.where(lines["stale"] == "", "", " (stale)")
-    not_run, reported = lines["kind"].str.startswith("not run"), lines["kind"].str.startswith("reported")
-    lines.loc[not_run, "method"] += " " + lines["score"]
-    lines.loc[reported & (lines["name"] == lines["name"].shift()), "method"] = ""
+    lines["method"] += np.where(lines["kind"].str.startswith("not run"), " " + lines["score"], "")
+    is_below = lines["kind"].str.startswith("reported") & (lines["name"] == lines["name"].shift())
+    lines["method"] = lines["method"].mask(is_below, "")
     lines["score"] = lines["score"].where(lines["kind"] == "", lines["kind"])
-    lines["rule"] = lines["rule"].where(lines["kind"] == "", "")
-    return table_lines(_with_command(lines[["method", "score", "rule", "seeds", *metrics]], lines["command"], by))
-
-
-def _with_command(text: pd.DataFrame, command: "pd.Series[str]", by: Mapping[str, str]) -> pd.DataFrame:
-    return text.assign(by=command.map(by).fillna("")) if by else text
+    text = lines[["method", "score", "rule", "seeds", *metrics]]
+    return text.assign(by=lines["command"].map(by).fillna(""))
 
 
 def table_lines(text: pd.DataFrame) -> list[str]:
@@ -214,15 +209,11 @@ def latex(table: pd.DataFrame, title: str) -> str:
     number. The comment on top names the commands.
     """
     comments = [f"{title}; needs {PACKAGES}", *(f"made by: {command}" for command in made_by(table))]
-    parts = ["".join(f"% {comment}\n" for comment in comments)]
+    parts = [f"% {comment}\n" for comment in comments]
     parts.append("\\begingroup\\footnotesize\\setlength{\\tabcolsep}{3pt}\\setlength{\\LTcapwidth}{\\linewidth}\n")
     for section in sections(table):
         for metric in section.metrics:
-            rows = section.of(metric)
-            if section.pivoted and metric != section.metrics[0]:
-                rows = rows[is_mean(rows)]
-            if len(rows):
-                parts.append(_longtable(rows, f"{title}: {section.title}, {metric}"))
+            parts.append(_longtable(section.of(metric), f"{title}: {section.title}, {metric}"))
     return "".join([*parts, "\\endgroup\n"])
 
 
@@ -230,34 +221,29 @@ def _longtable(rows: pd.DataFrame, title: str) -> str:
     text = readable(rows)
     text["method"] = text["method"].str.replace(",", ", ")  # may be broken there
     text["measured"] = text["measured"].where(rows["n_seeds"] > 0, text["status"])
-    shown = text[["method", "score", "normal", "rule", "paper", "measured", "seeds", "Δ", "Δ to base", "reference"]]
-    names = {
-        "measured": "ours",
-        "seeds": "$n$",
-        "Δ": r"$\Delta$",
-        "Δ to base": r"$\Delta$ to base",
-        "reference": "whose number",
-    }
-    style = shown.rename(columns=names).style.hide(axis="index").format(escape="latex")
-    fragment: str = style.to_latex(
-        environment="longtable",
-        hrules=True,
-        column_format=_LATEX_COLUMNS,
-        caption=f"{title}; mean ± standard deviation over $n$ seeds".replace("_", r"\_"),
-        label="tab:" + re.sub(r"[^a-z0-9]+", "-", title.lower()),
+    shown = text[list(LATEX_NAMES)].rename(columns=LATEX_NAMES)
+    fragment: str = (
+        shown.style.hide(axis="index")
+        .format(escape="latex")
+        .to_latex(
+            environment="longtable",
+            hrules=True,
+            column_format=LATEX_COLUMNS,
+            caption=f"{title}; mean ± standard deviation over $n$ seeds".replace("_", r"\_"),
+            label="tab:" + re.sub(r"[^a-z0-9]+", "-", title.lower()),
+        )
     )
-    for character, symbol in {"±": r"$\pm$", "Δ": r"$\Delta$", "& -": "& $-$"}.items():
-        fragment = fragment.replace(character, symbol)
-    return fragment + "\n"
+    return fragment.replace("±", r"$\pm$").replace("& -", "& $-$") + "\n"
 
 
 def write_tables(
-    table: pd.DataFrame, folder: Path, name: str, title: str, suffixes: Sequence[str] = ("csv", "md")
+    table: pd.DataFrame, experiment: Experiment, folder: Path, suffixes: Sequence[str] = ("csv", "md")
 ) -> list[Path]:
     """Writes a summary as ``<name>.csv``, ``<name>.md`` and ``<name>.tex``, each whole or not at all, and returns the paths."""
-    contents = {"csv": lambda: table.to_csv(index=False, float_format="%.6g"), "md": lambda: markdown(table, title)}
-    contents["tex"] = lambda: latex(table, title)
-    paths = [folder / f"{name}.{suffix}" for suffix in suffixes]
+    contents = {"csv": lambda: table.to_csv(index=False, float_format="%.6g")}
+    contents["md"] = lambda: markdown(table, experiment.title)
+    contents["tex"] = lambda: latex(table, experiment.title)
+    paths = [folder / f"{experiment.name}.{suffix}" for suffix in suffixes]
     for path, suffix in zip(paths, suffixes, strict=True):
         write_whole(path, contents[suffix]())
     return paths

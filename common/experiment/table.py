@@ -27,9 +27,6 @@ COLUMNS = (
 
 TEXT = {*KEY, "normal", "class_name", "status", "reference", "base", "stale", "commit", "command"}
 
-CHOICES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10, "coil100": 100, "cats_dogs": 2}
-"""How many classes the published data sets have, for records that do not say it."""
-
 DRAWN = {"caltech256": 3}
 """Where a paper's mean is one over that many random choices of the normal classes."""
 
@@ -38,7 +35,8 @@ def long(records: Iterable[Record]) -> pd.DataFrame:
     """One row for each value of each record; columns :data:`LONG`.
 
     The rules are the record's own and, where the test set was scored after every epoch, all others that it holds.
-    ``chosen`` marks the record's own rule and score, and ``n_classes`` is how many classes can be normal in turn.
+    ``chosen`` marks the record's own rule and score. ``n_classes`` is how many classes can be normal in turn, infinite where a
+    record does not say it.
     """
     return pd.DataFrame((row for record in records for row in _values(record)), columns=list(LONG))
 
@@ -49,7 +47,7 @@ def _values(record: Record) -> Iterator[dict[str, Any]]:
         "name": record["name"], "base": record["base"] or "", "dataset": label, "protocol": cell["protocol"],
         "normal": cell["normal"], "class_name": _class_name(cell["normal"], record["classes"]), "seed": cell["seed"],
         "stale": record.get("stale", ""), "git": record.get("git", ""), "command": record.get("command", ""),
-        "n_classes": number_of_classes(record),
+        "n_classes": float(record.get("n_classes") or "inf"),
     }  # fmt: skip
     rules = {record["rule"]: record}
     if "oracle" in record["rules"]:
@@ -60,12 +58,6 @@ def _values(record: Record) -> Iterator[dict[str, Any]]:
             for metric, value in values.items():
                 if value is not None:
                     yield {**shared, "rule": rule, "score": score, "metric": metric, "value": value, "chosen": chosen}
-
-
-def number_of_classes(record: Record) -> float:
-    """How many classes can be normal in turn; infinite where neither the record nor its data set says it."""
-    number = record.get("n_classes") or CHOICES.get(record["cell"]["dataset"])
-    return float(number or "inf")
 
 
 def _class_name(normal: str, classes: Sequence[str]) -> str:

@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from common.experiment.render import Section, between, difference, pivoted, readable, sections
+from common.experiment.render import Section, difference, interval, pivoted, readable, sections
 from common.experiment.table import is_mean
 
 NAMES = 20
@@ -19,13 +18,12 @@ NAMES = 20
 
 
 class Line(NamedTuple):
-    """A line of a table: a row's name, which of its scores and rules, the cells, and whether it belongs to the one above."""
+    """A line of a table: a row's name, which of its scores and rules or what beside it, the cells, and their style."""
 
     name: str
     variant: str
     cells: Sequence[str]
     style: str = ""
-    below: bool = False
 
 
 def show(table: pd.DataFrame, console: Console, labels: Mapping[str, str] | None = None) -> None:
@@ -40,162 +38,130 @@ def show(table: pd.DataFrame, console: Console, labels: Mapping[str, str] | None
         console: Where to.
         labels: Short names of rows, scores and metrics.
     """
-    labels = labels or {}
+    for column in ("name", "score", "metric", "base"):
+        table = table.assign(**{column: table[column].replace(labels or {})})
+    table["name"] += np.where(table["stale"] == "", "", " (stale)")
     for section in sections(table):
-        title = section.title.replace(",", " ·", 1)
-        if is_mean(section.rows).any():
-            headings = {mean: f"{title} · {mean} over the normal classes" for mean, _ in section.means()}
-        else:
-            names = dict(zip(section.rows["normal"], readable(section.rows)["normal"], strict=True))
-            headings = {normal: f"{title} · normal {name}" for normal, name in names.items()}
-        for normal, heading in headings.items():
-            _show_rows(heading, section, section.rows[section.rows["normal"] == normal], console, labels)
-        if is_mean(section.rows).any():
+        title, means = section.title.replace(",", " ·", 1), is_mean(section.rows)
+        for _, rows in (section.rows[means] if means.any() else section.rows).groupby("normal", sort=False):
+            normal = readable(rows)["normal"].iloc[0]
+            which = f"{normal} over the normal classes" if means.any() else f"normal {normal}"
+            _show_rows(f"{title} · {which}", section, rows, console)
+        if means.any():
             for metric in section.metrics[:1] if section.pivoted else section.metrics:
-                heading = f"{title} · {labels.get(metric, metric)} · each class as the normal one"
-                _show_classes(heading, section.of(metric), console, labels)
+                _show_classes(f"{title} · {metric} · each class as the normal one", section.of(metric), console)
 
 
-def _show_rows(heading: str, section: Section, rows: pd.DataFrame, console: Console, labels: Mapping[str, str]) -> None:
+def plain(text: pd.DataFrame, title: str = "") -> Table:
+    """A frame of texts as a table."""
+    table = Table(
+        title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for column in text:
+        table.add_column(str(column), overflow="fold")
+    for line in text.itertuples(index=False):
+        table.add_row(*line)
+    return table
+
+
+def _show_rows(title: str, section: Section, rows: pd.DataFrame, console: Console) -> None:
+    """The rows of one mean or class: all metrics in one table, where there are many, and details."""
     metrics = section.metrics
     if len(metrics) > 2:
-        _show_metrics(heading, rows, metrics, console, labels)
+        lines = pivoted(rows.assign(ours=rows["mean"].map(_short), theirs=rows["paper"].map(_short)), "metric")
+        references = "; ".join(dict.fromkeys(rows["reference"].str.rpartition(", ")[2].replace("", None).dropna()))
+        width = 2 + max(len(text) for metric in metrics for text in (metric, *lines[metric]))
+        size = max(1, (console.width - NAMES) // width)
+        for start in range(0, len(metrics), size):
+            shown = metrics[start : start + size]
+            console.print(_table(title, shown, _lines(lines, shown), references and f"dim: reported ({references})"))
         metrics, rows = metrics[:1] if section.pivoted else metrics, rows[rows["n_seeds"] > 0]
     for metric in metrics:
-        of_metric = rows[rows["metric"] == metric]
-        if len(of_metric):
-            _show_details(f"{heading} · {labels.get(metric, metric)}", of_metric, console, labels)
+        if (rows["metric"] == metric).any():
+            console.print(_details(f"{title} · {metric}", rows[rows["metric"] == metric]))
 
 
-def _show_details(title: str, rows: pd.DataFrame, console: Console, labels: Mapping[str, str]) -> None:
+def _details(title: str, rows: pd.DataFrame) -> Table:
     """A line for each row, with its interval, the paper's number and the difference to its base."""
-    text, compared = readable(rows), (rows["reference"] != "").any()
-    change, bounds = rows["base_delta"].map(difference), between(rows["base_low"], rows["base_high"], difference, " to ")
+    header = ["measured (seeds)", "95 % interval"]
+    if (rows["reference"] != "").any():
+        header += ["paper", "Δ", "status"]
+    text = readable(rows).assign(variant=_variants(rows))
+    text["measured (seeds)"] = text["measured"] + (" (" + text["seeds"] + ")").where(text["seeds"] != "", "")
     lines = []
-    for index, name, variant in _each(rows, labels):
-        row = text.loc[index]
-        measured = f"{row['measured']} ({row['seeds']})" if row["seeds"] else ""
-        cells = [measured, row["95 % interval"]]
-        if compared:
-            cells += [row["paper"], row["Δ"], row["status"]]
-        lines.append(Line(name, variant, cells, "" if row["seeds"] else "dim"))
-        if row["base"]:
-            below = [change[index], bounds[index].replace("0.", "."), *([""] * (len(cells) - 2))]
-            lines.append(Line(name, f"Δ to {labels.get(row['base'], row['base'])}", below, "dim", below=True))
-    references = "; ".join(dict.fromkeys(_sources(rows)))
+    for index, row in rows.iterrows():
+        cells = text.loc[index]
+        lines.append(Line(row["name"], cells["variant"], cells[header], "" if cells["seeds"] else "dim"))
+        if cells["base"]:
+            bounds = interval(row["base_low"], row["base_high"], "+.3f", " to ").replace("0.", ".")
+            below = [difference(row["base_delta"]), bounds, *[""] * (len(header) - 2)]
+            lines.append(Line(row["name"], f"Δ to {row['base']}", below, "dim"))
     rules = ", ".join(dict.fromkeys(filter(None, rows["rule"])))
+    # Rows of other methods say their names themselves.
+    names = rows["reference"].where(rows["status"] != "reported", rows["reference"].str.rpartition(", ")[2])
+    references = "; ".join(dict.fromkeys(filter(None, names)))
     caption = "; ".join(filter(None, [rules and f"epoch: {rules}", references and f"paper: {references}"]))
-    header = ["measured (seeds)", "95 % interval", *(["paper", "Δ", "status"] if compared else [])]
-    console.print(_table(title, header, lines, caption))
+    return _table(title, header, lines, caption)
 
 
-def _sources(rows: pd.DataFrame) -> Iterator[str]:
-    """Whose numbers stand beside ours, and the tables of the others, whose lines have their names."""
-    for reference, status in zip(rows["reference"], rows["status"], strict=True):
-        if reference:
-            yield reference.rpartition(", ")[2] if status == "reported" else reference
-
-
-def _show_metrics(title: str, rows: pd.DataFrame, metrics: Sequence[str], console: Console, labels: Mapping[str, str]) -> None:
-    """A column for each metric, in as many tables as it takes."""
-    table = pivoted(rows, metrics, lambda mean, _: _short(mean))
-    room = console.width - NAMES
-    names = [labels.get(metric, metric) for metric in metrics]
-    widths = [max([len(name), *table[metric].str.len()]) + 2 for name, metric in zip(names, metrics, strict=True)]
-    while metrics:
-        fitting = max(1, int((np.cumsum(widths) <= room).sum()))
-        lines = list(_metric_lines(table, metrics[:fitting], labels))
-        references = "; ".join(dict.fromkeys(rows["reference"].str.rpartition(", ")[2].replace("", None).dropna()))
-        caption = f"dim: reported ({references})" if references else ""
-        console.print(_table(title, names[:fitting], lines, caption))
-        metrics, names, widths = metrics[fitting:], names[fitting:], widths[fitting:]
-
-
-def _metric_lines(table: pd.DataFrame, metrics: Sequence[str], labels: Mapping[str, str]) -> Iterator[Line]:
-    for index, name, variant in _each(table, labels):
-        row = table.loc[index]
-        kind, _, reference = row["kind"].partition(": ")
-        if not kind:
-            yield Line(name, variant, row[metrics])
-        elif (table["name"] == row["name"]).sum() > 1 and kind == "reported":
-            yield Line(name, reference.rpartition(", ")[0], row[metrics], "dim", below=True)
-        else:
-            yield Line(f"{name} ({kind})" if kind == "not run" else name, variant, row[metrics], "dim")
-
-
-def _show_classes(title: str, rows: pd.DataFrame, console: Console, labels: Mapping[str, str]) -> None:
-    """A line for each row's name, score and rule, with a column for each class, and the classes' names below."""
+def _show_classes(title: str, rows: pd.DataFrame, console: Console) -> None:
+    """Every class in a column, with the classes' names below; or, where they do not fit, the lowest and the highest ones."""
     together = rows["normal"].str.contains(r"\+|^mean of \d+$")
     rows = rows[(rows["n_seeds"] > 0) & (rows["rule"] != "oracle") & ~together]
-    single = rows[~is_mean(rows)]
+    single, means = rows[~is_mean(rows)], rows[is_mean(rows)]
     if not len(single):
         return
     names = dict(zip(single["normal"], readable(single)["normal"], strict=True))
-    classes = sorted(names, key=lambda normal: (len(normal), normal))
-    means = list(dict.fromkeys(rows.loc[is_mean(rows), "normal"]))
-    mean = means[0] if len(means) == 1 else ""  # means over other classes do not belong in one column
-    is_narrow = sum(max(len(column), 4) + 1 for column in [*classes, "mean"]) <= console.width - NAMES
-    lines = []
-    for name, variant, of_one in _groups(rows, labels):
-        values = of_one.set_index("normal")
-        lines.append(Line(name, variant, _class_cells(values["mean"], classes, mean, {} if is_narrow else names)))
-        reported = values[values["reference"] != ""]
-        if not is_mean(reported).all():
-            cells = _class_cells(reported["paper"], classes, mean, {} if is_narrow else names)
-            lines.append(Line(name, reported["reference"].iloc[0], cells, "dim", below=True))
+    columns = sorted(names, key=lambda normal: (len(normal), normal))
+    # Means over different classes do not belong in one column.
+    means = means.assign(normal="mean") if means["normal"].nunique() == 1 else means[:0]
+    is_narrow = sum(max(len(column), 4) + 1 for column in [*columns, "mean"]) <= console.width - NAMES
+    caption = ", ".join(names[normal] for normal in columns if names[normal] != normal) if is_narrow else ""
+    single = single.assign(class_name="" if is_narrow else " " + single["normal"].map(names))
+    if not is_narrow:
+        of_line = single.groupby(["name", "score", "rule"], sort=False)["mean"]
+        lowest, highest = single.loc[of_line.idxmin()], single.loc[of_line.idxmax()]
+        single = pd.concat([lowest.assign(normal="lowest"), highest.assign(normal="highest")])
+        columns = ["lowest", "highest"]
+    rows = pd.concat([single, means])
+    rows = rows.assign(ours=rows["mean"].map(_short) + rows["class_name"], theirs=rows["paper"].map(_short))
+    lines = pivoted(rows, "normal").reindex(columns=["name", "score", "rule", "kind", *columns, "mean"], fill_value="")
+    table = _table(title, [*columns, "mean"], _lines(lines, [*columns, "mean"]), caption)
     if is_narrow:
-        table = _table(title, [*classes, "mean"], lines, ", ".join(names[k] for k in classes if names[k] != k))
         table.box = None
-    else:
-        table = _table(title, ["lowest", "highest", "mean"], lines, "")
     console.print(table)
 
 
-def _class_cells(values: "pd.Series[float]", classes: Sequence[str], mean: str, names: Mapping[str, str]) -> list[str]:
-    """Every class, or with their names the lowest and the highest; and the mean."""
-    last = _short(values.get(mean, np.nan))
-    if not names:
-        return [*(_short(values.get(k, np.nan)) for k in classes), last]
-    single = values[values.index.isin(classes)].sort_values()
-    found = [f"{_short(value)} {names[str(k)]}" for k, value in single.items()]
-    return [found[0], found[-1], last]
+def _lines(table: pd.DataFrame, columns: Sequence[str]) -> Iterator[Line]:
+    """What :func:`common.experiment.render.pivoted` gives; reported numbers are below ours or have a line with their name."""
+    measured = set(table.loc[table["kind"] == "", "name"])
+    for (_, row), variant in zip(table.iterrows(), _variants(table), strict=True):
+        kind, _, reference = row["kind"].partition(": ")
+        if kind == "reported" and row["name"] in measured:
+            variant = reference.rpartition(", ")[0]
+        name = f"{row['name']} (not run)" if kind == "not run" else row["name"]
+        yield Line(name, variant, list(row[list(columns)]), "dim" if kind else "")
 
 
-def _groups(rows: pd.DataFrame, labels: Mapping[str, str]) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """What each of the rows' names is called, which of its scores and rules, where there are several, and their rows."""
-    for name, of_name in rows.groupby("name", sort=False):
-        label = labels.get(str(name), str(name)) + (" (stale)" if of_name["stale"].any() else "")
-        scores, rules = of_name["score"].nunique() > 1, of_name["rule"].nunique() > 1
-        for (score, rule), group in of_name.groupby(["score", "rule"], sort=False):
-            parts = [labels.get(str(score), str(score))] if scores else []
-            parts += [str(rule)] if rules else []
-            yield label, " ".join(filter(None, parts)), group
-
-
-def _each(rows: pd.DataFrame, labels: Mapping[str, str]) -> Iterator[tuple[Any, str, str]]:
-    """As :func:`_groups`, with the index of every row."""
-    for name, variant, group in _groups(rows, labels):
-        for index in group.index:
-            yield index, name, variant
+def _variants(rows: pd.DataFrame) -> "pd.Series[str]":
+    """Which of a name's scores and rules a row is of, where the name has several."""
+    several = rows[["score", "rule"]].replace("", None).groupby(rows["name"]).transform("nunique") > 1
+    return (rows["score"].where(several["score"], "") + " " + rows["rule"].where(several["rule"], "")).str.strip()
 
 
 def _table(title: str, header: Sequence[str], lines: Iterable[Line], caption: str) -> Table:
-    table = Table(
-        title=title, caption=caption or None, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, pad_edge=False,
-        padding=(0, 1, 0, 0), min_width=min(78, len(title)),
-    )  # fmt: skip
-    table.add_column("", overflow="fold", min_width=min(NAMES, max((len(line.name) for line in lines), default=0)))
+    lines = list(lines)
+    table = plain(pd.DataFrame(), title)
+    table.caption, table.min_width = caption or None, min(78, len(title))
+    table.add_column("", overflow="fold", min_width=min(NAMES, max(len(line.name) for line in lines)))
     for name in header:
         table.add_column(name, justify="left" if name in {"95 % interval", "status"} else "right", overflow="fold")
-    for name, group in groupby(lines, key=lambda line: line.name):
-        of_name = list(group)
-        has_variants = len({line.variant for line in of_name if not line.below}) > 1
-        text = _breakable(name)
-        if has_variants:
-            table.add_row(text)
-        for line in of_name:
-            indented = "  " * (has_variants + line.below) + _breakable(line.variant)
-            table.add_row(indented if has_variants or line.below else text, *line.cells, style=line.style)
+    above = ""
+    for line in lines:
+        if line.variant and line.name != above:
+            table.add_row(_breakable(line.name))
+        table.add_row("  " + _breakable(line.variant) if line.variant else _breakable(line.name), *line.cells, style=line.style)
+        above = line.name
     return table
 
 
