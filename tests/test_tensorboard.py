@@ -180,6 +180,7 @@ def test_a_table_has_the_figures_of_its_scores_alone(tmp_path):
     target = data.data.targets[index]
     own.scored = Scored(index, target, (target != 3).astype(int), {"reconstruction": np.arange(50.0)})
     own.threshold.fill_(25.0)
+    own._metrics = own.metrics_of(own.scored)
     trainer = Trainer(default_root_dir=tmp_path, logger=tensorboard_logger(tmp_path), enable_checkpointing=False)
     trainer.datamodule = data
     Figures().on_test_end(trainer, own.eval())

@@ -95,9 +95,7 @@ class Figures(Callback):
             ranks = scores.argsort().argsort() / max(1, len(scores) - 1)
             writer.add_pr_curve("test/anomalies found", scored.label, ranks)
         self._project(writer, data, module, scored)
-        metrics = module.test_metrics()[name]
-        final = {metric: metrics[metric] for metric in COMPARED if metric in metrics}
-        _write_row(logger, self._columns(trainer, module), final)
+        _write_row(logger, self._columns(trainer, module), module.test_metrics()[name])
 
     def _columns(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         cell, data = self.cell, _data(trainer)
@@ -150,17 +148,14 @@ def write_summary_runs(frame: pd.DataFrame, runs: Path) -> None:
         # Mean over seeds first: every class counts the same, however many of its seeds are done.
         per_class = row.groupby(["metric", "normal"])["value"].mean()
         means = per_class.groupby("metric").mean().dropna()
-        cell = {
-            "method": name,
-            "dataset": dataset,
-            "protocol": protocol,
-            "normal": _one_or_mean(row["normal"]),
-            "seed": _one_or_mean(row["seed"]),
-        }
+        cell = {"method": name, "dataset": dataset, "protocol": protocol}
+        for column in ("normal", "seed"):
+            distinct = row[column].unique()
+            cell[column] = str(distinct[0]) if len(distinct) == 1 else f"mean of {len(distinct)}"
         folder = f"{name} {dataset} {protocol}".replace("/", "_")
         shutil.rmtree(runs / "summary" / folder, ignore_errors=True)
         logger = TensorBoardLogger(runs / "summary", folder, version="", default_hp_metric=False)
-        _write_row(logger, _hparams_columns(cell, {}), {metric: means[metric] for metric in COMPARED if metric in means})
+        _write_row(logger, _hparams_columns(cell, {}), means)
         logger.finalize("success")
 
 
@@ -190,8 +185,8 @@ def _result_figures(data: OneClassDataModule, scored: Scored, name: str, thresho
     return drawn
 
 
-def _write_row(logger: TensorBoardLogger, columns: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-    logger.log_hyperparams(dict(columns), {f"compare/{metric}": value for metric, value in metrics.items()})
+def _write_row(logger: TensorBoardLogger, columns: dict[str, Any], metrics: Any) -> None:
+    logger.log_hyperparams(columns, {f"compare/{metric}": metrics[metric] for metric in COMPARED if metric in metrics})
 
 
 def _extremes(data: OneClassDataModule, scored: Scored, scores: NDArray[np.float64]) -> Figure:
@@ -223,11 +218,6 @@ def _thumbnails(data: OneClassDataModule, parts: list[NDArray[np.int64]]) -> Ten
     return images.expand(-1, 3, -1, -1)
 
 
-def _one_or_mean(values: "pd.Series[Any]") -> str:
-    distinct = values.unique()
-    return str(distinct[0]) if len(distinct) == 1 else f"mean of {len(distinct)}"
-
-
 def _render(figure: Figure) -> NDArray[np.uint8]:
     figure.set_dpi(120)
     canvas = FigureCanvasAgg(figure)
@@ -245,5 +235,4 @@ def _data(trainer: Trainer) -> OneClassDataModule | None:
 
 
 def _tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
-    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    return loggers[0] if loggers else None
+    return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)

@@ -30,23 +30,21 @@ class Interruption:
     """
 
     def __init__(self) -> None:
-        self._asked = self._installed = False
+        self._asked = False
 
     def __enter__(self) -> "Interruption":
         """Begins to wait."""
         own = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if own and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._note)
-            self._installed = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None = None, error: BaseException | None = None, trace: TracebackType | None = None
     ) -> None:
         """Gives the signal back to Python; a waiting Ctrl-C takes effect, unless something else ends the block."""
-        if self._installed:
+        if signal.getsignal(signal.SIGINT) == self._note:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            self._installed = False
         if error is None:
             self.look()
 
