@@ -17,8 +17,8 @@ class Frozen(nn.Module):
 
     Args:
         net: From normalised images to features of any shape.
-        mean: Of each channel, subtracted from images in [0, 1].
-        std: Of each channel, by which they are then divided.
+        mean: Of each channel of images in [0, 1].
+        std: Of each channel.
         sizes: Of the parts that the features consist of, where these are several layers'.
 
     Example:
@@ -57,22 +57,14 @@ class Frozen(nn.Module):
 
 
 class Beside(nn.Module):
-    """A chain of stages, each fed with the one before, whose outputs stand side by side.
-
-    Args:
-        stages: The first takes images; each gives ``(B, F)`` with an F of its own.
-
-    Example:
-        >>> Beside([nn.Flatten(), nn.Linear(12, 5)])(torch.rand(2, 3, 2, 2)).shape
-        torch.Size([2, 17])
-    """
+    """A chain of stages, each fed with the one before, whose outputs ``(B, F)`` stand side by side."""
 
     def __init__(self, stages: Sequence[nn.Module]) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images to ``(B, D)``, D being the sum of the stages' F."""
+        """Images to ``(B, D)``, D being the sum of all F."""
         outputs = []
         for stage in self.stages:
             x = stage(x)
@@ -115,28 +107,35 @@ def split(
     classifier = getattr(net, place)
     layers = [_as_linear(layer) for layer in (classifier if isinstance(classifier, nn.Sequential) else [classifier])]
     ends = [0, *(position + 1 for position, layer in enumerate(layers) if isinstance(layer, nn.Linear))]
+    kept = _checked(name, head_layers, fine_tuned, len(ends) - 1)
+    pooled = isinstance(classifier, nn.Sequential) and any(isinstance(layer, nn.Conv2d) for layer in classifier)
+    setattr(net, place, nn.AdaptiveAvgPool2d(1) if pooled else nn.Identity())
+    if fine_tuned:
+        return Frozen(net, mean, std), nn.Sequential(*layers[: ends[kept[0]]])
+    if head_layers == 0:
+        return Frozen(net, mean, std), nn.Sequential()
+    chain = [net, nn.Flatten(), *layers]
+    stages = [nn.Sequential(*chain[start:end]) for start, end in pairwise([0, *(2 + ends[count] for count in kept)])]
+    if isinstance(head_layers, int):
+        return Frozen(stages[0], mean, std), nn.Sequential()
+    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    sizes = [linear[0].in_features, *(layer.out_features for layer in linear)]
+    return Frozen(Beside(stages), mean, std, [sizes[count] for count in kept]), nn.Sequential()
+
+
+def _checked(name: str, head_layers: int | Sequence[int], fine_tuned: bool, available: int) -> list[int]:
+    """The numbers of linear layers that are kept."""
     kept = [head_layers] if isinstance(head_layers, int) else list(head_layers)
     for count in kept:
-        if not 0 <= count < len(ends):
-            raise InputError(f"head_layers of '{name}' lies between 0 and {len(ends) - 1}, not at {count}")
+        if not 0 <= count <= available:
+            raise InputError(f"head_layers of '{name}' lies between 0 and {available}, not at {count}")
     if kept != sorted(set(kept)) or not kept:
         raise InputError(f"head_layers {kept}: give one number, or several that ascend")
     if fine_tuned and not head_layers:
         raise InputError("without head_layers there is nothing to fine-tune: give head_layers or fine_tuned: false")
     if fine_tuned and not isinstance(head_layers, int):
         raise InputError(f"layers side by side are frozen: give one number of head_layers, not {kept}, or fine_tuned: false")
-    pooled = any(isinstance(layer, nn.Conv2d) for layer in classifier) if isinstance(classifier, nn.Sequential) else False
-    setattr(net, place, nn.AdaptiveAvgPool2d(1) if pooled else nn.Identity())
-    if not isinstance(head_layers, int):
-        chain = [net, nn.Flatten(), *layers]
-        stages = [nn.Sequential(*chain[start:end]) for start, end in pairwise([0, *(2 + ends[count] for count in kept)])]
-        linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-        sizes = [linear[0].in_features, *(layer.out_features for layer in linear)]
-        return Frozen(Beside(stages), mean, std, [sizes[count] for count in kept]), nn.Sequential()
-    head = nn.Sequential(*layers[: ends[head_layers]])
-    if fine_tuned:
-        return Frozen(net, mean, std), head
-    return Frozen(nn.Sequential(net, nn.Flatten(), *head) if head_layers else net, mean, std), nn.Sequential()
+    return kept
 
 
 def _load(name: str, weights: str | None) -> tuple[nn.Module, Sequence[float], Sequence[float]]:

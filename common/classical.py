@@ -6,7 +6,6 @@ What each preset is, where its settings come from and which published row it sta
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.covariance import EllipticEnvelope
@@ -14,6 +13,7 @@ from sklearn.ensemble import IsolationForest
 from sklearn.neighbors import LocalOutlierFactor
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import OneClassSVM
+from sklearn.utils import gen_batches
 from torch import Tensor
 
 from common.backbones import split
@@ -133,24 +133,17 @@ def fit_and_score(
         return scored if data.groups is None else highest_of_each(scored, data.groups[scored.index], preset)
 
     train = data.splits.train
-    estimator.fit(
-        _rows(data.inputs(part) for part in np.split(train, range(data.eval_batch_size, len(train), data.eval_batch_size)))
-    )
+    estimator.fit(_rows(data.inputs(train[part]) for part in gen_batches(len(train), data.eval_batch_size)))
     scored, held_out = score(data.test_dataloader()), data.val_dataloader()
     threshold = quantile_threshold(score(held_out).scores[preset], QUANTILE) if held_out else float("nan")
-    scores, label = scored.scores[preset], scored.label
     return scored, {
         "rule": "last",
         "score": preset,
-        "metrics": {preset: evaluate(scores, label, threshold)},
+        "metrics": {preset: evaluate(scored.scores[preset], scored.label, threshold)},
         "rules": {},
-        "selected_epoch": None,
-        "reached": None,
-        "epochs": None,
-        "train_images_per_s": None,
-        "parameters": None,
         "threshold": threshold,
         "device": "cpu",
+        **dict.fromkeys(("selected_epoch", "reached", "epochs", "train_images_per_s", "parameters")),  # nothing is trained
     }
 
 
@@ -161,8 +154,11 @@ def _estimator(preset: str, shape: Sequence[int], seed: int) -> Any:
     given: dict[str, Any] = {"shape": shape}
     if chosen.seeded:
         given["random_state"] = seed
-    parameters = {key: key.rpartition("__")[2] for key in estimator.get_params()}
-    return estimator.set_params(**{key: given[name] for key, name in parameters.items() if name in given})
+    for key in estimator.get_params():
+        name = key.rpartition("__")[2]
+        if name in given:
+            estimator.set_params(**{key: given[name]})
+    return estimator
 
 
 def _rows(batches: Iterable[Tensor]) -> Rows:

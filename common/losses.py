@@ -11,13 +11,7 @@ Reduction = Literal["mean", "sum"]
 def squared_error(reconstruction: Tensor, image: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Squared reconstruction error of each sample, ``e(x) = Σ (x - x̂)²`` or its mean over pixels and channels.
 
-    Args:
-        reconstruction: ``(B, ...)``.
-        image: ``(B, ...)``.
-        reduction: Over everything but the batch.
-
-    Returns:
-        ``(B,)``, at least 0.
+    Both are ``(B, ...)``, and the errors ``(B,)``.
 
     Example:
         >>> squared_error(torch.zeros(2, 1, 2, 2), torch.full((2, 1, 2, 2), 2.0), "sum")

@@ -56,17 +56,12 @@ class OneClassModule(ScoringModule):
         self.every_epoch_counts = False
         self.speed = Speed()
         self._optimizer_names: list[str] = []
-        self._scheduled: list[str] = []
         self._stepped: set[str] = set()
         self._prepared_phases = 0
 
     @abstractmethod
     def training_step(self, batch: Sample, batch_idx: int) -> Mapping[str, Tensor]:
-        """One iteration of the paper's algorithm on normal samples.
-
-        Returns:
-            Scalar losses by name. Each is logged as ``train/<name>`` and watched for NaN.
-        """
+        """One iteration of the paper's algorithm on normal samples, to scalar losses that are logged as ``train/<name>``."""
 
     @abstractmethod
     def named_optimizers(self) -> dict[str, Optimizer]:
@@ -97,19 +92,15 @@ class OneClassModule(ScoringModule):
         """A pass over the training data before a phase begins, for a centre, whitening or statistics; by default nothing.
 
         It is called once for each phase, in eval mode and without gradients, and never again when a run resumes. What it
-        computes must be in buffers or parameters, so that it travels with the checkpoint.
-
-        Args:
-            batches: The whole training set in its own order, the same in every process of a distributed run.
+        computes must be in buffers or parameters, so that it travels with the checkpoint. The batches are the whole training
+        set in its own order, the same in every process of a distributed run.
         """
 
     def after_epoch(self, batches: Iterable[Sample]) -> None:
         """A pass over the training data after an epoch that may be tested, before its validation; by default nothing.
 
-        It is called in eval mode and without gradients. What it computes must be in buffers or parameters.
-
-        Args:
-            batches: The epoch's training batches once more, in the same order; in a distributed run this process's share.
+        What holds of :meth:`prepare` holds here, but the batches are the epoch's own once more, in the same order; in a
+        distributed run this process's share.
         """
 
     def reconstruct(self, x: Tensor) -> Tensor | None:
@@ -123,11 +114,6 @@ class OneClassModule(ScoringModule):
     def figures(self, x: Tensor) -> Mapping[str, Figure]:
         """The method's own figures by name, drawn every few epochs from up to 200 held-out samples, ``(B, *shape)``."""
         return {}
-
-    def draws(self) -> bool:
-        """Whether there is something to draw while training: :meth:`reconstruct` or :meth:`figures` is overridden."""
-        base, own = OneClassModule, type(self)
-        return own.reconstruct is not base.reconstruct or own.figures is not base.figures
 
     def frozen(self) -> Extractor | None:
         """The layers that images pass first and that never change, or None; the data module caches their features.
@@ -177,12 +163,12 @@ class OneClassModule(ScoringModule):
         """Lightning's hook, made of :meth:`named_optimizers` and :meth:`scheduler`."""
         configured: list[dict[str, Any]] = []
         optimizers = self.named_optimizers()
-        self._optimizer_names, self._scheduled = list(optimizers), []
+        self._optimizer_names = list(optimizers)
         for name, optimizer in optimizers.items():
             configured.append({"optimizer": optimizer})
             if (scheduler := self.scheduler(name, optimizer)) is not None:
-                configured[-1]["lr_scheduler"] = scheduler
-                self._scheduled.append(name)
+                options = scheduler if isinstance(scheduler, dict) else {"scheduler": scheduler}
+                configured[-1]["lr_scheduler"] = options | {"name": name}
         return configured
 
     def configure_callbacks(self) -> list[Callback]:
@@ -191,11 +177,7 @@ class OneClassModule(ScoringModule):
         return [] if self.speed in callbacks else [self.speed]
 
     def on_train_start(self) -> None:
-        """Refuses a training that ends before the last phase begins.
-
-        Raises:
-            InputError: ``max_epochs`` is too low.
-        """
+        """Refuses a training that ends before the last phase begins."""
         epochs = self.trainer.max_epochs
         if epochs is not None and 0 <= epochs <= self.phases[-1]:
             raise InputError(f"max_epochs {epochs} ends before the last phase begins, in epoch {self.phases[-1]}: give more")
@@ -214,7 +196,7 @@ class OneClassModule(ScoringModule):
         torch.manual_seed(seed + self.global_rank)
 
     def on_train_batch_end(self, outputs: Mapping[str, Tensor], batch: Sample, batch_idx: int) -> None:  # type: ignore[override]
-        """Keeps the losses, on their device, steps schedulers that count batches, and calls :meth:`after_epoch`."""
+        """Keeps the losses, on their device, and steps what counts batches."""
         self._losses.append({name: len(batch.image) * loss.detach() for name, loss in outputs.items()})
         self._n_images += len(batch.image)
         self._step_schedulers("step")
@@ -241,11 +223,7 @@ class OneClassModule(ScoringModule):
         checkpoint["prepared_phases"] = self._prepared_phases
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores what :meth:`on_save_checkpoint` adds.
-
-        Raises:
-            InputError: The checkpoint was written by another class.
-        """
+        """Restores what :meth:`on_save_checkpoint` adds; refuses another class's checkpoint."""
         method = checkpoint.get("method")
         if method != type(self).__qualname__:
             raise InputError(f"the checkpoint is one of {method or 'something else'}, not of {type(self).__qualname__}")
@@ -257,6 +235,6 @@ class OneClassModule(ScoringModule):
         return super()._criterion(scores) if self._prepared_phases == len(self.phases) else math.nan
 
     def _step_schedulers(self, interval: Literal["step", "epoch"]) -> None:
-        for name, config in zip(self._scheduled, self.trainer.lr_scheduler_configs, strict=True):
-            if config.interval == interval and name in self._stepped:
+        for config in self.trainer.lr_scheduler_configs:
+            if config.interval == interval and config.name in self._stepped:
                 config.scheduler.step()  # type: ignore[call-arg]

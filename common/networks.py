@@ -13,15 +13,7 @@ Norm = Callable[[int], nn.Module]
 
 
 def is_flat(shape: Sequence[int]) -> bool:
-    """Whether a shape is ``(F,)`` rather than ``(C, H, W)``.
-
-    Raises:
-        InputError: A shape of another length.
-
-    Example:
-        >>> is_flat((30,)), is_flat((1, 28, 28))
-        (True, False)
-    """
+    """Whether a shape is ``(F,)`` rather than ``(C, H, W)``; InputError for one of another length."""
     if len(shape) not in {1, 3}:
         raise InputError(f"shape is (C, H, W) or (F,), not {tuple(shape)}")
     return len(shape) == 1
@@ -41,13 +33,7 @@ def halvings(size: int, n: int) -> list[int]:
 
 
 def upsampling(inputs: int, outputs: int, kernel: int, size: tuple[int, int], bias: bool) -> nn.ConvTranspose2d:
-    """The stride-2 transposed convolution that undoes one halving of an image of ``size = (height, width)``.
-
-    Example:
-        >>> import torch
-        >>> upsampling(4, 2, kernel=5, size=(33, 48), bias=False)(torch.zeros(1, 4, 17, 24)).shape
-        torch.Size([1, 2, 33, 48])
-    """
+    """The stride-2 transposed convolution that undoes one halving of an image of ``size = (height, width)``."""
     padding = (1 - size[0] % 2, 1 - size[1] % 2)
     return nn.ConvTranspose2d(inputs, outputs, kernel, 2, kernel // 2, output_padding=padding, bias=bias)
 
@@ -56,18 +42,9 @@ def bounded_encoder(shape: Sequence[int], width: int, latent: int) -> nn.Sequent
     """OCGAN's encoder (Perera et al., CVPR 2019): an image to a latent vector in (-1, 1)^d.
 
     Three 5x5 stride-2 convolutions of ``width``, doubling, each with batch norm and LeakyReLU 0.2, then a linear layer,
-    batch norm and tanh as in the authors' working scripts.
-
-    Args:
-        shape: ``(C, H, W)``, any size.
-        width: Channels of the first convolution (the paper's 64).
-        latent: ``d``.
-
-    Returns:
-        ``(B, C, H, W)`` to ``(B, d)``.
+    batch norm and tanh as in the authors' working scripts. The image ``(C, H, W)`` has any size; the paper's ``width`` is 64.
 
     Example:
-        >>> import torch
         >>> bounded_encoder((1, 28, 28), width=8, latent=16)(torch.rand(4, 1, 28, 28)).shape
         torch.Size([4, 16])
     """
@@ -86,7 +63,6 @@ def bounded_decoder(shape: Sequence[int], width: int, latent: int) -> nn.Sequent
     """The mirror image of :func:`bounded_encoder`: ``(B, d)`` to ``(B, C, H, W)`` in (-1, 1).
 
     Example:
-        >>> import torch
         >>> bounded_decoder((3, 33, 47), width=8, latent=16)(torch.rand(4, 16)).shape
         torch.Size([4, 3, 33, 47])
     """
@@ -121,13 +97,7 @@ def normal_start(layer: nn.Module) -> None:
 def discriminator(shape: Sequence[int], widths: Sequence[int], norm: Norm | None = nn.BatchNorm2d) -> nn.Sequential:
     """D: 5x5 stride-2 convolutions with LeakyReLU 0.2, ``norm`` on all but the first, and one linear logit.
 
-    For flat vectors the layers are linear.
-
-    Returns:
-        ``(B, *shape)`` to ``(B,)`` logits of being a clean normal image; no sigmoid.
-
-    Raises:
-        InputError: A shape that is neither ``(C, H, W)`` nor ``(F,)``.
+    Inputs ``(B, *shape)`` become ``(B,)`` logits of being a clean normal image. For flat vectors the layers are linear.
 
     Example:
         >>> sum(p.numel() for p in discriminator((1, 28, 28), (16, 32, 64, 128)).parameters())
@@ -145,14 +115,9 @@ def discriminator(shape: Sequence[int], widths: Sequence[int], norm: Norm | None
 
 
 def dense(sizes: Sequence[int], last: nn.Module | None = None) -> nn.Sequential:
-    """Linear layers with LeakyReLU 0.2 between them, for flat vectors.
-
-    Args:
-        sizes: Features from input to output.
-        last: What follows the last layer, if anything.
+    """Linear layers with LeakyReLU 0.2 between them, for flat vectors; ``last`` follows the last of them, if given.
 
     Example:
-        >>> import torch
         >>> dense([10, 8, 2])(torch.rand(4, 10)).shape
         torch.Size([4, 2])
     """

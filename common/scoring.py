@@ -29,13 +29,8 @@ class Scored(NamedTuple):
 def highest_of_each(scored: Scored, groups: NDArray[np.int64], name: str) -> Scored:
     """One row for each group, in ascending order: a group is as anomalous as its most anomalous part.
 
-    Every score is the highest among the group's parts. ``index``, ``target`` and ``label`` are those of the part whose score
-    ``name`` is the highest.
-
-    Args:
-        scored: ``(N,)`` scored parts.
-        groups: ``(N,)`` group of each part.
-        name: A key of ``scored.scores``.
+    Every score is the highest among the group's parts; ``groups`` is that of each, ``(N,)``. ``index``, ``target`` and
+    ``label`` are those of the part whose score ``name`` is the highest.
 
     Example:
         >>> parts = Scored(np.arange(3), np.zeros(3, int), np.zeros(3, int), {"error": np.array([2.0, 5.0, 3.0])})
@@ -77,13 +72,9 @@ class ScoringModule(LightningModule, ABC):
 
     @abstractmethod
     def scores(self, x: Tensor) -> dict[str, Tensor]:
-        """Every score of the method, by name.
+        """Every score of ``(B, *shape)`` preprocessed inputs, by name.
 
-        Args:
-            x: ``(B, *shape)`` preprocessed inputs.
-
-        Returns:
-            Each ``(B,)``, finite, higher = more anomalous, not squashed; in eval mode a function of each input alone.
+        Each is ``(B,)``, finite, higher = more anomalous, not squashed; in eval mode a function of each input alone.
         """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,11 +105,7 @@ class ScoringModule(LightningModule, ABC):
         self.log("step", float(self.current_epoch))
 
     def test_metrics(self) -> dict[str, dict[str, float]]:
-        """The metrics of every score on the last test, computed once.
-
-        Raises:
-            InputError: Nothing has been tested yet.
-        """
+        """The metrics of every score on the last test, computed once; InputError before it."""
         if self.scored is None:
             raise InputError("nothing has been tested yet: call Trainer.test first")
         return self._metrics
@@ -144,11 +131,7 @@ class ScoringModule(LightningModule, ABC):
         return {"index": batch.index, **scores, "anomalous": scores[self.hparams["score"]] >= self.threshold}
 
     def gathered(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The parts of a split from all processes of a distributed run, in the order of ``index``, each sample once.
-
-        Args:
-            columns: ``(n,)`` each, with ``index``; returned as they are in a run of one process.
-        """
+        """Columns ``(n,)`` of all processes of a distributed run, in the order of ``index``, each sample once."""
         if self.trainer.world_size == 1:
             return columns
         columns = {name: torch.as_tensor(self.all_gather(values)).flatten() for name, values in columns.items()}

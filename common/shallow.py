@@ -1,8 +1,10 @@
-"""Estimators of the classical detectors that scikit-learn lacks, with its ``fit``, ``transform`` and ``score_samples``."""
+"""Estimators of the classical detectors that scikit-learn lacks, with its ``fit``, ``transform`` and ``score_samples``.
 
-from collections.abc import Callable
+All are fitted to ``(N, F)`` normal samples; ``score_samples`` gives ``(N,)``, higher = more normal.
+"""
+
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +54,7 @@ class HOG(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.shape, self.cell = shape, cell
 
     def fit(self, X: Rows, y: None = None) -> "HOG":
-        """``(N, C*H*W)`` pixels, only looked at for their number."""
+        """Only looks at the number of pixels."""
         if len(self.shape) != 3 or X.shape[1] != np.prod(self.shape):
             raise InputError(f"HOG wants the pixels of images, not {X.shape[1]} features or columns: leave out the backbone")
         if min(self.shape[1:]) < 2 * self.cell:
@@ -65,43 +67,28 @@ class HOG(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return np.stack([describe(image) for image in X.reshape(-1, *self.shape)])
 
 
-def exact_pca(X: Rows, components: float) -> PCA:
-    """Principal components of ``(N, F)`` samples by the faster of the exact solvers, so that no random number plays a part.
+class PrincipalComponents(PCA):  # type: ignore[misc]
+    """PCA by the faster of scikit-learn's exact solvers, so that no random number plays a part.
 
     Args:
-        X: The samples.
-        components: Their number, or in (0, 1) the share of the variance that they explain.
-
-    Example:
-        >>> int(exact_pca(np.outer(np.arange(5.0), [1, 1]), 0.95).n_components_)
-        1
-    """
-    return PCA(components, svd_solver="covariance_eigh" if X.shape[1] <= len(X) else "full").fit(X)
-
-
-class PrincipalComponents(TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Coordinates along the leading principal components, see :func:`exact_pca`.
-
-    Args:
-        components: Their number, or in (0, 1) the share of the variance that they explain.
+        n_components: Their number, or in (0, 1) the share of the variance that they explain.
 
     Example:
         >>> PrincipalComponents().fit_transform(np.outer(np.arange(5.0), [1, 1])).shape
         (5, 1)
     """
 
-    def __init__(self, components: float = 0.95) -> None:
-        self.components = components
+    def __init__(self, n_components: float = 0.95) -> None:
+        super().__init__(n_components)
 
     def fit(self, X: Rows, y: None = None) -> "PrincipalComponents":
-        """``(N, F)`` normal samples."""
-        self.pca_ = exact_pca(X, self.components)
-        return self
+        """Chooses the solver."""
+        self.svd_solver = "covariance_eigh" if X.shape[1] <= len(X) else "full"
+        return super().fit(X)
 
-    def transform(self, X: Rows) -> Rows:
-        """``(N, F)`` to ``(N, components)``."""
-        coordinates: Rows = self.pca_.transform(X)
-        return coordinates
+    def fit_transform(self, X: Rows, y: None = None) -> Rows:
+        """``(N, F)`` to ``(N, n_components)``."""
+        return self.fit(X).transform(X)
 
 
 class PCAReconstruction(BaseEstimator):  # type: ignore[misc]
@@ -120,29 +107,21 @@ class PCAReconstruction(BaseEstimator):  # type: ignore[misc]
         self.components = components
 
     def fit(self, X: Rows, y: None = None) -> "PCAReconstruction":
-        """``(N, F)`` normal samples."""
-        self.pca_ = exact_pca(X, min(self.components, *(size - 1 for size in X.shape)))
+        """Finds the subspace."""
+        self.pca_ = PrincipalComponents(min(self.components, *(size - 1 for size in X.shape))).fit(X)
         return self
 
     def score_samples(self, X: Rows) -> Rows:
-        """``(N,)`` minus the squared error of the reconstruction."""
-        errors: Rows = ((X - self.pca_.inverse_transform(self.pca_.transform(X))) ** 2).sum(1)
-        return -errors
+        """Minus the squared error of the reconstruction."""
+        return -((X - self.pca_.inverse_transform(self.pca_.transform(X))) ** 2).sum(1)
 
 
 class Mahalanobis(EmpiricalCovariance):  # type: ignore[misc]
-    """The Mahalanobis distance to the mean, with the empirical covariance.
-
-    Example:
-        >>> square = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
-        >>> Mahalanobis().fit(square).score_samples(np.array([[3.0, 4.0]])).tolist()
-        [-25.0]
-    """
+    """The Mahalanobis distance to the mean, with the empirical covariance."""
 
     def score_samples(self, X: Rows) -> Rows:
-        """``(N, F)`` to ``(N,)`` minus the squared distance."""
-        values: Rows = -self.mahalanobis(X)
-        return values
+        """Minus the squared distance."""
+        return -self.mahalanobis(X)
 
 
 class DenseKernelDensity(BaseEstimator):  # type: ignore[misc]
@@ -169,17 +148,18 @@ class DenseKernelDensity(BaseEstimator):  # type: ignore[misc]
         self.bandwidth, self.kernel = bandwidth, kernel
 
     def fit(self, X: Rows, y: None = None) -> "DenseKernelDensity":
-        """``(N, F)`` normal samples, which are kept."""
-        rules: dict[Any, Callable[[], float]] = {
-            "scott": lambda: len(X) ** (-1 / (X.shape[1] + 4)),
-            "diameter": lambda: diameter(X) ** 2,
-        }
-        self.bandwidth_ = rules.get(self.bandwidth, lambda: float(self.bandwidth))()
+        """Keeps the samples."""
         self.samples_ = X
+        if self.bandwidth == "scott":
+            self.bandwidth_ = len(X) ** (-1 / (X.shape[1] + 4))
+        elif self.bandwidth == "diameter":
+            self.bandwidth_ = diameter(X) ** 2
+        else:
+            self.bandwidth_ = float(self.bandwidth)
         return self
 
     def score_samples(self, X: Rows) -> Rows:
-        """``(N, F)`` to ``(N,)`` log-density, but for the kernel's constant."""
+        """Log-density, but for the kernel's constant."""
         h = self.bandwidth_
 
         def log_mean(distances: Rows, _: int) -> Rows:
@@ -189,30 +169,20 @@ class DenseKernelDensity(BaseEstimator):  # type: ignore[misc]
         return np.concatenate([*pairwise_distances_chunked(X, self.samples_, reduce_func=log_mean, working_memory=128)])
 
 
-class WideOneClassSVM(BaseEstimator):  # type: ignore[misc]
+class WideOneClassSVM(OneClassSVM):  # type: ignore[misc]
     """A one-class SVM whose kernel is exp(-d²/D²), D the largest distance between two training samples.
 
     Args:
         nu: Upper bound of the share of training samples outside, in (0, 1].
-
-    Example:
-        >>> X = np.random.default_rng(0).normal(size=(50, 2))
-        >>> bool(WideOneClassSVM().fit(X).score_samples(np.array([[0, 0], [9, 9]])).argmin())
-        True
     """
 
     def __init__(self, nu: float = 0.1) -> None:
-        self.nu = nu
+        super().__init__(nu=nu)
 
     def fit(self, X: Rows, y: None = None) -> "WideOneClassSVM":
-        """``(N, F)`` normal samples."""
-        self.svm_ = OneClassSVM(nu=self.nu, gamma=1 / diameter(X) ** 2).fit(X)
-        return self
-
-    def score_samples(self, X: Rows) -> Rows:
-        """``(N, F)`` to ``(N,)`` sum of the support vectors' kernels."""
-        values: Rows = self.svm_.score_samples(X)
-        return values
+        """Sets the kernel's width."""
+        self.gamma = 1 / diameter(X) ** 2
+        return super().fit(X)
 
 
 class NoiseSVM(BaseEstimator):  # type: ignore[misc]
@@ -228,15 +198,14 @@ class NoiseSVM(BaseEstimator):  # type: ignore[misc]
         self.sigma, self.C, self.random_state = sigma, C, random_state
 
     def fit(self, X: Rows, y: None = None) -> "NoiseSVM":
-        """``(N, F)`` normal samples."""
+        """Draws the noise."""
         noise = check_random_state(self.random_state).normal(0, self.sigma, X.shape)
         self.svm_ = SVC(kernel="linear", C=self.C).fit(np.append(X, noise, 0), np.arange(2 * len(X)) < len(X))
         return self
 
     def score_samples(self, X: Rows) -> Rows:
-        """Decision function, higher = more normal."""
-        values: Rows = self.svm_.decision_function(X)
-        return values
+        """Decision function."""
+        return self.svm_.decision_function(X)
 
 
 class MinimaxProbabilityMachine(BaseEstimator):  # type: ignore[misc]
@@ -254,16 +223,15 @@ class MinimaxProbabilityMachine(BaseEstimator):  # type: ignore[misc]
         self.components, self.ridge = components, ridge
 
     def fit(self, X: Rows, y: None = None) -> "MinimaxProbabilityMachine":
-        """``(N, F)`` normal samples."""
-        pca = exact_pca(X, min(self.components, len(X) - 1, X.shape[1]))
+        """Finds the direction."""
+        pca = PrincipalComponents(min(self.components, len(X) - 1, X.shape[1])).fit(X)
         variance = pca.explained_variance_ + self.ridge * pca.explained_variance_.mean()
         self.w_ = pca.components_.T @ ((pca.components_ @ X.mean(0)) / variance)
         return self
 
     def score_samples(self, X: Rows) -> Rows:
-        """w·x, higher = more normal."""
-        values: Rows = X @ self.w_
-        return values
+        """w·x."""
+        return X @ self.w_
 
 
 class SVDD(BaseEstimator):  # type: ignore[misc]
@@ -279,12 +247,11 @@ class SVDD(BaseEstimator):  # type: ignore[misc]
         self.nu = nu
 
     def fit(self, X: Rows, y: None = None) -> "SVDD":
-        """``(N, F)`` normal samples."""
+        """Finds the centre."""
         svm = OneClassSVM(kernel="precomputed", nu=self.nu).fit(-euclidean_distances(X, squared=True) / 2)
         self.centre_ = svm.dual_coef_[0] @ X[svm.support_] / svm.dual_coef_.sum()
         return self
 
     def score_samples(self, X: Rows) -> Rows:
-        """Minus the squared distance to the ball's centre."""
-        values: Rows = -euclidean_distances(X, self.centre_[None], squared=True)[:, 0]
-        return values
+        """Minus the squared distance to the centre."""
+        return -euclidean_distances(X, self.centre_[None], squared=True)[:, 0]

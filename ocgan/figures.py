@@ -33,7 +33,7 @@ def mining_grid(images: Mapping[str, Tensor], logits: Mapping[str, Tensor]) -> F
         else:
             titles += [""] * len(row)
             kinds.append(kind)
-    return image_grid(np.concatenate(rows), titles, "decoded latents: " + ", then ".join(kinds))
+    return image_grid({"": np.concatenate(rows)}, titles, "decoded latents: " + ", then ".join(kinds))
 
 
 def latent_histogram(latent: Tensor) -> Figure:

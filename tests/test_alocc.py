@@ -20,7 +20,7 @@ from common.experiment.cell import Settings
 from common.experiment.run import run
 from common.networks import discriminator
 from common.testing import fit, optimizer_steps, toy_samples, trained
-from common.testing.scoring import check_orientation
+from common.testing.checks import check_orientation
 
 CONFIGS = Path(__file__).parents[1] / "alocc" / "configs"
 

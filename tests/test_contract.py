@@ -14,13 +14,13 @@ from autoencoder import Autoencoder
 from common.errors import InputError
 from common.module import OneClassModule
 from common.testing import CHECKS, check_module, main, optimizer_steps, toy_samples, trained
-from common.testing.scoring import check_batch_independence, check_export, check_orientation, check_scores, check_shapes
-from common.testing.training import (
-    check_first_pass,
-    check_optimizers_in_declared_order,
-    check_optimizers_move_their_own,
+from common.testing.checks import (
+    check_checkpoints,
+    check_optimizers,
+    check_orientation,
     check_resume,
-    check_rule_validation,
+    check_scores,
+    check_shapes,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -310,29 +310,29 @@ def test_a_sound_module_passes(module):
 @pytest.mark.parametrize(
     ("check", "fault", "says"),
     [
-        (check_optimizers_move_their_own, NoBackward, "never move"),
-        (check_optimizers_move_their_own, OthersParameters, "share parameters"),
-        (check_optimizers_move_their_own, SharedOutsideOfPhases, "share parameters outside of phases"),
-        (check_optimizers_move_their_own, MovesByHand, "something else than an optimiser"),
-        (check_optimizers_move_their_own, MovesInHook, "not its own"),
-        (check_optimizers_move_their_own, Orphan, "no optimiser has"),
-        (check_optimizers_in_declared_order, WrongOrder, "not as they are declared"),
-        (check_optimizers_in_declared_order, EverySecondBatch, "differ from batch to batch"),
-        (check_first_pass, NeverSet, "prepare has set no buffer"),
-        (check_first_pass, Forgotten, "buffer 'centre' is zero after training"),
-        (check_first_pass, NotFinite, "buffer 'centre' is not finite"),
-        (check_first_pass, PreparedAgain, "prepare ran again when the run was resumed"),
+        (check_optimizers, NoBackward, "never move"),
+        (check_optimizers, OthersParameters, "share parameters"),
+        (check_optimizers, SharedOutsideOfPhases, "share parameters outside of phases"),
+        (check_optimizers, MovesByHand, "something else than an optimiser"),
+        (check_optimizers, MovesInHook, "not its own"),
+        (check_optimizers, Orphan, "no optimiser has"),
+        (check_optimizers, WrongOrder, "not as they are declared"),
+        (check_optimizers, EverySecondBatch, "differ from batch to batch"),
+        (check_resume, NeverSet, "prepare has set no buffer"),
+        (check_resume, Forgotten, "buffer 'centre' is zero after training"),
+        (check_resume, NotFinite, "buffer 'centre' is not finite"),
+        (check_resume, PreparedAgain, "prepare ran again when the run was resumed"),
         (check_resume, RecomputedOnResume, "'centre' differs between a resumed and an uninterrupted run"),
-        (check_rule_validation, WrongMonitor, "monitor 'val/rec' is not logged: choose from .*val/reconstruction"),
-        (check_rule_validation, MonitorOfSomeEpochs, "monitor 'val/mean' is not finite"),
-        (check_rule_validation, LastEpochOnly, "score 'scaled' of the best epoch's checkpoint"),
-        (check_batch_independence, BatchMates, "depends on the other images"),
-        (check_batch_independence, BatchStatistics, r"depends on the other images|Expected more than 1 value"),
+        (check_checkpoints, WrongMonitor, "monitor 'val/rec' is not logged: choose from .*val/reconstruction"),
+        (check_checkpoints, MonitorOfSomeEpochs, "monitor 'val/mean' is not finite"),
+        (check_checkpoints, LastEpochOnly, "score 'scaled' of the best epoch's checkpoint"),
+        (check_scores, BatchMates, "depends on the other images"),
+        (check_scores, BatchStatistics, r"depends on the other images|Expected more than 1 value"),
         (check_scores, Collapsed, "collapsed"),
         (check_scores, AlmostCollapsed, "collapsed"),
         (check_scores, Unnamed, "reconstruction"),
         (check_orientation, Inverted, "higher must mean more anomalous"),
-        (check_export, LooksAtValues, "cannot be exported"),
+        (check_scores, LooksAtValues, "cannot be exported"),
         (check_resume, Forgetful, "resumed"),
     ],
 )

@@ -11,10 +11,8 @@ from sklearn.metrics import auc
 from common.errors import InputError
 from common.evaluation import (
     evaluate,
-    extremes_figure,
     image_grid,
     precision_recall_figure,
-    reconstruction_grid,
     roc_curve_figure,
     score_histogram,
 )
@@ -48,11 +46,10 @@ def row_names(figure) -> list[str]:
         lambda: roc_curve_figure(SCORES, LABELS),
         lambda: precision_recall_figure(SCORES, LABELS),
         lambda: score_histogram(SCORES, LABELS, 1050.0, None, TARGETS),
-        lambda: reconstruction_grid(images(9), images(9)),
-        lambda: image_grid(images(9, 3), ["1.5"] * 9, "flagged"),
-        lambda: extremes_figure(images(9), SCORES[:9], images(9), SCORES[:9]),
+        lambda: image_grid({"image": images(9), "reconstruction": images(9)}),
+        lambda: image_grid({"": images(9, 3)}, ["1.5"] * 9, "flagged"),
     ],
-    ids=["roc", "precision_recall", "histogram", "reconstruction", "grid", "extremes"],
+    ids=["roc", "precision_recall", "histogram", "reconstruction", "grid"],
 )
 def test_renders_into_a_small_card_without_pyplot(make, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would fail
@@ -177,7 +174,7 @@ def test_histogram_mistakes():
 def test_reconstructions_share_one_scale(channels):
     x = images(3, channels, 6, 9) * 100 - 40
     copies = 2 * x
-    figure = reconstruction_grid(x, copies)
+    figure = image_grid({"image": x, "reconstruction": copies})
     assert written(figure) == ["image", "reconstruction"]
     low, high = copies.min(), copies.max()
     assert low < x.min()
@@ -188,21 +185,14 @@ def test_reconstructions_share_one_scale(channels):
     assert all(picture.get_clim() == (0, 1) for picture in figure.axes[0].images)
 
 
-def test_reconstructions_show_the_first_eight():
-    x = images(20)
-    figure = reconstruction_grid(torch.tensor(x, requires_grad=True), torch.zeros(20, 1, 8, 8))
-    assert len(drawn(figure)) == 16
-    assert np.corrcoef(drawn(figure)[7].ravel(), x[7].ravel())[0, 1] == pytest.approx(1)
-
-
 def test_constant_images():
-    pictures = drawn(reconstruction_grid(np.full((2, 1, 4, 4), 3.0), np.full((2, 1, 4, 4), 3.0)))
+    pictures = drawn(image_grid({"": torch.full((2, 1, 4, 4), 3.0, requires_grad=True)}))
     assert not np.any(pictures)
 
 
 def test_image_grid_wraps_and_titles():
     titles = [f"{i}.5" for i in range(11)]
-    figure = image_grid(images(11, 3), titles, "flagged")
+    figure = image_grid({"": images(11, 3)}, titles, "flagged")
     assert [text for text in written(figure) if text] == titles
     corners = [(picture.get_extent()[3], picture.get_extent()[0]) for picture in figure.axes[0].images]
     tops, lefts = (sorted(set(values)) for values in zip(*corners, strict=True))
@@ -211,34 +201,24 @@ def test_image_grid_wraps_and_titles():
 
 
 def test_image_grid_of_nothing():
-    figure = image_grid(images(0), [], "nothing was flagged")
+    figure = image_grid({"": images(0)}, [], "nothing was flagged")
     assert not drawn(figure)
     assert figure.get_suptitle() == "nothing was flagged"
 
 
-def test_extremes_are_the_worst_mistakes():
-    x, scores = images(20), np.arange(20) * 1000.0
-    figure = extremes_figure(torch.from_numpy(x), scores, x, torch.from_numpy(scores))
-    high, low = ([f"{s:.4g}" for s in chosen] for chosen in (scores[:-9:-1], scores[:8]))
-    assert written(figure) == ["normal", *high, "anomalous", *low]
-    for picture, index in zip(drawn(figure), [*range(19, 11, -1), *range(8)], strict=True):
-        assert np.corrcoef(picture.ravel(), x[index].ravel())[0, 1] == pytest.approx(1)
-
-
-def test_extremes_with_few_or_no_images():
-    figure = extremes_figure(images(2), [1.0, 2.0], images(0), [])
-    assert written(figure) == ["normal", "2", "1", "anomalous"]
+def test_image_grid_names_each_group_once():
+    figure = image_grid({"normal": images(9), "anomalous": images(2), "none": images(0)}, [f"{i}.5" for i in range(11)])
+    names = ["normal", *[f"{i}.5" for i in range(8)], "", "8.5", "anomalous", "9.5", "10.5", "none"]
+    assert written(figure) == names
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: reconstruction_grid(images(2), images(3)),
-        lambda: reconstruction_grid(images(2, 2), images(2, 2)),
-        lambda: reconstruction_grid(np.zeros((2, 64)), np.zeros((2, 64))),
-        lambda: image_grid(images(2), ["a"], "flagged"),
-        lambda: image_grid(np.zeros((2, 64)), ["a", "b"], "flagged"),
-        lambda: extremes_figure(images(2), [1.0], images(2), [1.0, 2.0]),
+        lambda: image_grid({"image": images(2), "reconstruction": images(2, height=9)}),
+        lambda: image_grid({"": images(2, 2)}),
+        lambda: image_grid({"": np.zeros((2, 64))}),
+        lambda: image_grid({"": images(2)}, ["a"], "flagged"),
     ],
 )
 def test_image_mistakes(make):
@@ -253,8 +233,6 @@ def test_inputs_are_left_alone():
     roc_curve_figure(scores, labels)
     precision_recall_figure(scores, labels)
     score_histogram(scores, labels, 1050.0, None, targets)
-    reconstruction_grid(x, reconstructions)
-    extremes_figure(x, scores[:4], reconstructions, scores[4:8])
-    image_grid(x, ["a"] * 4, "flagged")
+    image_grid({"image": x, "reconstruction": reconstructions}, ["a"] * 8, "flagged")
     for array, copy in zip(arrays, copies, strict=True):
         np.testing.assert_array_equal(array, copy)

@@ -227,9 +227,10 @@ class Explodes(Autoencoder):
 
 
 @pytest.mark.parametrize("every", [1, 50])
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data, every):
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data, every, monkeypatch):
+    monkeypatch.setattr("common.training.watcher.CHECKED_BATCHES", every)
     with pytest.raises(NonFiniteLossError, match=r"loss_other is inf in epoch 1, batch 2"):
-        trainer(tmp_path, [Watcher(every)], max_epochs=3).fit(Explodes((1, 8, 8), widths=(4, 8)), data)
+        trainer(tmp_path, [Watcher()], max_epochs=3).fit(Explodes((1, 8, 8), widths=(4, 8)), data)
 
 
 def test_throughput_counts_every_training_image(tmp_path, data):

@@ -19,7 +19,7 @@ from common.errors import InputError
 from common.module import Scored
 from common.training.checkpoints import CHOSEN, EpochCheckpoint, FirstBelow, checkpointing, run_folder
 from common.training.predictions import Predictions
-from common.training.tensorboard import COMPARED, Figures, write_summary_runs
+from common.training.tensorboard import COMPARED, Figures, _extremes, write_summary_runs
 from common.training.watcher import Watcher
 
 CELL = {"method": "ae,latent=4", "dataset": "digits", "protocol": "standard", "normal": "three", "seed": "7"}
@@ -180,12 +180,26 @@ def test_a_table_has_the_figures_of_its_scores_alone(tmp_path):
     target = data.data.targets[index]
     own.scored = Scored(index, target, (target != 3).astype(int), {"reconstruction": np.arange(50.0)})
     own.threshold.fill_(25.0)
+    own._metrics = own.metrics_of(own.scored)
     trainer = Trainer(default_root_dir=tmp_path, logger=tensorboard_logger(tmp_path), enable_checkpointing=False)
     trainer.datamodule = data
     Figures().on_test_end(trainer, own.eval())
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"score_histogram", "roc", "precision_recall"}
     assert list(tmp_path.glob("*/latent/tensors.tsv")), "the projector shows points without pictures"
     assert not list(tmp_path.rglob("sprite.png"))
+
+
+def test_extremes_are_the_worst_mistakes(tmp_path):
+    """The figure of a split in which the scores are the positions, so that the first anomalies and last normals err most."""
+    data, own = OneClassDataModule("digits", normal=3), module()
+    index = data.splits.test
+    target = data.data.targets[index]
+    own.scored = Scored(index, target, (target != 3).astype(int), {"reconstruction": np.arange(float(len(index)))})
+    texts = _extremes(data, own.scored, own.scored.scores["reconstruction"]).axes[0].texts
+    normal, anomalous = (np.flatnonzero((target != 3) == kind) for kind in (False, True))
+    assert [text.get_text() for text in texts] == [
+        "normal", *map(str, normal[:-9:-1]), "anomalous", *map(str, anomalous[:8])
+    ]  # fmt: skip
 
 
 def frame(values):

@@ -16,7 +16,7 @@ from common.data.features import ahead
 from common.data.images import EXTENSIONS, ImageFiles
 from common.deploy.load import Detector, load_detector
 from common.errors import InputError, UnreadableError
-from common.evaluation import conformal_p_value, contact_sheet, score_histogram, threshold_by
+from common.evaluation import conformal_p_value, image_grid, score_histogram, threshold_by
 from common.files import whole
 
 BATCH = 64
@@ -137,9 +137,12 @@ def _draw(detector: Detector, paths: Sequence[Path], scores: NDArray[np.float64]
     order = np.argsort(-scores, kind="stable")
     most = order[: min(ON_SHEET, (len(order) + 1) // 2)]
     least = order[::-1][: min(ON_SHEET, len(order) // 2)]
-    sheet = _files(detector, paths)[torch.from_numpy(np.append(most, least))]
+    shown = np.append(most, least)
+    sheet = _files(detector, paths)[torch.from_numpy(shown)]
+    groups = {"most": sheet[: len(most)], "least": sheet[len(most) :]}
+    titles = [f"{score:.4g}" for score in scores[shown]]
     drawn = {
-        "contact_sheet": contact_sheet(sheet[: len(most)], scores[most], sheet[len(most) :], scores[least]),
+        "contact_sheet": image_grid(groups, titles, "most and least anomalous images, with scores"),
         "score_histogram": score_histogram(scores, scores >= limit, limit),
     }
     for name, figure in drawn.items():

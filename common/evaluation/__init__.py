@@ -1,28 +1,17 @@
 """From anomaly scores to numbers, thresholds and figures."""
 
-from common.evaluation.figures import (
-    contact_sheet,
-    extremes_figure,
-    image_grid,
-    precision_recall_figure,
-    reconstruction_grid,
-    roc_curve_figure,
-    score_histogram,
-)
+from common.evaluation.figures import image_grid, precision_recall_figure, roc_curve_figure, score_histogram
 from common.evaluation.metrics import evaluate, evaluate_at
 from common.evaluation.threshold import conformal_p_value, conformal_threshold, quantile_threshold, threshold_by
 
 __all__ = [
     "conformal_p_value",
     "conformal_threshold",
-    "contact_sheet",
     "evaluate",
     "evaluate_at",
-    "extremes_figure",
     "image_grid",
     "precision_recall_figure",
     "quantile_threshold",
-    "reconstruction_grid",
     "roc_curve_figure",
     "score_histogram",
     "threshold_by",

@@ -1,9 +1,11 @@
 """Figures of scores and images, each a free-standing matplotlib ``Figure``: no pyplot, no display, nothing to close.
 
-Blue is normal and orange is anomalous everywhere (Okabe and Ito's colour-blind safe palette).
+Scores and labels are those of :func:`common.evaluation.evaluate`, which says what is refused. Blue is normal and orange is
+anomalous everywhere (Okabe and Ito's colour-blind safe palette).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,12 +22,8 @@ MAX_CLASSES, MAX_IMAGES = 12, 8
 def roc_curve_figure(scores: Values, labels: Values) -> Figure:
     """The ROC curve, anomalies as positives, with its area and the point of equal error.
 
-    Args:
-        scores: ``(N,)`` finite, higher = more anomalous.
-        labels: ``(N,)`` in {0, 1}, 1 = anomalous.
-
     Raises:
-        InputError: As :func:`common.evaluation.evaluate`, or one class is missing.
+        InputError: One of the two classes is missing.
 
     Example:
         >>> roc_curve_figure([1.0, 2.0, 3.0], [0, 1, 1]).axes[0].get_title()
@@ -47,12 +45,8 @@ def roc_curve_figure(scores: Values, labels: Values) -> Figure:
 def precision_recall_figure(scores: Values, labels: Values) -> Figure:
     """Precision over recall with the anomalies and with the normals as positives, each with its chance level.
 
-    Args:
-        scores: ``(N,)`` finite, higher = more anomalous.
-        labels: ``(N,)`` in {0, 1}, 1 = anomalous.
-
     Raises:
-        InputError: As :func:`common.evaluation.evaluate`, or one class is missing.
+        InputError: One of the two classes is missing.
 
     Example:
         >>> [text.get_text() for text in precision_recall_figure([1, 2, 3], [0, 1, 1]).legends[0].texts]
@@ -93,7 +87,7 @@ def score_histogram(
         targets: ``(N,)`` original class (integer) of each sample; None leaves the classes out.
 
     Raises:
-        InputError: As :func:`common.evaluation.evaluate`, or targets that do not match.
+        InputError: Targets that do not match the scores.
 
     Example:
         >>> figure = score_histogram([1.0, 2.0, 3.0], [0, 1, 1], threshold=1.5, targets=[4, 7, 8])
@@ -132,103 +126,34 @@ def score_histogram(
     return figure
 
 
-def reconstruction_grid(images: Values, reconstructions: Values) -> Figure:
-    """The first 8 images above their reconstructions, on one scale from the lowest to the highest value of both.
+def image_grid(groups: Mapping[str, Values], titles: Sequence[str] = (), caption: str = "") -> Figure:
+    """Groups of images in rows of 8, each group with its name on the left, all on one scale from lowest to highest value.
 
     Args:
-        images: ``(B, C, H, W)`` with C = 1 or 3, any range.
-        reconstructions: ``(B, C, H, W)`` in the same unit.
-
-    Raises:
-        InputError: Shapes that differ or are not images.
-
-    Example:
-        >>> images = np.eye(8).reshape(1, 1, 8, 8)
-        >>> [text.get_text() for text in reconstruction_grid(images, 0.9 * images).axes[0].texts]
-        ['image', 'reconstruction']
-    """
-    originals, copies = as_float64(images)[:MAX_IMAGES], as_float64(reconstructions)[:MAX_IMAGES]
-    if originals.shape != copies.shape:
-        raise InputError(f"images {originals.shape} and reconstructions {copies.shape} differ in shape")
-    return _draw_rows([("image", originals, ()), ("reconstruction", copies, ())])
-
-
-def image_grid(images: Values, titles: Sequence[str], caption: str) -> Figure:
-    """Images in rows of 8 with a short title above each, such as its score, and a caption on top.
-
-    Args:
-        images: ``(B, C, H, W)`` with C = 1 or 3, any range, scaled jointly; B = 0 leaves only the caption.
-        titles: One per image.
+        groups: By name, ``(B, C, H, W)`` with C = 1 or 3, any range; a group may be empty.
+        titles: What stands above each image, such as its score, in the order of all images; none by default.
         caption: Of the whole figure.
 
     Raises:
-        InputError: Not images, or another number of titles.
-
-    Example:
-        >>> image_grid(np.eye(8).reshape(1, 1, 8, 8), ["0.93"], "flagged").axes[0].texts[1].get_text()
-        '0.93'
-    """
-    pixels = as_float64(images)
-    if len(titles) != len(pixels):
-        raise InputError(f"{len(titles)} titles for {len(pixels)} images")
-    starts = range(0, max(len(pixels), 1), MAX_IMAGES)
-    return _draw_rows([("", pixels[i : i + MAX_IMAGES], titles[i : i + MAX_IMAGES]) for i in starts], caption)
-
-
-def extremes_figure(images_normal: Values, scores_normal: Values, images_anomalous: Values, scores_anomalous: Values) -> Figure:
-    """Where the method errs most: the 8 most anomalous normals above the 8 least anomalous anomalies, with scores.
-
-    Args:
-        images_normal: ``(N, C, H, W)`` with C = 1 or 3, any range, in any order.
-        scores_normal: ``(N,)`` higher = more anomalous.
-        images_anomalous: ``(M, C, H, W)``, scaled jointly with the normal ones.
-        scores_anomalous: ``(M,)``.
-
-    Raises:
-        InputError: Not images, or another number of scores.
-
-    Example:
-        >>> images = np.eye(8).reshape(1, 1, 8, 8).repeat(2, axis=0)
-        >>> [text.get_text() for text in extremes_figure(images, [1.0, 5.0], images, [7.0, 4.0]).axes[0].texts]
-        ['normal', '5', '1', 'anomalous', '4', '7']
-    """
-    rows = []
-    groups = ("normal", images_normal, scores_normal, -1), ("anomalous", images_anomalous, scores_anomalous, 1)
-    for name, images, scores, sign in groups:
-        pixels, values = as_float64(images), as_float64(scores)
-        if values.shape != pixels.shape[:1]:
-            raise InputError(f"scores of shape {values.shape} do not match images of shape {pixels.shape}")
-        chosen = np.argsort(sign * values, kind="stable")[:MAX_IMAGES]
-        rows.append((name, pixels[chosen], [f"{value:.4g}" for value in values[chosen]]))
-    return _draw_rows(rows, "most anomalous normals and least anomalous anomalies, with scores")
-
-
-def contact_sheet(most: Values, scores_most: Values, least: Values, scores_least: Values) -> Figure:
-    """The most anomalous images above the least anomalous ones, in rows of 8, each with its score.
-
-    Args:
-        most: ``(N, C, H, W)`` with C = 1 or 3, any range, in the order of the sheet.
-        scores_most: ``(N,)``.
-        least: ``(M, C, H, W)``, scaled jointly with the others.
-        scores_least: ``(M,)``.
-
-    Raises:
-        InputError: Not images, or another number of scores.
+        InputError: Not images, images of several sizes, or another number of titles.
 
     Example:
         >>> image = np.eye(8).reshape(1, 1, 8, 8)
-        >>> [text.get_text() for text in contact_sheet(image, [9.0], image, [0.5]).axes[0].texts]
+        >>> [text.get_text() for text in image_grid({"most": image, "least": image}, ["9", "0.5"]).axes[0].texts]
         ['most', '9', 'least', '0.5']
     """
-    rows: list[tuple[str, Floats, Sequence[str]]] = []
-    for name, images, scores in (("most", most, scores_most), ("least", least, scores_least)):
-        pixels, values = as_float64(images), as_float64(scores)
-        if values.shape != pixels.shape[:1]:
-            raise InputError(f"scores of shape {values.shape} do not match images of shape {pixels.shape}")
-        for i in range(0, len(pixels), MAX_IMAGES):
-            shown = slice(i, i + MAX_IMAGES)
-            rows.append(("" if i else name, pixels[shown], [f"{value:.4g}" for value in values[shown]]))
-    return _draw_rows(rows, "most and least anomalous images, with scores")
+    rows: list[tuple[str, Floats, list[str]]] = []
+    remaining = iter(titles)
+    for name, images in groups.items():
+        pixels = as_float64(images)
+        for start in range(0, max(len(pixels), 1), MAX_IMAGES):
+            row = pixels[start : start + MAX_IMAGES]
+            rows.append(("" if start else name, row, list(islice(remaining, len(row)))))
+    if len({row.shape[1:] for _, row, _ in rows}) > 1:
+        raise InputError(f"images differ in shape: {', '.join(str(row.shape[1:]) for _, row, _ in rows)}")
+    if titles and len(titles) != sum(len(row) for _, row, _ in rows):
+        raise InputError(f"{len(titles)} titles for {sum(len(row) for _, row, _ in rows)} images")
+    return _draw_rows(rows, caption)
 
 
 def _both_classes(scores: Values, labels: Values) -> tuple[Floats, Flags]:
@@ -266,7 +191,7 @@ def _draw_classes(
     axes.set(ylabel="class (AUROC)", ylim=(0.9 - len(labels), 1.0))
 
 
-def _draw_rows(rows: Sequence[tuple[str, Floats, Sequence[str]]], caption: str = "") -> Figure:
+def _draw_rows(rows: Sequence[tuple[str, Floats, Sequence[str]]], caption: str) -> Figure:
     """Rows of (name, images ``(B, C, H, W)``, titles), all mapped to [0, 1] by one linear map."""
     for _, images, _ in rows:
         if images.ndim != 4 or images.shape[1] not in (1, 3):

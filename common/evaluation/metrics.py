@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from typing import NamedTuple, TypeAlias
+from collections import defaultdict
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,18 +15,6 @@ from common.errors import InputError
 Values: TypeAlias = ArrayLike | Tensor
 Floats: TypeAlias = NDArray[np.float64]
 Flags: TypeAlias = NDArray[np.bool_]
-
-
-class Ranking(NamedTuple):
-    """What a ranking is worth when one of the two classes counts as positive; every value in [0, 1]."""
-
-    aupr: float
-    fpr95: float
-    eer: float
-    f1_max: float
-    f1_eer: float
-    tpr_eer: float
-    fpr_eer: float
 
 
 SHARES = (10, 20, 30, 40, 50)
@@ -56,7 +45,7 @@ def evaluate(scores: Values, labels: Values, threshold: float | None = None, fix
         labels: ``(N,)`` in {0, 1}, 1 = anomalous.
         threshold: Adds the keys of :func:`evaluate_at` if it is finite; None, NaN and infinity mean "no threshold yet".
         fixed: A threshold that the score has by its meaning, such as 0 for a difference of logits; adds ``accuracy_fixed`` and
-            ``balanced_accuracy_fixed``, the accuracy of :func:`evaluate_at` there.
+            ``balanced_accuracy_fixed``.
 
     Returns:
         Name to value, in [0, 1] except for the counts. Where one class is missing every metric of the ranking (all but
@@ -79,22 +68,22 @@ def evaluate(scores: Values, labels: Values, threshold: float | None = None, fix
     else:
         missing = "normal" if n_anomalous else "anomalous"
         warnings.warn(f"no {missing} samples: every ranking metric is NaN", RuntimeWarning, stacklevel=2)
-        auroc = math.nan
-        anomaly = normal = Ranking(*[math.nan] * len(Ranking._fields))
+        auroc, anomaly = math.nan, defaultdict(lambda: math.nan)
+        normal = anomaly
     metrics = {
         "auroc": auroc,
-        "aupr_anomaly": anomaly.aupr,
-        "aupr_normal": normal.aupr,
-        "fpr95_anomaly": anomaly.fpr95,
-        "fpr95_normal": normal.fpr95,
-        "eer": anomaly.eer,
-        "f1_max": anomaly.f1_max,
-        "f1_max_normal": normal.f1_max,
-        "f1_eer": anomaly.f1_eer,
-        "f1_eer_normal": normal.f1_eer,
+        "aupr_anomaly": anomaly["aupr"],
+        "aupr_normal": normal["aupr"],
+        "fpr95_anomaly": anomaly["fpr95"],
+        "fpr95_normal": normal["fpr95"],
+        "eer": anomaly["eer"],
+        "f1_max": anomaly["f1_max"],
+        "f1_max_normal": normal["f1_max"],
+        "f1_eer": anomaly["f1_eer"],
+        "f1_eer_normal": normal["f1_eer"],
         "f1_trivial": 2 * n_anomalous / (values.size + n_anomalous),
         "f1_trivial_normal": 2 * n_normal / (values.size + n_normal),
-        **{f"f1_normal_{share}": f1_at_share(normal.tpr_eer, normal.fpr_eer, share / 100) for share in SHARES},
+        **{f"f1_normal_{share}": normal[f"f1_{share}"] for share in SHARES},
         "n_normal": n_normal,
         "n_anomalous": n_anomalous,
     }
@@ -109,19 +98,13 @@ def evaluate(scores: Values, labels: Values, threshold: float | None = None, fix
 def evaluate_at(scores: Values, labels: Values, threshold: float) -> dict[str, float]:
     """The detector that flags ``score >= threshold``, with the anomalies as positives.
 
-    Args:
-        scores: ``(N,)`` finite, any range, higher = more anomalous.
-        labels: ``(N,)`` in {0, 1}, 1 = anomalous.
-        threshold: In the scores' unit; infinity flags nothing.
+    Scores and labels are those of :func:`evaluate`; an infinite threshold flags nothing, and one that is NaN is refused.
 
     Returns:
         ``precision_threshold`` (0 when nothing is flagged), ``recall_threshold``, ``f1_threshold``,
         ``false_alarm_rate`` (flagged share of the normals), ``accuracy_threshold``, ``balanced_accuracy_threshold`` (mean of
         the shares of anomalies and of normals that are judged rightly), in [0, 1], ``flagged``, how many, and ``threshold``
         itself. Recall and F1 are NaN without anomalies, the false alarm rate without normals, balanced accuracy without either.
-
-    Raises:
-        InputError: As :func:`evaluate`, or a threshold that is NaN.
 
     Example:
         >>> evaluate_at([-3.0, 10.0, 20.0, 1500.0], [0, 1, 0, 1], threshold=10.0)["recall_threshold"]
@@ -147,31 +130,8 @@ def evaluate_at(scores: Values, labels: Values, threshold: float) -> dict[str, f
     }
 
 
-def f1_at_share(tpr: float, fpr: float, share: float) -> float:
-    """F1 of a detector whose rates are known, on samples of which ``share`` are negatives.
-
-    Args:
-        tpr: Share of the positives that are taken as such, in [0, 1].
-        fpr: Share of the negatives that are taken as positives, in [0, 1].
-        share: In [0, 1).
-
-    Example:
-        >>> f1_at_share(tpr=1.0, fpr=1.0, share=0.5), f1_at_share(tpr=0.8, fpr=0.0, share=0.3)
-        (0.6666666666666666, 0.888888888888889)
-    """
-    return 2 * tpr / (tpr + fpr * share / (1 - share) + 1)
-
-
 def as_scores(scores: Values, name: str = "scores") -> Floats:
-    """Scores as a finite, non-empty ``(N,)`` float64 array, wherever and in whatever precision they were.
-
-    Raises:
-        InputError: Not one-dimensional, empty, or with NaN or infinite values.
-
-    Example:
-        >>> as_scores([1, 2])
-        array([1., 2.])
-    """
+    """Scores as a finite, non-empty ``(N,)`` float64 array; InputError where they are none."""
     array = as_float64(scores)
     if array.ndim != 1 or not array.size:
         raise InputError(f"{name} must be a non-empty vector, not of shape {array.shape}")
@@ -181,15 +141,7 @@ def as_scores(scores: Values, name: str = "scores") -> Floats:
 
 
 def as_pair(scores: Values, labels: Values) -> tuple[Floats, Flags]:
-    """:func:`as_scores`, and for each score whether it belongs to an anomaly.
-
-    Raises:
-        InputError: As :func:`as_scores`, labels of another shape or outside {0, 1}.
-
-    Example:
-        >>> as_pair([1, 2], [0, 1])
-        (array([1., 2.]), array([False,  True]))
-    """
+    """:func:`as_scores`, and for each score whether it belongs to an anomaly; InputError where the labels are none."""
     values, flags = as_scores(scores), as_float64(labels)
     if flags.shape != values.shape:
         raise InputError(f"scores of shape {values.shape} do not match labels of shape {flags.shape}")
@@ -199,18 +151,14 @@ def as_pair(scores: Values, labels: Values) -> tuple[Floats, Flags]:
 
 
 def as_float64(values: Values) -> Floats:
-    """An array or a tensor of any device and precision as a float64 array of the same shape.
-
-    Example:
-        >>> as_float64([[1, 2]])
-        array([[1., 2.]])
-    """
+    """An array or a tensor of any device and precision as a float64 array of the same shape."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().double().numpy()
     return np.asarray(values, dtype=np.float64)
 
 
-def _ranking(scores: Floats, positive: Flags) -> Ranking:
+def _ranking(scores: Floats, positive: Flags) -> dict[str, float]:
+    """What a ranking is worth when one of the two classes counts as positive; every value in [0, 1]."""
     fpr, tpr, _ = roc_curve(positive, scores, drop_intermediate=False)
     n_positive = np.count_nonzero(positive)
     true_positives, false_positives = tpr * n_positive, fpr * (positive.size - n_positive)
@@ -218,12 +166,15 @@ def _ranking(scores: Floats, positive: Flags) -> Ranking:
     fpr_minus_fnr = fpr + tpr - 1
     # The curve's first point is no score but infinity. Rounding lets the two sides of a tie compare equal.
     balanced = 1 + np.abs(fpr_minus_fnr[1:]).round(12).argmin()
-    return Ranking(
-        aupr=float(average_precision_score(positive, scores)),
-        fpr95=float(fpr[np.argmax(tpr >= 0.95)]),
-        eer=float(np.interp(0, fpr_minus_fnr, fpr)),
-        f1_max=float(f1.max()),
-        f1_eer=float(f1[balanced]),
-        tpr_eer=float(tpr[balanced]),
-        fpr_eer=float(fpr[balanced]),
-    )
+    tpr_eer, fpr_eer = float(tpr[balanced]), float(fpr[balanced])
+    ranking = {
+        "aupr": float(average_precision_score(positive, scores)),
+        "fpr95": float(fpr[np.argmax(tpr >= 0.95)]),
+        "eer": float(np.interp(0, fpr_minus_fnr, fpr)),
+        "f1_max": float(f1.max()),
+        "f1_eer": float(f1[balanced]),
+    }
+    for percent in SHARES:
+        share = percent / 100
+        ranking[f"f1_{percent}"] = 2 * tpr_eer / (tpr_eer + fpr_eer * share / (1 - share) + 1)
+    return ranking

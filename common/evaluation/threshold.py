@@ -3,7 +3,8 @@
 Quantile: about a share ``1 - quantile`` of normals lies above. Conformal: the same with a guarantee for any number n of
 calibration samples, as long as they are exchangeable with the fresh normals (Vovk, Gammerman and Shafer, *Algorithmic
 Learning in a Random World*, 2005; Bates et al., "Testing for outliers with conformal p-values", *Annals of Statistics*
-51, 2023).
+51, 2023). Scores are ``(N,)``, higher = more anomalous; InputError refuses those that are empty or not finite, and shares
+outside (0, 1).
 """
 
 import math
@@ -17,13 +18,6 @@ from common.evaluation.metrics import Floats, Values, as_scores
 def quantile_threshold(scores: Values, quantile: float) -> float:
     """The score below which a share ``quantile`` of the normal samples lies, linear between order statistics.
 
-    Args:
-        scores: ``(N,)`` finite scores of normal samples, higher = more anomalous.
-        quantile: In (0, 1), such as 0.95.
-
-    Raises:
-        InputError: A quantile outside (0, 1), or scores that are empty or not finite.
-
     Example:
         >>> quantile_threshold([0.0, 10.0, 20.0], 0.75)
         15.0
@@ -36,17 +30,8 @@ def conformal_threshold(scores: Values, alpha: float) -> float:
     """The smallest calibration score t such that a fresh normal has P(score > t) <= alpha.
 
     It is the ceil((n + 1)(1 - alpha))-th smallest of the n scores, and ``score > t`` holds exactly where
-    :func:`conformal_p_value` <= alpha. The bound is on strict exceedance: if scores are discrete, flag ``score > t``.
-
-    Args:
-        scores: ``(n,)`` finite calibration scores of normal samples, higher = more anomalous.
-        alpha: False alarm rate to stay below, in (0, 1).
-
-    Returns:
-        The threshold, in the scores' unit; infinity if n < 1/alpha - 1, too few samples for any guarantee.
-
-    Raises:
-        InputError: An alpha outside (0, 1), or scores that are empty or not finite.
+    :func:`conformal_p_value` <= alpha. The bound is on strict exceedance: if scores are discrete, flag ``score > t``. It is
+    infinite if n < 1/alpha - 1, too few samples for any guarantee.
 
     Example:
         >>> conformal_threshold(range(1, 20), alpha=0.1), conformal_threshold([1.0, 2.0], alpha=0.1)
@@ -61,15 +46,8 @@ def conformal_threshold(scores: Values, alpha: float) -> float:
 def conformal_p_value(scores: Values, calibration: Values) -> Floats:
     """p(s) = (1 + #{calibration >= s}) / (n + 1), which for a fresh normal is <= alpha with probability <= alpha.
 
-    Args:
-        scores: ``(N,)`` finite scores to judge, higher = more anomalous.
-        calibration: ``(n,)`` finite scores of normal samples that were not trained on.
-
-    Returns:
-        ``(N,)`` in [1/(n + 1), 1], small = anomalous.
-
-    Raises:
-        InputError: Scores that are empty or not finite.
+    ``calibration`` are the n scores of normal samples that were not trained on. The p-values are ``(N,)`` in [1/(n + 1), 1],
+    small = anomalous.
 
     Example:
         >>> conformal_p_value([0.0, 2.0, 9.0], calibration=[1.0, 2.0, 3.0])
@@ -85,10 +63,10 @@ def threshold_by(rule: str, calibration: Values) -> float:
 
     Args:
         rule: ``quantile=<q>``, see :func:`quantile_threshold`; ``alpha=<a>``, by :func:`conformal_p_value` <= a; or a score.
-        calibration: ``(n,)`` scores of normal samples that were not trained on; not looked at where the rule is a score.
+        calibration: Scores of normal samples that were not trained on; not looked at where the rule is a score.
 
     Raises:
-        InputError: Not such a rule, a share outside (0, 1), or no calibration scores where they are needed.
+        InputError: Not such a rule, or no calibration scores where they are needed.
 
     Example:
         >>> threshold_by("quantile=0.75", [0.0, 10.0, 20.0]), threshold_by("7.5", [])

@@ -1,6 +1,5 @@
 """The whole contract, for a class or a factory, and the ``oneclass check`` command."""
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
@@ -12,39 +11,26 @@ from rich.markup import escape
 
 from common.errors import InputError
 from common.module import OneClassModule
-from common.testing.scoring import (
-    check_batch_independence,
+from common.presets import make_importable
+from common.testing.checks import (
+    check_checkpoints,
     check_docstrings,
-    check_export,
+    check_optimizers,
     check_orientation,
+    check_resume,
     check_scores,
     check_shapes,
 )
 from common.testing.toys import Factory
-from common.testing.training import (
-    check_checkpoint,
-    check_first_pass,
-    check_optimizers_in_declared_order,
-    check_optimizers_move_their_own,
-    check_resume,
-    check_rule_validation,
-    check_same_seed_same_scores,
-)
 
 CHECKS: tuple[Callable[[Factory], None], ...] = (
     check_docstrings,
     check_shapes,
-    check_optimizers_move_their_own,
-    check_optimizers_in_declared_order,
-    check_first_pass,
+    check_optimizers,
     check_scores,
     check_orientation,
-    check_batch_independence,
-    check_same_seed_same_scores,
-    check_checkpoint,
-    check_rule_validation,
+    check_checkpoints,
     check_resume,
-    check_export,
 )
 
 
@@ -66,7 +52,7 @@ def check_module(factory: Factory | type[OneClassModule], **arguments: Any) -> N
         check(lambda shape: factory(shape=shape, **arguments))  # type: ignore[call-arg]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """Puts a class to every check of :mod:`common.testing`, and exits with status 1 if one fails.
 
     Args:
@@ -76,11 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: The class cannot be imported, is no module, or does not take an argument.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0].startswith("-"):
+    if not argv or argv[0].startswith("-"):
         raise InputError("give the path of a class, then its arguments: oneclass check my_idea.MyMethod --latent 8")
-    cls = imported(words[0])
-    arguments = _arguments(cls, words)
+    cls = _imported(argv[0])
+    arguments = _arguments(cls, argv)
     console, failures = Console(highlight=False), 0
     for check in CHECKS:
         purpose = (check.__doc__ or "").splitlines()[0]
@@ -94,18 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(1)
 
 
-def imported(path: str) -> type[OneClassModule]:
-    """The class of a dotted path, which may lie in the current folder.
-
-    Raises:
-        InputError: There is no such class, or it is no module, or it lacks a method that a module must have.
-
-    Example:
-        >>> imported("autoencoder.Autoencoder").__name__
-        'Autoencoder'
-    """
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
+def _imported(path: str) -> type[OneClassModule]:
+    """The class of a dotted path, which may lie in the current folder."""
+    make_importable(Path.cwd())
     try:
         cls = resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
@@ -129,7 +105,7 @@ def _arguments(cls: type[OneClassModule], words: Sequence[str]) -> dict[str, Any
 
 
 def _fault(check: Callable[[Factory], None], cls: Any, arguments: dict[str, Any]) -> str | None:
-    """What a check finds wrong with a class, in one line."""
+    """What a check finds wrong, in one line."""
     try:
         check(lambda shape: cls(shape=shape, **arguments))
     except AssertionError as error:

@@ -1,6 +1,5 @@
 """Trainings that take a second, on toy data, for tests of modules."""
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -53,77 +52,65 @@ def new(factory: Factory, shape: Sequence[int] = SHAPE) -> OneClassModule:
         return factory(shape)
 
 
-def trainer(epochs: int, folder: Path, callbacks: Sequence[Callback] = (), **options: Any) -> Trainer:
-    """A silent trainer on the CPU."""
-    return Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        callbacks=list(callbacks),
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-        **options,
-    )
-
-
 def fit(
     module: OneClassModule,
     epochs: int,
-    folder: Path,
+    folder: Path | None = None,
     resume: bool = False,
     stop_after: int | None = None,
     callbacks: Sequence[Callback] = (),
+    **options: Any,
 ) -> Trainer:
-    """Trains on toy samples, validates on others, and keeps ``folder/last.ckpt``.
+    """Trains on toy samples of the module's shape, silently and on the CPU, and validates on others.
 
     Args:
         module: Trained in place.
         epochs: The trainer's ``max_epochs``.
-        folder: Where checkpoints go.
-        resume: Whether to resume from ``folder/last.ckpt``.
+        folder: Where ``last.ckpt`` goes; None keeps no checkpoint.
+        resume: Whether to resume from ``last.ckpt``.
         stop_after: An epoch after which the training stops, as if it were interrupted.
-        callbacks: More of them.
+        callbacks: Of the trainer, as are the other ``options``.
+        **options: Of the trainer.
     """
-    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
-    made = trainer(epochs, folder, [*callbacks, _Stop(stop_after or epochs), last])
-    checkpoint = str(folder / "last.ckpt") if resume else None
-    held_out = toy_loader(toy_samples(seed=1))
+
+    def stop(trainer: Trainer, _: Any) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.current_epoch + 1 == stop_after
+
+    callbacks = [*callbacks, LambdaCallback(on_train_epoch_end=stop)]
+    if folder is not None:
+        callbacks.append(ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False))
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        callbacks=callbacks,
+        enable_checkpointing=folder is not None,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **options,
+    )
+    train, held_out = (toy_loader(toy_samples(shape=module.hparams["shape"], seed=seed)) for seed in (0, 1))
+    checkpoint = f"{folder}/last.ckpt" if resume else None
     with seeded():
-        made.fit(module, toy_loader(toy_samples()), held_out, ckpt_path=checkpoint, weights_only=True)
-    return made
+        trainer.fit(module, train, held_out, ckpt_path=checkpoint, weights_only=True)
+    return trainer
 
 
 def trained(factory: Factory, epochs: int = 2) -> OneClassModule:
     """A module in eval mode after some epochs of its last phase."""
     module = new(factory)
-    with tempfile.TemporaryDirectory() as folder:
-        fit(module, module.phases[-1] + epochs, Path(folder))
+    fit(module, module.phases[-1] + epochs)
     return module.eval()
 
 
 def watch_steps(
-    module: OneClassModule,
-    batches: int,
-    after: Callable[[str], None],
-    begin: Callable[[dict[str, Optimizer]], None] = lambda optimizers: None,
-    before: Callable[[str], None] = lambda name: None,
+    module: OneClassModule, batches: int, after: Callable[[str], None], before: Callable[[str], None] = lambda name: None
 ) -> None:
-    """Trains until one epoch of the last phase is over, and calls back around every optimiser step.
-
-    Args:
-        module: Trained in place.
-        batches: Batches of an epoch.
-        after: Called with the name of the optimiser that has stepped.
-        begin: Called with the optimisers.
-        before: Called with the name of the optimiser that is about to step.
-    """
+    """Trains on some batches of each epoch until the last phase has had one, and calls back around every optimiser's step."""
 
     def watched() -> dict[str, Optimizer]:
         optimizers = named_optimizers()
-        begin(optimizers)
         for name, optimizer in optimizers.items():
             optimizer.register_step_pre_hook(lambda *_, name=name: before(name))
             optimizer.register_step_post_hook(lambda *_, name=name: after(name))
@@ -131,13 +118,11 @@ def watch_steps(
 
     named_optimizers = module.named_optimizers
     module.named_optimizers = watched  # type: ignore[method-assign]
-    with tempfile.TemporaryDirectory() as folder, seeded():
-        made = trainer(module.phases[-1] + 1, Path(folder), limit_train_batches=batches, limit_val_batches=0)
-        made.fit(module, toy_loader(toy_samples(shape=module.hparams["shape"])))
+    fit(module, module.phases[-1] + 1, limit_train_batches=batches, limit_val_batches=0)
 
 
 def optimizer_steps(module: OneClassModule, batches: int = 4) -> list[str]:
-    """The names of the optimisers in the order of their steps, over some batches of each epoch, see :func:`watch_steps`."""
+    """The names of the optimisers in the order of their steps, see :func:`watch_steps`."""
     steps: list[str] = []
     watch_steps(module, batches, steps.append)
     return steps
@@ -159,11 +144,3 @@ def seeded() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-class _Stop(Callback):
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.should_stop = trainer.should_stop or trainer.current_epoch + 1 >= self.epochs

@@ -40,11 +40,6 @@ def checkpointing(module: OneClassModule, held_out: bool, rule: Rule) -> list[Ch
 
     ``last`` is written after every epoch, ``best`` under its own rule only, and ``rho`` wherever the module has the bound.
 
-    Args:
-        module: Has the ``monitor`` and its ``mode``, and perhaps ``hparams.rho``.
-        held_out: Whether there are held-out samples.
-        rule: The epoch that will be tested.
-
     Raises:
         InputError: The rule needs held-out samples, or the module's ``rho``, and there are none.
     """
@@ -65,10 +60,7 @@ def checkpointing(module: OneClassModule, held_out: bool, rule: Rule) -> list[Ch
 class EpochCheckpoint(ModelCheckpoint):
     """Writes ``checkpoints/<filename>.ckpt`` in the run's folder after each epoch, or after the best one so far.
 
-    Args:
-        filename: Without its ending; the file is replaced.
-        monitor: A logged key; None writes after every epoch.
-        mode: Whether ``monitor`` is best when it is lowest (``min``) or highest (``max``).
+    The best one has the lowest (``min``) or highest (``max``) value of a logged key, ``monitor``.
     """
 
     def __init__(self, filename: str, monitor: str | None = None, mode: Literal["min", "max"] = "min") -> None:
@@ -89,36 +81,27 @@ class FirstBelow(Checkpoint):
     """Writes ``rho.ckpt`` after the first epoch whose ``monitor`` is below ``rho``: ALOCC's stopping rule, on held-out normals.
 
     Training goes on, so that later epochs can be compared. ``val/rho`` is logged beside the monitored curve, and
-    ``val/below_rho`` (0 or 1) shows the chosen epoch.
-
-    Args:
-        monitor: A logged key.
-        rho: The bound, in the unit of ``monitor``.
-
-    Attributes:
-        epoch: The chosen epoch, counted from 1; None until there is one.
+    ``val/below_rho`` (0 or 1) shows the chosen epoch, which travels with the checkpoint.
     """
 
-    epoch: int | None
-
     def __init__(self, monitor: str, rho: float) -> None:
-        self.monitor, self.rho, self.epoch = monitor, rho, None
+        self.monitor, self.rho, self.found = monitor, rho, False
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Compares and writes, after the epoch's validation."""
         below = bool(trainer.callback_metrics[self.monitor] < self.rho)
-        if below and self.epoch is None:
-            self.epoch = trainer.current_epoch + 1
+        if below and not self.found:
+            self.found = True
             trainer.save_checkpoint(run_folder(trainer) / "checkpoints" / "rho.ckpt")
         module.log_dict({"val/rho": self.rho, "val/below_rho": float(below)})
 
     def state_dict(self) -> dict[str, Any]:
-        """The chosen epoch travels with the checkpoint."""
-        return {"epoch": self.epoch}
+        """Whether the epoch has been."""
+        return {"found": self.found}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """A resumed run keeps to the epoch that was chosen."""
-        self.epoch = state_dict["epoch"]
+        self.found = state_dict["found"]
 
 
 class Oracle(Callback):

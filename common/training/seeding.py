@@ -30,13 +30,6 @@ def isolated(seed: int) -> Iterator[None]:
     """A block with a seed of its own, for PyTorch and :func:`epoch_seed`, that leaves both as it found them.
 
     Both are the process's, so that threads take turns.
-
-    Example:
-        >>> with isolated(3):
-        ...     inside = epoch_seed(0)
-        >>> with isolated(3):
-        ...     inside == epoch_seed(0)
-        True
     """
     with _TURN, torch.random.fork_rng(range(torch.cuda.device_count())):
         before = os.environ.pop("PL_GLOBAL_SEED", None)

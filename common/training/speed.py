@@ -10,15 +10,11 @@ from torch.optim import Optimizer
 class Speed(Callback):
     """What makes a training faster and changes its numbers by rounding alone; every run has it.
 
-    What it gains is in ``experiments/benchmark.md``, and what is left out because it gained nothing.
+    ``experiments/benchmark.md`` says what it gains.
 
     Args:
         channels_last: Convolutions work on channels-last memory, as the data module's batches are.
         fused: Adam's step is one kernel.
-
-    Example:
-        >>> from pytorch_lightning import Trainer
-        >>> trainer = Trainer(callbacks=[Speed(fused=False)], logger=False, enable_checkpointing=False)
     """
 
     def __init__(self, channels_last: bool = True, fused: bool = True) -> None:

@@ -20,7 +20,6 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from common.data import OneClassDataModule
 from common.data.transforms import resize
-from common.errors import InputError
 from common.evaluation import figures
 from common.module import OneClassModule
 from common.scoring import Scored
@@ -28,6 +27,11 @@ from common.training.checkpoints import run_folder
 
 COMPARED = ("auroc", "aupr_anomaly", "fpr95_anomaly", "eer", "balanced_accuracy_threshold")
 """The final metrics beside a run's columns, where the run has them; as ``compare/<metric>``, which sorts before ``figures``."""
+
+EVERY_N_EPOCHS = 5
+"""Interval of the figures while training; the last epoch always has them."""
+PROJECTED, THUMBNAIL = 1000, 64
+"""Points in the projector, more of which make a browser slow, and pixels of their pictures; at most."""
 
 
 class Figures(Callback):
@@ -45,24 +49,13 @@ class Figures(Callback):
         cell: Method, dataset, protocol, normal class and seed of this run. By default the module's class, the dataset and
             normal class of the data module, and the process's seed.
         overrides: Hyper-parameters that differ from the preset, by their key on the command line.
-        every_n_epochs: Interval of the figures while training; the last epoch always has them.
-        projected: Points in the projector; more than a thousand make a browser slow.
-        thumbnail: Pixels of their pictures, at most.
 
     Example:
         >>> callback = Figures({"method": "ocgan-tuned", "normal": "3", "seed": "0"}, {"mining_steps": 0})
     """
 
-    def __init__(
-        self,
-        cell: Mapping[str, str] | None = None,
-        overrides: Mapping[str, Any] | None = None,
-        every_n_epochs: int = 5,
-        projected: int = 1000,
-        thumbnail: int = 64,
-    ) -> None:
+    def __init__(self, cell: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None) -> None:
         self.cell, self.overrides = cell, overrides or {}
-        self.every_n_epochs, self.projected, self.thumbnail = every_n_epochs, projected, thumbnail
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Tells other loggers which run this is; TensorBoard needs the final metrics beside it."""
@@ -74,14 +67,14 @@ class Figures(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Draws reconstructions and :meth:`OneClassModule.figures`, every few epochs."""
         data, epoch = _data(trainer), trainer.current_epoch + 1
-        due = epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
-        if not due or data is None or not isinstance(module, OneClassModule) or not module.draws():
+        due = epoch % EVERY_N_EPOCHS == 0 or epoch == trainer.max_epochs
+        if not due or data is None or not isinstance(module, OneClassModule):
             return
         inputs = data.images(data.splits.val[:200]).to(module.device)
         drawn = dict(module.figures(inputs))
         reconstructions = module.reconstruct(inputs[:8])
         if reconstructions is not None and inputs.ndim == 4:
-            drawn["reconstructions"] = figures.reconstruction_grid(inputs[:8], reconstructions)
+            drawn["reconstructions"] = figures.image_grid({"image": inputs[:8], "reconstruction": reconstructions})
         self._show(trainer, drawn)
 
     def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -90,7 +83,7 @@ class Figures(Callback):
         if data is None or not isinstance(module, OneClassModule) or not module.scored:
             return
         scored, name = module.scored, module.hparams["score"]
-        self._show(trainer, result_figures(data, scored, name, float(module.threshold)))
+        self._show(trainer, _result_figures(data, scored, name, float(module.threshold)))
         if (logger := _tensorboard(trainer)) is None:
             return
         writer, scores = logger.experiment, scored.scores[name]
@@ -102,22 +95,19 @@ class Figures(Callback):
             ranks = scores.argsort().argsort() / max(1, len(scores) - 1)
             writer.add_pr_curve("test/anomalies found", scored.label, ranks)
         self._project(writer, data, module, scored)
-        metrics = module.test_metrics()[name]
-        final = {metric: metrics[metric] for metric in COMPARED if metric in metrics}
-        _write_row(logger, self._columns(trainer, module), final)
+        _write_row(logger, self._columns(trainer, module), module.test_metrics()[name])
 
     def _columns(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         cell, data = self.cell, _data(trainer)
         if cell is None:
             cell = {"method": type(module).__name__, "seed": os.environ.get("PL_GLOBAL_SEED", "0")}
             if data is not None:
-                normal = "+".join(data.data.classes[number] for number in data.normal)
-                cell |= {"dataset": data.dataset, "normal": normal}
-        return hparams_columns(cell, self.overrides)
+                cell |= {"dataset": data.dataset, "normal": "+".join(data.class_names())}
+        return _hparams_columns(cell, self.overrides)
 
     def _show(self, trainer: Trainer, drawn: Mapping[str, Figure]) -> None:
         logger, folder = _tensorboard(trainer), run_folder(trainer) / "figures"
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not drawn or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in drawn.items():
@@ -127,7 +117,7 @@ class Figures(Callback):
                 logger.experiment.add_image(f"figures/{name}", pixels, trainer.current_epoch, dataformats="HWC")
 
     def _project(self, writer: SummaryWriter, data: OneClassDataModule, module: OneClassModule, scored: Scored) -> None:
-        chosen = np.linspace(0, len(scored.index) - 1, min(self.projected, len(scored.index))).astype(int)
+        chosen = np.linspace(0, len(scored.index) - 1, min(PROJECTED, len(scored.index))).astype(int)
         parts = np.array_split(scored.index[chosen], -(-len(chosen) // 100))
         with torch.no_grad():
             latents = [module.embed(data.inputs(part).to(module.device)) for part in parts]
@@ -138,23 +128,9 @@ class Figures(Callback):
         metadata = []
         for target, label, value in zip(scored.target[chosen], scored.label[chosen], score, strict=True):
             metadata.append([data.data.classes[target], "anomalous" if label else "normal", f"{value:.6g}"])
-        images = _thumbnails(data, parts, self.thumbnail) if _has_images(data) else None
+        images = _thumbnails(data, parts) if _has_images(data) else None
         header = ["class", "label", "score"]
         writer.add_embedding(torch.cat(found).cpu(), metadata, images, module.current_epoch, "latent", header)
-
-
-def hparams_columns(cell: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of a run under HPARAMS, which TensorBoard sorts by name: the cell's first.
-
-    Example:
-        >>> hparams_columns({"method": "ocgan-tuned"}, {"mining_steps": 0, "trainer.max_epochs": 50})
-        {'cell/method': 'ocgan-tuned', 'model.mining_steps': 0, 'trainer.max_epochs': 50}
-    """
-    columns: dict[str, Any] = {f"cell/{name}": value for name, value in cell.items()}
-    for key, value in overrides.items():
-        name = key if "." in key else f"model.{key}"
-        columns[name] = value if isinstance(value, int | float | str) else str(value)
-    return columns
 
 
 def write_summary_runs(frame: pd.DataFrame, runs: Path) -> None:
@@ -172,37 +148,30 @@ def write_summary_runs(frame: pd.DataFrame, runs: Path) -> None:
         # Mean over seeds first: every class counts the same, however many of its seeds are done.
         per_class = row.groupby(["metric", "normal"])["value"].mean()
         means = per_class.groupby("metric").mean().dropna()
-        cell = {
-            "method": name,
-            "dataset": dataset,
-            "protocol": protocol,
-            "normal": _one_or_mean(row["normal"]),
-            "seed": _one_or_mean(row["seed"]),
-        }
+        cell = {"method": name, "dataset": dataset, "protocol": protocol}
+        for column in ("normal", "seed"):
+            distinct = row[column].unique()
+            cell[column] = str(distinct[0]) if len(distinct) == 1 else f"mean of {len(distinct)}"
         folder = f"{name} {dataset} {protocol}".replace("/", "_")
         shutil.rmtree(runs / "summary" / folder, ignore_errors=True)
         logger = TensorBoardLogger(runs / "summary", folder, version="", default_hp_metric=False)
-        _write_row(logger, hparams_columns(cell, {}), {metric: means[metric] for metric in COMPARED if metric in means})
+        _write_row(logger, _hparams_columns(cell, {}), means)
         logger.finalize("success")
 
 
-def result_figures(data: OneClassDataModule, scored: Scored, name: str, threshold: float) -> dict[str, Figure]:
-    """The figures of one score on a tested split, by name; a table has those of the scores alone.
+def _hparams_columns(cell: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a run under HPARAMS, which TensorBoard sorts by name: the cell's first."""
+    columns: dict[str, Any] = {f"cell/{name}": value for name, value in cell.items()}
+    for key, value in overrides.items():
+        name = key if "." in key else f"model.{key}"
+        columns[name] = value if isinstance(value, int | float | str) else str(value)
+    return columns
 
-    Args:
-        data: Where the images are.
-        scored: The scored split.
-        name: The score, a key of ``scored.scores``.
-        threshold: At or above which a sample is flagged; NaN where there is none.
 
-    Raises:
-        InputError: The split has no sample.
-    """
-    if not len(scored.index):
-        raise InputError("there is nothing to draw: the scored split is empty")
+def _result_figures(data: OneClassDataModule, scored: Scored, name: str, threshold: float) -> dict[str, Figure]:
+    """The figures of one score on a tested split, by name; a table has those of the scores alone."""
     scores, label = scored.scores[name], scored.label
-    flag = threshold if np.isfinite(threshold) else None
-    drawn = {"score_histogram": figures.score_histogram(scores, label, flag, data.data.classes, scored.target)}
+    drawn = {"score_histogram": figures.score_histogram(scores, label, threshold, data.data.classes, scored.target)}
     both = 0 < label.sum() < len(label)
     if both:
         drawn["roc"] = figures.roc_curve_figure(scores, label)
@@ -216,16 +185,18 @@ def result_figures(data: OneClassDataModule, scored: Scored, name: str, threshol
     return drawn
 
 
-def _write_row(logger: TensorBoardLogger, columns: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-    logger.log_hyperparams(dict(columns), {f"compare/{metric}": value for metric, value in metrics.items()})
+def _write_row(logger: TensorBoardLogger, columns: dict[str, Any], metrics: Any) -> None:
+    logger.log_hyperparams(columns, {f"compare/{metric}": metrics[metric] for metric in COMPARED if metric in metrics})
 
 
 def _extremes(data: OneClassDataModule, scored: Scored, scores: NDArray[np.float64]) -> Figure:
+    """Where the method errs most: the 8 most anomalous normals above the 8 least anomalous anomalies."""
     normal, anomalous = np.flatnonzero(scored.label == 0), np.flatnonzero(scored.label == 1)
     highest = normal[np.argsort(-scores[normal])][:8]
     lowest = anomalous[np.argsort(scores[anomalous])][:8]
-    images = [data.images(scored.index[chosen]) for chosen in (highest, lowest)]
-    return figures.extremes_figure(images[0], scores[highest], images[1], scores[lowest])
+    groups = {"normal": data.images(scored.index[highest]), "anomalous": data.images(scored.index[lowest])}
+    titles = [f"{score:.4g}" for score in scores[np.append(highest, lowest)]]
+    return figures.image_grid(groups, titles, "most anomalous normals and least anomalous anomalies, with scores")
 
 
 def _flagged(data: OneClassDataModule, scored: Scored, scores: NDArray[np.float64], threshold: float) -> Figure:
@@ -235,21 +206,16 @@ def _flagged(data: OneClassDataModule, scored: Scored, scores: NDArray[np.float6
     titles = [f"{names[scored.target[i]]}: {scores[i]:.3g}" for i in shown]
     n_anomalous = int(scored.label[flagged].sum())
     caption = f"{len(flagged)} of {len(scores)} at or above {threshold:.4g}, {n_anomalous} anomalous"
-    return figures.image_grid(data.images(scored.index[shown]), titles, caption)
+    return figures.image_grid({"": data.images(scored.index[shown])}, titles, caption)
 
 
-def _thumbnails(data: OneClassDataModule, parts: list[NDArray[np.int64]], largest: int) -> Tensor:
+def _thumbnails(data: OneClassDataModule, parts: list[NDArray[np.int64]]) -> Tensor:
     """``(N, 3, H, W)`` in [0, 1]; ``parts`` are data-set indices."""
-    size = (min(data.shape[1], largest), min(data.shape[2], largest))
+    size = (min(data.shape[1], THUMBNAIL), min(data.shape[2], THUMBNAIL))
     images = torch.cat([resize(data.images(part), size) for part in parts])
     images = images - images.amin()
     images = images / images.amax().clamp_min(1e-12)
     return images.expand(-1, 3, -1, -1)
-
-
-def _one_or_mean(values: "pd.Series[Any]") -> str:
-    distinct = values.unique()
-    return str(distinct[0]) if len(distinct) == 1 else f"mean of {len(distinct)}"
 
 
 def _render(figure: Figure) -> NDArray[np.uint8]:
@@ -269,5 +235,4 @@ def _data(trainer: Trainer) -> OneClassDataModule | None:
 
 
 def _tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
-    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    return loggers[0] if loggers else None
+    return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from common.data import Sample
 
+CHECKED_BATCHES = 50
+"""How many batches may pass between two checks of the losses."""
+
 
 class NonFiniteLossError(RuntimeError):
     """A loss became NaN or infinite: training is over."""
@@ -24,31 +27,24 @@ class Interruption:
     Python raises KeyboardInterrupt wherever the main thread is. TensorBoard's writer wakes another thread for every number.
     An interrupt between the two halves of such a wake-up leaves that thread asleep, and the program waits for it for ever.
     Outside of the main thread, and where the signal is not Python's own to handle, the block changes nothing.
-
-    Example:
-        >>> with Interruption() as interruption:
-        ...     for step in range(3):
-        ...         interruption.look()
     """
 
     def __init__(self) -> None:
-        self._asked = self._installed = False
+        self._asked = False
 
     def __enter__(self) -> "Interruption":
         """Begins to wait."""
         own = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if own and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._note)
-            self._installed = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None = None, error: BaseException | None = None, trace: TracebackType | None = None
     ) -> None:
         """Gives the signal back to Python; a waiting Ctrl-C takes effect, unless something else ends the block."""
-        if self._installed:
+        if signal.getsignal(signal.SIGINT) == self._note:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            self._installed = False
         if error is None:
             self.look()
 
@@ -72,12 +68,9 @@ class Interruption:
 class Watcher(Callback):
     """Stops a training whose loss is not finite, measures its speed, and ends it between two batches on Ctrl-C.
 
-    Every callback costs time in every batch, so one does all three. Losses are checked every ``every_n_batches`` and at the
-    epoch's end, so that a GPU need not wait after each batch. The speed leaves validation and checkpoints out, covers all
+    Every callback costs time in every batch, so one does all three. Losses are checked every :data:`CHECKED_BATCHES` and at
+    the epoch's end, so that a GPU need not wait after each batch. The speed leaves validation and checkpoints out, covers all
     sittings of a resumed run, and is logged as ``train/images_per_s``. Ctrl-C works as :class:`Interruption` says.
-
-    Args:
-        every_n_batches: How many batches may pass between two checks of the losses.
 
     Attributes:
         images: Training images so far, of all processes.
@@ -85,13 +78,9 @@ class Watcher(Callback):
 
     Raises:
         NonFiniteLossError: Names epoch, batch and loss; before the epoch's checkpoint is written.
-
-    Example:
-        >>> trainer = Trainer(callbacks=[Watcher()], logger=False, enable_checkpointing=False)
     """
 
-    def __init__(self, every_n_batches: int = 50) -> None:
-        self.every_n_batches = every_n_batches
+    def __init__(self) -> None:
         self.images, self.seconds, self._start = 0, 0.0, 0.0
         self._losses: list[tuple[int, Mapping[str, Tensor]]] = []
         self._interruption = Interruption()
@@ -116,7 +105,7 @@ class Watcher(Callback):
             if module.device.type == "cuda":
                 torch.cuda.synchronize()
             self.seconds += time.perf_counter() - self._start
-        if trainer.is_last_batch or len(self._losses) >= self.every_n_batches:
+        if trainer.is_last_batch or len(self._losses) >= CHECKED_BATCHES:
             self._check(trainer.current_epoch)
         self._interruption.look()
 

@@ -1,0 +1,260 @@
+"""The checks of the contract; each takes a factory and raises AssertionError with what is wrong."""
+
+import inspect
+import tempfile
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from common.data import Sample
+from common.deploy.export import ChosenScore, program
+from common.errors import InputError
+from common.module import OneClassModule
+from common.testing.toys import Factory, N, fit, new, scores_of, toy_samples, trained, watch_steps
+
+ODD_SHAPES: tuple[tuple[int, ...], ...] = ((1, 28, 28), (1, 45, 45), (3, 33, 47), (30,))
+BATCHES = 4
+"""Batches of an epoch while optimisers are watched."""
+
+
+def check_docstrings(factory: Factory) -> None:
+    """The class and its three overridden methods say what they do."""
+    cls = type(new(factory))
+    for name in ("", "scores", "training_step", "named_optimizers"):
+        member = getattr(cls, name) if name else cls
+        assert inspect.getdoc(member), f"{cls.__name__}.{name} has no docstring"
+
+
+def check_shapes(factory: Factory) -> None:
+    """Images of odd sizes and channels, and flat vectors, can be trained on and scored, unless an InputError refuses them."""
+    for shape in ODD_SHAPES:
+        try:
+            module = new(factory, shape)
+        except InputError:
+            continue
+        fit(module, module.phases[-1] + 1, limit_train_batches=1, limit_val_batches=1)
+        for name, values in scores_of(module.eval(), toy_samples(16, shape).image).items():
+            assert values.shape == (16,), f"score '{name}' has the shape {values.shape} for inputs {shape}"
+            assert np.isfinite(values).all(), f"score '{name}' is not finite for inputs {shape}"
+
+
+def check_optimizers(factory: Factory) -> None:
+    """Optimisers move all of their own parameters and nothing else does, by the same steps in each batch, in declared order.
+
+    In a method with several phases optimisers may share parameters. ``prepare`` and ``after_epoch`` may set some.
+    """
+    module = new(factory)
+    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    own = _owned(module, parameters)
+    before: dict[str, Tensor] = {}
+    moved: set[str] = set()
+    epochs: list[list[str]] = [[] for _ in range(module.phases[-1] + 1)]
+
+    def snapshot() -> None:
+        before.update({name: parameter.detach().clone() for name, parameter in parameters.items()})
+
+    def changes() -> set[str]:
+        return {name for name, parameter in parameters.items() if not torch.equal(parameter, before[name])}
+
+    def nothing_else(_: str = "") -> None:
+        assert not changes(), f"these parameters are moved by something else than an optimiser: {sorted(changes())}"
+
+    def stepped(name: str) -> None:
+        others = sorted(changes() - own[name])
+        assert not others, f"a step of optimiser '{name}' moved parameters that are not its own: {others}"
+        moved.update(changes())
+        epochs[module.current_epoch].append(name)
+        snapshot()
+
+    def setting(hook: Callable[[Iterable[Sample]], None], batches: Iterable[Sample]) -> None:
+        nothing_else()
+        hook(batches)
+        snapshot()
+
+    for hook in ("prepare", "after_epoch"):
+        setattr(module, hook, partial(setting, getattr(module, hook)))
+    snapshot()
+    watch_steps(module, BATCHES, stepped, nothing_else)
+    nothing_else()
+    still = sorted(parameters.keys() - moved)
+    assert not still, f"these parameters never move, is their loss back-propagated? {still}"
+    _check_order(epochs, list(own))
+
+
+def _owned(module: OneClassModule, parameters: dict[str, Any]) -> dict[str, set[str]]:
+    """The names of each optimiser's parameters."""
+    names = {parameter: name for name, parameter in parameters.items()}
+    own: dict[str, set[str]] = {}
+    for name, optimizer in module.named_optimizers().items():
+        mine = {names[p] for group in optimizer.param_groups for p in group["params"] if p in names}
+        for other, theirs in own.items():
+            common = sorted(mine & theirs)
+            shared = len(module.phases) > 1 or not common
+            assert shared, f"optimisers '{other}' and '{name}' share parameters outside of phases: {common}"
+        own[name] = mine
+    orphans = sorted(parameters.keys() - set().union(*own.values()))
+    assert not orphans, f"no optimiser has these trainable parameters: {orphans}"
+    return own
+
+
+def _check_order(epochs: list[list[str]], declared: list[str]) -> None:
+    """Of the optimisers' steps in each epoch."""
+    used = list(dict.fromkeys(chain(*epochs)))
+    expected = [name for name in declared if name in used]
+    assert used, "training_step takes no optimiser step"
+    assert used == expected, f"optimisers are first used in the order {used}, not as they are declared: {expected}"
+    for steps in epochs:
+        assert steps == BATCHES * steps[: len(steps) // BATCHES], f"steps differ from batch to batch: {steps}"
+
+
+def check_scores(factory: Factory) -> None:
+    """Scores are ``(B,)``, finite and spread out, depend on their own input alone, and can be exported with ``forward``."""
+    module = trained(factory)
+    x = torch.cat([toy_samples(16, seed=2).image, toy_samples(16, seed=2, anomalous=True).image])
+    scores, chosen = scores_of(module, x), module.hparams["score"]
+    assert chosen in scores, f"score '{chosen}' is not among {sorted(scores)}"
+    for name, values in scores.items():
+        assert values.shape == (32,), f"score '{name}' has the shape {values.shape}, not (32,)"
+        assert np.isfinite(values).all(), f"score '{name}' is not finite"
+        spread = values.std() / max(np.abs(values).mean(), 1e-12)
+        distinct = len(np.unique(values))
+        collapsed = spread <= 1e-4 or distinct <= 16
+        assert not collapsed, f"score '{name}' has collapsed: {distinct} values, spread {spread:.1e}"
+    with torch.no_grad():
+        assert np.array_equal(module(x).double().numpy(), scores[chosen]), "forward is not the chosen score"
+    _check_independence(module, x[8:24])
+    _check_export(module, x[:9])
+
+
+def _check_independence(module: OneClassModule, x: Tensor) -> None:
+    """In eval mode a score depends on its own input alone, and scoring changes nothing in the module."""
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    together, again, order = scores_of(module, x), scores_of(module, x), torch.randperm(len(x))
+    shuffled = scores_of(module, x[order])
+    alone = [scores_of(module, one[None]) for one in x]
+    for name, values in together.items():
+        assert np.array_equal(values, again[name]), f"score '{name}' differs when it is computed twice"
+        one_by_one = np.array([one[name][0] for one in alone])
+        for others, expected in ((shuffled[name], values[order]), (one_by_one, values)):
+            assert _alike(others, expected, 1e-3), f"score '{name}' depends on the other images of the batch"
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, state[name]) or value.isnan().all(), f"scoring changed '{name}'"
+
+
+def _check_export(module: OneClassModule, x: Tensor) -> None:
+    """``torch.export`` traces ``forward`` to a program that scores alike, whatever the batch size."""
+    net = ChosenScore(module).eval()
+    try:
+        exported = program(net, x[:2]).module()
+    except Exception as error:
+        raise AssertionError(f"forward cannot be exported: {error}") from error
+    with torch.no_grad():
+        for n in (1, len(x)):
+            first, second = net(x[:n]), exported(x[:n])
+            same = torch.allclose(first, second, rtol=1e-4, atol=1e-4 * float(first.abs().max()))
+            assert same, f"an exported program scores a batch of {n} differently"
+
+
+def check_orientation(factory: Factory) -> None:
+    """After training on waves, noise scores higher: the AUROC of the chosen score is above 0.75."""
+    module = trained(factory, epochs=20)
+    normal, noise = (scores_of(module, toy_samples(seed=3, anomalous=kind).image) for kind in (False, True))
+    name = module.hparams["score"]
+    auroc = roc_auc_score([0] * N + [1] * N, np.concatenate([normal[name], noise[name]]))
+    assert auroc > 0.75, f"higher must mean more anomalous: score '{name}' has an AUROC of {auroc:.3f} on noise against waves"
+
+
+def check_checkpoints(factory: Factory) -> None:
+    """``monitor`` is logged in every epoch; the last and its best epoch's checkpoints load, score and have the threshold."""
+    x = toy_samples(seed=6).image
+    module = new(factory)
+    module.every_epoch_counts = True
+    curve: list[float] = []
+
+    def follow(trainer: Trainer, _: Any) -> None:
+        logged = trainer.callback_metrics
+        assert module.monitor in logged, f"monitor '{module.monitor}' is not logged: choose from {', '.join(sorted(logged))}"
+        curve.append(float(logged[module.monitor]))
+
+    with tempfile.TemporaryDirectory() as folder:
+        best = ModelCheckpoint(folder, "best", monitor=module.monitor, mode=module.mode, save_on_train_epoch_end=True)
+        fit(module, module.phases[-1] + 3, Path(folder), callbacks=[LambdaCallback(on_train_epoch_end=follow), best])
+        assert Path(best.best_model_path).is_file(), f"'{module.monitor}' has chosen no epoch"
+        of_best, of_last = _loaded(module, best.best_model_path), _loaded(module, f"{folder}/last.ckpt")
+    last_phase = curve[module.phases[-1] :]
+    assert np.isfinite(last_phase).all(), f"monitor '{module.monitor}' is not finite: {last_phase}"
+    assert module.threshold.isfinite(), "the threshold is not set after a validation"
+    assert of_last.threshold == module.threshold, "the threshold does not travel with the checkpoint"
+    assert of_best.threshold.isfinite(), "the best epoch's checkpoint has no threshold"
+    first, second = scores_of(module.eval(), x), scores_of(of_last, x)
+    for name, values in first.items():
+        assert _alike(second[name], values, 1e-4), f"score '{name}' changed on the way through a checkpoint"
+    for name, values in scores_of(of_best, x).items():
+        collapsed = not np.isfinite(values).all() or values.std() == 0
+        assert not collapsed, f"score '{name}' of the best epoch's checkpoint is not usable: is it set in the last epoch only?"
+
+
+def check_resume(factory: Factory) -> None:
+    """One seed gives one state bit for bit, also if the run stops and resumes; ``prepare`` runs once for each phase."""
+    uninterrupted = new(factory)
+    last = uninterrupted.phases[-1]
+    fit(uninterrupted, last + 4)
+    for stop in {last + 2, last} - {0}:
+        stopped, resumed = new(factory), new(factory)
+        calls, again = _watch_prepare(stopped), _watch_prepare(resumed)
+        with tempfile.TemporaryDirectory() as folder:
+            fit(stopped, last + 4, Path(folder), stop_after=stop)
+            torch.rand(1)
+            fit(resumed, last + 4, Path(folder), resume=True)
+        _check_prepared(resumed, calls, again, stop)
+        state = resumed.state_dict()
+        for name, value in uninterrupted.state_dict().items():
+            assert torch.equal(value, state[name]), f"'{name}' differs between a resumed and an uninterrupted run"
+
+
+def _check_prepared(module: OneClassModule, calls: list[set[str]], again: list[set[str]], stop: int) -> None:
+    """Of ``prepare``, what it has set before and after a stop."""
+    begun, phases = bisect_left(module.phases, stop), len(module.phases)
+    assert len(calls) == begun, f"prepare ran {len(calls)} times in {begun} phases"
+    assert len(again) == phases - begun, "prepare ran again when the run was resumed: does on_load_checkpoint call super()?"
+    overridden = type(module).prepare is not OneClassModule.prepare
+    assert not overridden or any([*calls, *again]), "prepare has set no buffer and no parameter: what it computes would be lost"
+    for name, buffer in module.named_buffers(recurse=False):
+        if buffer.is_floating_point():
+            assert buffer.isfinite().all(), f"buffer '{name}' is not finite after training: is it never set?"
+            assert buffer.any(), f"buffer '{name}' is zero after training: is it never set?"
+
+
+def _watch_prepare(module: OneClassModule) -> list[set[str]]:
+    """For each later call of ``prepare``, the names of the buffers and parameters that it has changed."""
+    calls: list[set[str]] = []
+
+    def watched(batches: Iterable[Sample]) -> None:
+        before = {name: value.clone() for name, value in module.state_dict().items()}
+        prepare(batches)
+        after = module.state_dict().items()
+        calls.append({name for name, value in after if not value.allclose(before[name], 0, 0, equal_nan=True)})
+
+    prepare = module.prepare
+    module.prepare = watched  # type: ignore[method-assign]
+    return calls
+
+
+def _alike(values: Any, expected: Any, tolerance: float) -> bool:
+    """Whether scores are equal but for rounding."""
+    return bool(np.allclose(values, expected, rtol=tolerance, atol=1e-5 * np.abs(expected).max()))
+
+
+def _loaded(module: OneClassModule, path: str) -> OneClassModule:
+    loaded = type(module).load_from_checkpoint(path, weights_only=True, map_location="cpu", **module.offline_kwargs)
+    return loaded.eval()
