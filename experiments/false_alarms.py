@@ -113,7 +113,9 @@ def report(counts: pd.DataFrame, folder: Path, command: str, console: Console) -
             "exact": f"{rows['in_exact'].sum()}/{len(rows)}",
         })  # fmt: skip
     text = pd.DataFrame(lines)
-    console.print(plain(text, "false alarms among fresh normals"))
+    table = plain(text, "false alarms among fresh normals")
+    table.padding = 0  # nine columns fit 80 characters
+    console.print(table)
     page = [f"# False alarms among fresh normals\n\nWritten by `{command}`; not edited by hand.\n{NOTE}", *table_lines(text)]
     write_whole(folder / "false_alarms.csv", counts.to_csv(index=False))
     write_whole(folder / "false_alarms.md", "\n".join(page) + "\n")
