@@ -337,7 +337,13 @@ ALOCC = Experiment(
     title="ALOCC",
     main=Grid(("smoke",), ("ucsd_ped2",), normal=("0",), metrics=("eer", "auroc")),
     also=(
-        Grid(("smoke",), ("caltech256",), ("no_split,share=0.5,limit=8,anomalous=4",), ("0", "2"), ("auroc", "f1_max_normal")),
+        Grid(
+            ("smoke",),
+            ("caltech256",),
+            ("no_split,share=0.5,limit=8,anomalous=4",),
+            ("0", "1", "2"),
+            ("auroc", "f1_max_normal"),
+        ),
         Grid(("smoke",), ("caltech256",), ("no_split,share=0.5,limit=8,anomalous=4",), ("0+1+2", "0+2+3"), ("auroc",)),
     ),
     compare={"alocc-smoke discriminator_reconstruction": ("ALOCC D(R(X))",), "alocc-smoke discriminator": ("ALOCC D(X)",)},

@@ -1,12 +1,14 @@
 """Presets by name and by file, overrides of any key, and the flags that say the same."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from common.errors import InputError
 from common.experiment import Cell
 from common.experiment.cell import Settings
+from common.experiment.plan import bases
 from common.presets import flags, merged, preset_path, read_preset, row_name, split_preset
 
 
@@ -42,6 +44,37 @@ def test_overrides_are_split_at_commas_outside_of_brackets():
 def test_an_override_without_a_value_is_refused(option):
     with pytest.raises(InputError, match="give key=value"):
         Cell(f"autoencoder-smoke,{option}", "digits", "standard", "3", 0).config()
+
+
+@pytest.mark.parametrize(
+    ("preset", "says"),
+    [
+        ("autoencoder-smoke,data.dataset=mnist", "give --datasets instead"),
+        ("classical-lof,data.normal=3", "give --normal instead"),
+        ("classical-lof,trainer.max_epochs=5", "a classical detector has no trainer"),
+    ],
+)
+def test_an_override_that_would_be_lost_is_refused(preset, says):
+    with pytest.raises(InputError, match=says):
+        Cell(preset, "digits", "standard", "3", 0).config()
+
+
+def test_an_override_counts_more_than_a_flag_and_detectors_keep_their_channels():
+    named = Cell("autoencoder-smoke,trainer.max_epochs=5", "digits", "standard", "3", 0)
+    assert named.config(Settings(max_epochs=2))["trainer"]["max_epochs"] == 5
+    data = Cell("classical-lof,data.val_fraction=0.2", "digits", "standard", "3", 0).config()["data"]
+    assert (data["val_fraction"], data.get("channels")) == (0.2, None)
+    on_net = Cell("classical-lof,backbone=squeezenet1_0,image_size=40", "digits", "standard", "3", 0).config()
+    assert (on_net["backbone"], on_net["data"]["channels"], on_net["data"]["image_size"]) == ({"name": "squeezenet1_0"}, 3, 40)
+
+
+def test_a_file_is_a_variant_of_one_before_it(tmp_path):
+    config = "model:\n  class_path: autoencoder.Autoencoder\n"
+    paths = [str(tmp_path / f"{name}.yaml") for name in ("first", "second")]
+    for path in paths:
+        Path(path).write_text(config)
+    assert bases(paths) == {"second": "first"}
+    assert bases(["autoencoder-smoke", "ocgan-smoke", *paths]) == {"first": "autoencoder-smoke", "second": "autoencoder-smoke"}
 
 
 @pytest.fixture

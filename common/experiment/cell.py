@@ -10,6 +10,7 @@ from common.classical import detector
 from common.data import DATASETS, dataset_label, load
 from common.data.datamodule import default_root
 from common.data.images import is_table
+from common.errors import InputError
 from common.presets import (
     Config,
     assign,
@@ -21,6 +22,9 @@ from common.presets import (
     row_name,
     split_preset,
 )
+
+OWN = {("data", "dataset"): "--datasets", ("data", "normal"): "--normal", ("data", "protocol"): "--protocols"}
+"""Keys that are a cell's own, and the flags that set them."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Settings:
         gpu: With the device ``cuda``, which one; the first by default.
         progress: Lightning's progress bar.
         force: Run again what is done.
+        keep: Take stale records for done.
         oracle: Score the test set after every epoch, for the record's ``oracle`` entry; it changes no other number.
     """
 
@@ -49,6 +54,7 @@ class Settings:
     gpu: int | None = None
     progress: bool = False
     force: bool = False
+    keep: bool = False
     oracle: bool = False
 
 
@@ -160,29 +166,37 @@ class Cell:
         return preset_path(split_preset(self.preset)[0], *variants)
 
     def _changes(self, settings: Settings) -> Iterator[tuple[tuple[str, ...], Any]]:
-        """What the cell changes in its preset, in order: overrides, data, flags of the experiment, seed."""
-        _, overrides = split_preset(self.preset)
-        for option in overrides:
-            path, value = parse_override(option)
-            yield (self._of_backbone(path) if self.detector is not None else path), value
-        yield ("data", "dataset"), self.dataset
-        yield ("data", "normal"), self.normal
-        yield ("data", "protocol"), self.protocol
-        if self.detector is not None and overrides:
-            yield ("data", "channels"), 3
+        """What the cell changes in its preset; an override of its row counts more than a flag of the experiment."""
         if settings.image_size is not None:
             yield ("data", "image_size"), settings.image_size
         if settings.max_epochs is not None and self.detector is None:
             yield ("trainer", "max_epochs"), settings.max_epochs
+        _, overrides = split_preset(self.preset)
+        for option in overrides:
+            path, value = parse_override(option)
+            if path in OWN:
+                raise InputError(f"'{option}' in a preset: give {OWN[path]} instead")
+            if self.detector is None:
+                yield path, value
+            else:
+                yield from self._of_detector(path, value)
+        yield ("data", "dataset"), self.dataset
+        yield ("data", "normal"), self.normal
+        yield ("data", "protocol"), self.protocol
         yield ("seed_everything",), self.seed
 
     @staticmethod
-    def _of_backbone(path: tuple[str, ...]) -> tuple[str, ...]:
-        """A classical detector has no module: its overrides are those of its backbone, and the image size."""
-        if path[:2] != ("model", "init_args"):
-            return path
-        key = {"backbone": "name"}.get(path[2], path[2])
-        return ("data", "image_size") if key == "image_size" else ("backbone", key)
+    def _of_detector(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+        """A classical detector has no module and no trainer: its overrides are those of its backbone and of the data."""
+        if path[0] == "data" or path[2:] == ("image_size",):
+            yield ("data", path[-1]), value
+        elif path[:2] != ("model", "init_args"):
+            raise InputError(f"a classical detector has no {path[0]}: its overrides are its backbone's and those of data")
+        elif path[2] == "backbone":
+            yield ("backbone", "name"), value
+            yield ("data", "channels"), 3
+        else:
+            yield ("backbone", path[2]), value
 
     def _classical_command(self, settings: Settings) -> str:
         words = ["python", "-m", "experiments.classical", "--presets", self.preset, "--datasets", self.dataset]

@@ -16,7 +16,7 @@ from common.errors import DataMissingError, InputError
 from common.experiment.cell import Cell, Settings
 from common.experiment.engines import Backend
 from common.experiment.grid import Failure, cells_at_a_time, run_grid, threads_per_cell
-from common.experiment.plan import Experiment, Grid, bases, cells_of, narrowed
+from common.experiment.plan import Experiment, Grid, bases, cells_of, narrowed, refuse_one_name
 from common.experiment.published import RESULTS, published, tabulate
 from common.experiment.records import Record, publish
 from common.experiment.render import write_tables
@@ -44,6 +44,7 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
         for grid in grids:
             wanted += cells_of(grid, seeds, settings, missing)
         wanted = list(dict.fromkeys(wanted))
+        refuse_one_name(dict.fromkeys(cell.preset for cell in wanted))
         if arguments.dry_run:
             limit = cells_at_a_time(wanted, settings, arguments.jobs, arguments.cells_per_gpu)
             _list(wanted, replace(settings, threads=threads_per_cell(limit)), console)
@@ -53,8 +54,7 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
             refuse_stale(wanted, settings)
         failures: list[Failure] = []
         if not arguments.report_only:
-            todo = [cell for cell in wanted if not (arguments.keep and finished(cell, settings))]
-            failures = run_grid(todo, settings, arguments.jobs, console, arguments.backend, arguments.cells_per_gpu)
+            failures = run_grid(wanted, settings, arguments.jobs, console, arguments.backend, arguments.cells_per_gpu)
         records = records_of(wanted, settings)
         if not records:
             raise InputError("no cell is done: there is nothing to report")
@@ -194,6 +194,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         max_epochs=arguments.max_epochs,
         image_size=arguments.image_size,
         force=arguments.force,
+        keep=arguments.keep,
         oracle=arguments.oracle,
     )
 

@@ -100,9 +100,9 @@ def run_grid(
 
 
 def is_done(cell: Cell, settings: Settings) -> bool:
-    """Whether a cell has a record that it would get now."""
+    """Whether a cell has a record that it would get now, or any that is kept."""
     record = finished(cell, settings)
-    return record is not None and not record["stale"]
+    return record is not None and (settings.keep or not record["stale"])
 
 
 def cells_at_a_time(cells: Sequence[Cell], settings: Settings, jobs: int | None, cells_per_gpu: int = 1) -> int:

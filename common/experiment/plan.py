@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from common.data import DATASETS, dataset_label, load
 from common.data.datamodule import default_root
+from common.errors import InputError
 from common.experiment.cell import Cell, Settings
 from common.experiment.identity import import_class
 from common.presets import is_file, preset_path, read_config, row_name, split_preset
@@ -124,8 +125,26 @@ def cells_of(grid: Grid, seeds: Sequence[int], settings: Settings, missing: Iter
     return cells
 
 
+def refuse_one_name(presets: Iterable[str]) -> None:
+    """Stops where two presets would share a row and a folder.
+
+    Raises:
+        InputError: Two files have the same name.
+
+    Example:
+        >>> refuse_one_name(["my/l1.yaml", "other/l1.yaml"])
+        Traceback (most recent call last):
+        common.errors.InputError: my/l1.yaml and other/l1.yaml would both be called l1: rename one
+    """
+    named: dict[str, str] = {}
+    for preset in presets:
+        first = named.setdefault(row_name(preset), preset)
+        if first != preset:
+            raise InputError(f"{first} and {preset} would both be called {row_name(preset)}: rename one")
+
+
 def bases(presets: Iterable[str]) -> dict[str, str]:
-    """For each preset file, the row that it is a variant of: the first preset of its class, or of a class that it extends."""
+    """For each preset file, the row that it is a variant of: the first one before it of its class, or of one that it extends."""
     classes = {}
     for preset in presets:
         head, _ = split_preset(preset)
@@ -135,7 +154,8 @@ def bases(presets: Iterable[str]) -> dict[str, str]:
     for preset in presets:
         name = row_name(preset)
         if is_file(split_preset(preset)[0]) and name in classes:
-            extended = [other for other, cls in classes.items() if other != name and issubclass(classes[name], cls)]
+            earlier = list(classes)[: list(classes).index(name)]
+            extended = [other for other in earlier if issubclass(classes[name], classes[other])]
             if extended:
                 found[name] = extended[0]
     return found

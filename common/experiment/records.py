@@ -85,12 +85,14 @@ def base_of(name: str) -> str | None:
 
 
 def commit() -> str:
-    """The repository's commit, with ``-dirty`` where files differ from it; empty outside of a repository."""
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
+    """The repository's commit, with ``-dirty`` where code or presets differ from it; empty outside of a repository."""
+    git = ["git", "-C", str(REPOSITORY)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run([*git, "describe", "--always", "--abbrev=12"], capture_output=True, text=True, check=True)
+        differs = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py", "*.yaml"], check=False).returncode
     except (OSError, subprocess.CalledProcessError):
         return ""
+    return head.stdout.strip() + "-dirty" * bool(differs)
 
 
 def versions() -> dict[str, str]:
