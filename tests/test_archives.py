@@ -332,6 +332,7 @@ def test_the_baseline_judges_frames(ped2):
     assert about["metrics"]["ocsvm"]["n_anomalous"] == 6
 
 
+CALTECH = "no_split,share=0.5,limit=8,anomalous=4"
 ALOCC = Experiment(
     name="alocc",
     title="ALOCC",

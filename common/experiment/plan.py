@@ -144,7 +144,7 @@ def refuse_one_name(presets: Iterable[str]) -> None:
 
 
 def bases(presets: Iterable[str]) -> dict[str, str]:
-    """For each preset file, the row that it is a variant of: the first one before it of its class, or of one that it extends."""
+    """For each preset file, its base: the first preset before it of its class, or of a class that it extends."""
     classes = {}
     for preset in presets:
         head, _ = split_preset(preset)
