@@ -256,17 +256,18 @@ def config_path(text: str) -> Path:
 
 
 def make_importable(*folders: Path) -> None:
-    """Puts folders at the end of Python's search path, where a class outside of the repository is found."""
-    for folder in map(str, (folder.resolve() for folder in folders)):
-        if folder not in sys.path:
-            sys.path.append(folder)
-        if folder not in _IMPORTABLE:
-            _IMPORTABLE.append(folder)
+    """Puts folders at the end of Python's search path, before those put there earlier: classes of one's own are found there."""
+    given = [str(folder.resolve()) for folder in folders]
+    _importable[:] = dict.fromkeys([*given, *_importable])
+    new = [folder for folder in given if folder in _added or folder not in sys.path]
+    _added[:] = dict.fromkeys([*new, *_added])
+    sys.path[:] = [folder for folder in sys.path if folder not in _added] + _added
 
 
 def importable_folders() -> list[str]:
-    """Folders that :func:`make_importable` has added, for workers that are to import the same."""
-    return list(_IMPORTABLE)
+    """Folders that :func:`make_importable` was given, the latest first, for workers that are to import the same."""
+    return list(_importable)
 
 
-_IMPORTABLE: list[str] = []
+_importable: list[str] = []
+_added: list[str] = []

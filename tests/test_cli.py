@@ -64,6 +64,8 @@ def test_every_preset_trains_through_the_parser(file, tmp_path):
 @pytest.mark.parametrize("file", PRESETS, ids=lambda file: f"{file.parents[1].name}-{file.stem}")
 def test_every_preset_is_a_cell(file):
     preset, _, dataset = file.stem.partition(".")
+    if dataset == "vectors":  # the variant for tables is none for a data set
+        preset, dataset = file.stem, "digits"
     config = Cell(f"{file.parents[1].name}-{preset}", dataset or "folder", "standard", "0", 0).config(Settings())
     assert config["model"] == yaml.safe_load(file.read_text())["model"]
 

@@ -9,7 +9,7 @@ from common.errors import InputError
 from common.experiment import Cell
 from common.experiment.cell import Settings
 from common.experiment.plan import bases
-from common.presets import flags, merged, preset_path, read_preset, row_name, split_preset
+from common.presets import flags, importable_folders, make_importable, merged, preset_path, read_preset, row_name, split_preset
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,20 @@ def test_a_preset_file_names_its_row_and_makes_its_folder_importable(mine, monke
     cell = Cell(f"{mine},lr=0.1", "digits", "standard", "3", 0)
     assert cell.name == row_name(f"{mine},lr=0.1") == "mine,lr=0.1"
     assert cell.directory(mine.parent).parts[-5] == "mine,lr=0.1"
+
+
+def test_of_two_folders_the_latest_is_searched_first_and_both_after_all_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.presets._added", [])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = list(sys.path)
+    first, second = tmp_path / "first", tmp_path / "second"
+    make_importable(first)
+    make_importable(second)
+    assert sys.path[: len(before)] == before
+    assert sys.path[len(before) : len(before) + 2] == [str(second), str(first)]
+    assert importable_folders()[:2] == [str(second), str(first)]
+    make_importable(first, Path(before[-1] or "."))
+    assert sys.path[: len(before) + 1] == [*before, str(first)]
 
 
 @pytest.mark.parametrize(
