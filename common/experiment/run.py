@@ -186,7 +186,7 @@ def _run_module(config: Config, directory: Path, metadata: Record) -> tuple[Scor
         if rule != cli.config.rule and (checkpoints / name).is_file():
             rules[rule] = _of_checkpoint(cli, checkpoints / name)
     if cli.oracle:
-        rules["oracle"] = {"metrics": cli.oracle.results(), "curve": cli.oracle.curve}
+        rules["oracle"] = {"metrics": cli.oracle.results(), "curve": cli.oracle.curve, "monitored": cli.oracle.monitored}
     cli.trainer.test(cli.model, cli.datamodule, ckpt_path=str(chosen), weights_only=True, verbose=False)
     assert cli.model.scored is not None
     return cli.model.scored, {

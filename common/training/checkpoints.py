@@ -1,5 +1,6 @@
 """Which epochs of a run are kept, which of them is tested, and the folder where a run's files go."""
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,16 +112,19 @@ class Oracle(Callback):
 
     Attributes:
         curve: For every score, the AUROC after each epoch.
+        monitored: The module's ``monitor`` after each epoch; NaN where nothing is held out.
         best: For every score, the metrics of the epoch where that AUROC is highest, with that ``epoch``, from 1.
     """
 
     def __init__(self) -> None:
         self.curve: dict[str, list[float]] = {}
+        self.monitored: list[float] = []
         self.best: dict[str, dict[str, float]] = {}
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Scores and logs."""
         assert isinstance(module, OneClassModule)
+        self.monitored.append(float(trainer.callback_metrics.get(module.monitor, math.nan)))
         scored = module.score(trainer.datamodule.test_dataloader())  # type: ignore[attr-defined]
         for name, metrics in module.metrics_of(scored).items():
             curve = self.curve.setdefault(name, [])
@@ -134,9 +138,9 @@ class Oracle(Callback):
         return {name: {**best, "auroc_spread": float(np.ptp(self.curve[name][-last:]))} for name, best in self.best.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The curve travels with the checkpoint."""
-        return {"curve": self.curve, "best": self.best}
+        """The curves travel with the checkpoint."""
+        return {"curve": self.curve, "monitored": self.monitored, "best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """A resumed run goes on with the curve."""
-        self.curve, self.best = state_dict["curve"], state_dict["best"]
+        """A resumed run goes on with the curves."""
+        self.curve, self.monitored, self.best = state_dict["curve"], state_dict["monitored"], state_dict["best"]

@@ -1,0 +1,64 @@
+"""Looks into finished runs: how strongly each term of OCGAN's objective pulls, and a run's curves by epoch."""
+
+import pytest
+import torch
+from fake_records import record
+
+from common.experiment.records import publish
+from experiments import curves
+from experiments.ocgan_balance import balance, gradient_norm
+from ocgan import OCGAN
+
+
+@pytest.fixture(scope="module")
+def module():
+    torch.manual_seed(0)
+    return OCGAN(shape=(1, 8, 8), width=8, latent=4, visual_width=4, classifier_width=4).train()
+
+
+def test_a_gradient_has_the_norm_of_all_its_entries():
+    net = torch.nn.Linear(2, 1, bias=False)
+    x = torch.tensor([3.0, 4.0])
+    assert gradient_norm(2 * net(x).sum(), net) == pytest.approx(10)
+    assert gradient_norm(torch.zeros((), requires_grad=True) * 1, net) == 0
+
+
+def test_pulls_grow_with_their_weights_and_with_no_others(module):
+    image = torch.rand(8, 1, 8, 8)
+    torch.manual_seed(1)
+    before = balance(module, image)
+    module.hparams["weight_latent"] = 3.0
+    torch.manual_seed(1)
+    after = balance(module, image)
+    module.hparams["weight_latent"] = 1.0
+    ratios = {name: after[name] / before[name] for name in before if before[name]}
+    assert ratios.pop("En D_l") == pytest.approx(3, rel=1e-3)
+    assert all(ratio == pytest.approx(1, rel=1e-3) for ratio in ratios.values())
+    assert all(0 <= before[name] <= 1 for name in before if name.startswith("acc"))
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    oracle = {"metrics": {}, "curve": {"reconstruction": [0.5, 0.7, 0.6]}, "monitored": [3.0, 1.0, 2.0]}
+    with_curves = record("8", 0, 0.7, "ocgan-paper", selected_epoch=2, rules={"oracle": oracle})
+    publish([with_curves, record("8", 0, 0.6, "ocgan-tuned")], tmp_path / "ocgan.jsonl")
+    monkeypatch.setattr(curves, "RESULTS", tmp_path)
+    return with_curves
+
+
+def test_curves_mark_the_chosen_epoch(published, tmp_path):
+    curves.main(["ocgan-paper", "--out", str(tmp_path / "curves.png")])
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    top, bottom = curves.draw([published]).axes
+    for axes, values in ((top, [3.0, 1.0, 2.0]), (bottom, [0.5, 0.7, 0.6])):
+        line, point = axes.lines
+        assert list(line.get_ydata()) == values
+        assert (list(point.get_xdata()), list(point.get_ydata())) == ([2], [values[1]])
+
+
+@pytest.mark.parametrize(("row", "says"), [("ocgan-tuned", "made without --oracle"), ("ocgan-nope", "no published record")])
+def test_curves_that_are_not_there(row, says, published, capsys):
+    with pytest.raises(SystemExit) as ended:
+        curves.main([row])
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
