@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from inspect import signature
+from pkgutil import resolve_name
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -238,3 +239,24 @@ class OneClassModule(ScoringModule):
         for config in self.trainer.lr_scheduler_configs:
             if config.interval == interval and config.name in self._stepped:
                 config.scheduler.step()  # type: ignore[call-arg]
+
+
+def import_class(class_path: str) -> type[OneClassModule]:
+    """A method by its class path.
+
+    Raises:
+        InputError: It cannot be imported, is no :class:`OneClassModule`, or lacks one of its abstract methods.
+
+    Example:
+        >>> import_class("autoencoder.Autoencoder").__name__
+        'Autoencoder'
+    """
+    try:
+        cls = resolve_name(class_path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"cannot import '{class_path}': {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, OneClassModule)):
+        raise InputError(f"'{class_path}' is not a class derived from common.module.OneClassModule")
+    if missing := sorted(cls.__abstractmethods__):
+        raise InputError(f"'{class_path}' lacks {', '.join(missing)}")
+    return cls

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from common.data import OneClassDataModule
 from common.data.transforms import Preprocessing
 from common.errors import InputError
-from common.module import OneClassModule
+from common.module import OneClassModule, import_class
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -56,7 +55,10 @@ def load_detector(path: Path, device: torch.device | str = "cpu") -> Detector:
         InputError: No such checkpoint, a method that is not installed, or contents that do not belong together.
     """
     contents = load_checkpoint(path)
-    cls = _method(path, contents.get("class_path", ""))
+    try:
+        cls = import_class(contents.get("class_path", ""))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     try:
         arguments = {key: value for key, value in contents["hyper_parameters"].items() if key in cls.argument_names()}
         module = cls(**(arguments | dict(cls.offline_kwargs)))
@@ -67,13 +69,3 @@ def load_detector(path: Path, device: torch.device | str = "cpu") -> Detector:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} does not hold a whole {cls.__qualname__}: {str(error).splitlines()[0]}") from error
     return Detector(module.eval().to(device, memory_format=torch.channels_last), stored, preprocessing)
-
-
-def _method(path: Path, class_path: str) -> type[OneClassModule]:
-    try:
-        cls = resolve_name(class_path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"{path} wants the method {class_path or '?'}, which cannot be imported: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, OneClassModule)):
-        raise InputError(f"{path} names {class_path} as its method, which is none")
-    return cls

@@ -10,14 +10,13 @@ from copy import deepcopy
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 from common.data import content_digest, dataset_label, load
 from common.data.datamodule import default_root
 from common.data.datasets import named_function
 from common.errors import InputError
-from common.module import OneClassModule
+from common.module import OneClassModule, import_class
 from common.presets import REPOSITORY, Config
 
 Identity = dict[str, str]
@@ -155,21 +154,6 @@ def _own_files(class_path: str, protocol: str) -> list[Path]:
     if ":" in name:
         roots.append(Path(inspect.getfile(named_function(name))))
     return sorted(_reachable(roots), key=lambda path: path.name)
-
-
-def import_class(class_path: str) -> type[OneClassModule]:
-    """A :class:`common.module.OneClassModule` by its class path.
-
-    Raises:
-        InputError: It cannot be imported, or is something else.
-    """
-    try:
-        cls = resolve_name(class_path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"cannot import {class_path}: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, OneClassModule)):
-        raise InputError(f"{class_path} is not a OneClassModule")
-    return cls
 
 
 def class_files(cls: type[OneClassModule]) -> list[Path]:

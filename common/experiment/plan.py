@@ -11,7 +11,7 @@ from common.data import DATASETS, dataset_label, load
 from common.data.datamodule import default_root
 from common.errors import InputError
 from common.experiment.cell import Cell, Settings
-from common.experiment.identity import import_class
+from common.module import import_class
 from common.presets import is_file, preset_path, read_config, row_name, split_preset
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from common.errors import InputError
-from common.module import OneClassModule
+from common.module import OneClassModule, import_class
 from common.presets import make_importable
 from common.testing.checks import (
     check_checkpoints,
@@ -64,7 +63,8 @@ def main(argv: Sequence[str]) -> None:
     """
     if not argv or argv[0].startswith("-"):
         raise InputError("give the path of a class, then its arguments: oneclass check my_idea.MyMethod --latent 8")
-    cls = _imported(argv[0])
+    make_importable(Path.cwd())
+    cls = import_class(argv[0])
     arguments = _arguments(cls, argv)
     console, failures = Console(highlight=False), 0
     for check in CHECKS:
@@ -77,20 +77,6 @@ def main(argv: Sequence[str]) -> None:
     if failures:
         console.print(f"{failures} of {len(CHECKS)} checks failed")
         raise SystemExit(1)
-
-
-def _imported(path: str) -> type[OneClassModule]:
-    """The class of a dotted path, which may lie in the current folder."""
-    make_importable(Path.cwd())
-    try:
-        cls = resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"cannot import '{path}': {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, OneClassModule)):
-        raise InputError(f"'{path}' is not a class derived from common.module.OneClassModule")
-    if missing := sorted(cls.__abstractmethods__):
-        raise InputError(f"'{path}' lacks {', '.join(missing)}")
-    return cls
 
 
 def _arguments(cls: type[OneClassModule], words: Sequence[str]) -> dict[str, Any]:
