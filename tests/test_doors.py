@@ -48,9 +48,16 @@ def half(targets, official_test, normal, *, seed=0, keep=2):
 """
 
 
+def forget():
+    """What another test may have imported by the same names."""
+    for name in ("my_idea", "my_data", "my_protocols"):
+        sys.modules.pop(name, None)
+
+
 @pytest.fixture
 def outside(tmp_path, monkeypatch):
     """A working folder of a stranger's, with all that he brings."""
+    forget()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     smoke = Path(importlib.import_module("ocgan").__file__).parent / "configs" / "smoke.yaml"
@@ -59,8 +66,7 @@ def outside(tmp_path, monkeypatch):
     (tmp_path / "my_data.py").write_text(DATA)
     (tmp_path / "my_protocols.py").write_text(PROTOCOL)
     yield tmp_path
-    for name in ("my_idea", "my_data", "my_protocols"):
-        sys.modules.pop(name, None)
+    forget()
 
 
 def records(folder):
