@@ -70,8 +70,8 @@ def balance(module: OCGAN, image: Tensor) -> dict[str, float]:
 
     Example:
         >>> module = OCGAN(shape=(1, 8, 8), width=8, latent=4, visual_width=4, classifier_width=4)
-        >>> sorted(balance(module, torch.rand(4, 1, 8, 8)))[:3]
-        ['acc C', 'acc D_l', 'acc D_v']
+        >>> list(balance(module, torch.rand(4, 1, 8, 8)))
+        ['En mse', 'En D_l', 'De mse', 'De D_v', 'acc D_l', 'acc D_v', 'acc C']
     """
     latent = module.encoder(add_noise(image, module.hparams.noise_std))
     reconstruction = module.decoder(latent)

@@ -64,6 +64,8 @@ def compare(
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as runs:
         ...     table = compare(["classical-lof"], X[:900], y[:900], X[900:], y[900:], normal=["3"], runs=runs, jobs=1)
+        ...     # doctest: +ELLIPSIS
+        classical-lof arrays standard normal=3 seed=0: AUROC 0.9633  (... s)
         >>> bool(table["mean"][0] > 0.9)
         True
     """

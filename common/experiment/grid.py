@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
+from common.data import dataset_label
 from common.data.datamodule import default_root
 from common.errors import InputError, WeightsMissingError
 from common.experiment.cell import Cell, Settings
@@ -249,4 +250,4 @@ def _line(cell: Cell, result: Record | str) -> str:
 
 
 def _title(cell: Cell) -> str:
-    return f"{cell.name} {cell.dataset} {cell.protocol} normal={cell.normal} seed={cell.seed}"
+    return f"{cell.name} {dataset_label(cell.dataset)} {cell.protocol} normal={cell.normal} seed={cell.seed}"

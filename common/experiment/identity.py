@@ -73,11 +73,11 @@ def is_current(record: Mapping[str, Any]) -> bool:
         >>> is_current({"identity": {}, "class_path": "autoencoder.Autoencoder"})
         False
     """
-    class_path = record.get("class_path", "")
-    if not class_path:
+    class_path, source = record.get("class_path", ""), record["identity"].get("source")
+    if not (class_path and source):
         return False
     try:
-        return bool(record["identity"].get("source") == _digest_of(class_path, record["cell"]["protocol"]))
+        return bool(source == _digest_of(class_path, record["cell"]["protocol"]))
     except InputError:
         return False
 

@@ -103,7 +103,11 @@ def unmeasured(experiment: Experiment, table: pd.DataFrame, numbers: pd.DataFram
         A summary without measured values. Status ``reported``: other methods. Status ``not run``: ours, with the reported
         numbers that it is to be compared with. Both for class means, or for single classes where a paper has no means.
     """
-    ours = {source for sources in experiment.compare.values() for source in sources}
+    ours: set[str] = set()
+    for key, sources in experiment.compare.items():
+        name = key.partition(" ")[0]
+        if "-" in name or name in set(table["name"]):  # a preset file's row stands for a source only where it was run
+            ours.update(sources)
     parts = []
     for place in experiment.places:
         theirs = _printed(numbers, place)
