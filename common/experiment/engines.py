@@ -4,7 +4,6 @@ All three give :class:`concurrent.futures.Future`, so that a grid is the same on
 """
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +12,14 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from loky import cpu_count, get_reusable_executor
 
 from common.errors import InputError
-from common.presets import importable_folders
+from common.presets import importable_folders, make_importable
 
 Backend = Literal["loky", "ray", "dask"]
 
@@ -150,7 +150,7 @@ def _import(package: str) -> Any:
 
 def _call(folders: Sequence[str], current: str, function: Callable[..., Any], *args: Any) -> Any:
     """Runs a task in a worker, where relative paths and modules are found as in the process that submitted it."""
-    sys.path += [folder for folder in folders if folder not in sys.path]
+    make_importable(*map(Path, folders))
     before = os.getcwd()
     if os.path.isdir(current):
         os.chdir(current)
