@@ -43,7 +43,7 @@ def outside(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text("model:\n  class_path: my_method.Mine\n")
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     yield tmp_path
-    for name in ("my_method", "my_losses"):
+    for name in ("my_method", "my_losses", "my_package"):
         sys.modules.pop(name, None)
 
 
@@ -79,6 +79,22 @@ def test_comments_docstrings_formatting_and_other_files_do_not(outside, file, ol
     path = outside / file
     path.write_text(path.read_text().replace(old, new))
     assert digest(outside) == before
+
+
+@pytest.mark.parametrize(
+    "statement", ["from .my_losses import weight", "from . import my_losses", "from my_package import my_losses"]
+)
+@pytest.mark.parametrize("has_init", [True, False])
+def test_files_of_a_package_count_however_they_are_imported(statement, has_init, outside):
+    package = outside / "my_package"
+    package.mkdir()
+    if has_init:
+        (package / "__init__.py").write_text("")
+    (package / "my_losses.py").write_text(LOSSES)
+    (package / "my_module.py").write_text(f"import torch\n{statement}\n")
+    found = _reachable([package / "my_module.py"])
+    assert package / "my_losses.py" in found
+    assert all(path.is_relative_to(outside) for path in found)
 
 
 def test_code_that_changed_since_it_was_imported_makes_no_record(outside):

@@ -26,7 +26,7 @@ REASONS = {"config": "the configuration differs", "data": "the data have changed
 
 COMMON = REPOSITORY / "common"
 SHARED = ("module.py", "scoring.py", "losses.py", "networks.py", "backbones.py", "data/*.py", "evaluation/metrics.py",
-          "evaluation/threshold.py", "training/seeding.py", "training/checkpoints.py")  # fmt: skip
+          "evaluation/threshold.py", "training/seeding.py", "training/checkpoints.py", "experiment/run.py")  # fmt: skip
 """The files of ``common`` that take part in every score."""
 CLASSICAL = ("classical.py", "shallow.py", "backbones.py", "data/*.py", "evaluation/metrics.py", "evaluation/threshold.py")
 """Likewise, in the scores of a classical detector."""
@@ -219,29 +219,48 @@ def _reachable(roots: Iterable[Path]) -> set[Path]:
         if path in found or not path.is_file() or path.stem == "figures" or path.is_relative_to(COMMON):
             continue
         found.add(path)
-        for name in _imported(path):
-            imported = _origin(name)
-            if imported is not None and _is_own(imported, path):
-                waiting.append(imported)
+        waiting += _imported(path)
     return found
 
 
-def _imported(path: Path) -> Iterator[str]:
-    """Names of modules that a file may import; ``from a import b`` may mean ``a`` or ``a.b``."""
+def _imported(path: Path) -> Iterator[Path]:
+    """The own files that a file may import; ``from a import b`` may mean a name of ``a`` or the module ``a.b``."""
+    stat = path.stat()
+    for module, level, names in _imports(path, stat.st_mtime_ns, stat.st_size):
+        if level:
+            stem = path.parents[level - 1].joinpath(*module.split("."))
+            yield from (Path(f"{stem}.py"), stem / "__init__.py")
+            for name in names:
+                yield from (stem / f"{name}.py", stem / name / "__init__.py")
+            continue
+        origin = _origin(module)
+        if origin is not None and _is_own(origin, path):
+            yield origin
+            yield from filter(None, (_origin(f"{module}.{name}") for name in names))
+
+
+@lru_cache(maxsize=1024)
+def _imports(path: Path, mtime_ns: int, size: int) -> tuple[tuple[str, int, tuple[str, ...]], ...]:
+    """A file's imports: module, level of a relative one, and imported names."""
+    found: list[tuple[str, int, tuple[str, ...]]] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [(alias.name, 0, ()) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.module or "", node.level, tuple(alias.name for alias in node.names)))
+    return tuple(found)
 
 
 def _origin(name: str) -> Path | None:
+    """The file of a module, or the folder of a package that has no file of its own."""
     try:
         spec = find_spec(name)
     except (ImportError, ValueError, AttributeError):
         return None
-    return Path(spec.origin).resolve() if spec is not None and spec.origin and spec.has_location else None
+    if spec is None:
+        return None
+    places = [spec.origin] if spec.has_location else list(spec.submodule_search_locations or ())
+    return Path(places[0]).resolve() if places and places[0] else None
 
 
 def _is_own(path: Path, importer: Path) -> bool:
