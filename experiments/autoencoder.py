@@ -37,7 +37,7 @@ EXPERIMENT = Experiment(
         "deep_svdd": ("DSVDD",),
         "classical-ocsvm_ruff": ("OCSVM, Ruff2018 T1",),
     },
-    labels=LABELS | {f"autoencoder-{preset}": preset for preset in PRESETS},
+    labels=LABELS | {"auroc": "AUROC"} | {f"autoencoder-{preset}": preset for preset in PRESETS},
 )
 
 if __name__ == "__main__":

@@ -104,8 +104,9 @@ def show(rows: pd.DataFrame, console: Console) -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in rows:
         table.add_column(str(name), justify="right", no_wrap=True)
-    for _, row in rows.iterrows():
-        table.add_row(*(f"{value:.0f}" if name == "epoch" else f"{value:.3g}" for name, value in row.items()))
+    text = rows.map("{:.3g}".format).assign(epoch=rows["epoch"].astype(int).astype(str))
+    for _, row in text.iterrows():
+        table.add_row(*row)
     console.print(table)
 
 

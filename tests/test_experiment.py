@@ -290,18 +290,19 @@ def test_experiment_prints_and_writes_its_tables(tmp_path, capsys):
 
 
 def listed(capsys, tmp_path, *flags):
-    """Name, protocol and normal class of each cell that a dry run lists."""
+    """The folder of each cell that a dry run lists, and ``classical`` for a classical detector's."""
     run_experiment(EXPERIMENT, [*flags, "--runs", str(tmp_path), "--dry-run"])
-    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
-    words = [word for command in commands for word in command if word.startswith(("--directory=", "--presets"))]
-    assert len(words) == len(commands)
-    return [Path(word.removeprefix("--directory=")).relative_to(tmp_path).as_posix() if "=" in word else word for word in words]
+    cells = []
+    for line in capsys.readouterr().out.splitlines():
+        _, is_fit, folder = line.partition(f"--directory={tmp_path}/")
+        cells.append(folder.partition("  #")[0] if is_fit else "classical")
+    return cells
 
 
 def test_flags_run_only_what_they_name(tmp_path, capsys):
     further = "in_sample,contamination=0.05,anomalous=3"
     assert len(listed(capsys, tmp_path)) == 21
-    assert listed(capsys, tmp_path, "--normal", "3") == ["autoencoder-smoke/digits/standard/normal=3/seed=0", "--presets"]
+    assert listed(capsys, tmp_path, "--normal", "3") == ["autoencoder-smoke/digits/standard/normal=3/seed=0", "classical"]
     assert listed(capsys, tmp_path, "--datasets", "digits", "--presets", "smoke", "--normal", "1", "2") == [
         f"autoencoder-smoke/digits/standard/normal={k}/seed=0" for k in (1, 2)
     ]
@@ -320,7 +321,10 @@ def test_smoke_is_every_method_on_two_digits(name, presets, tmp_path, capsys):
     experiment = import_module(f"experiments.{name}").EXPERIMENT
     run_experiment(experiment, ["--smoke", "--runs", str(tmp_path), "--dry-run"])
     commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
-    named = [command[command.index("--config" if "--config" in command else "--presets") + 1] for command in commands]
+    named = []
+    for command in commands:
+        flag = "--presets" if command[0] == "python" else "--config"
+        named.append(command[command.index(flag) + 1])
     assert list(dict.fromkeys(named)) == presets
     assert len(commands) == 2 * len(presets)
     assert all(any("digits" in word for word in command) for command in commands)

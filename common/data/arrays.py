@@ -184,7 +184,9 @@ def _targets(labels: NDArray[np.generic], classes: Sequence[str] | None) -> tupl
     """The class number of each label, and the classes' names."""
     values, numbers = np.unique(labels, return_inverse=True)
     found = [str(value) for value in values]
-    names = found if classes is None else [str(name) for name in classes]
+    names = found
+    if classes is not None:
+        names = [str(name) for name in classes]
     if classes is not None and labels.dtype.kind != "U":
         return labels.astype(np.int64), tuple(names)
     if unnamed := sorted(set(found) - set(names)):

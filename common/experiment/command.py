@@ -209,7 +209,11 @@ def _list(cells: Sequence[Cell], settings: Settings, console: Console) -> None:
     """Prints each cell's command, good to paste, and its state as a comment."""
     for cell in cells:
         record = finished(cell, settings)
-        state = "to do" if record is None else f"stale: {record['stale']}" if record["stale"] else "done"
+        state = "done"
+        if record is None:
+            state = "to do"
+        elif record["stale"]:
+            state = f"stale: {record['stale']}"
         console.print(f"{cell.command(settings)}  # {state}", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -218,7 +222,11 @@ def _say_what_is_run(cells: Sequence[Cell], missing: Mapping[str, str], console:
         console.print(f"not run: {reason}", highlight=False, soft_wrap=True)
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
         if dataset not in DATASETS or dataset == "folder":
-            console.print(f"{dataset} has no presets of its own: the general ones are used", highlight=False, soft_wrap=True)
+            console.print(
+                f"{dataset} has no presets of its own: the general ones are used, those for tables if it is one",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def _missing_data(grids: Sequence[Grid], settings: Settings) -> dict[str, str]:

@@ -159,8 +159,10 @@ def markdown(table: pd.DataFrame, title: str) -> str:
         "`reference`;",
         "measured is mean ± standard deviation over seeds, the interval a stratified bootstrap over them.",
         "",
-        *(f"{by[command]}. `{command}`" + (f" (commit {commit})" if commit else "") for command, commit in commands.items()),
     ]
+    for command, commit in commands.items():
+        made_at = f" (commit {commit})" * bool(commit)
+        lines.append(f"{by[command]}. `{command}`{made_at}")
     for section in sections(table):
         parts = [(metric, rows_text(section.of(metric), by)) for metric in section.metrics[: 1 if section.pivoted else None]]
         if section.pivoted:
