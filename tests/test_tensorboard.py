@@ -16,7 +16,7 @@ from autoencoder import Autoencoder
 from common.cli import main
 from common.data import OneClassDataModule
 from common.errors import InputError
-from common.module import Scored
+from common.module import OneClassModule, Scored
 from common.training.checkpoints import CHOSEN, EpochCheckpoint, FirstBelow, checkpointing, run_folder
 from common.training.predictions import Predictions
 from common.training.tensorboard import COMPARED, Figures, _extremes, write_summary_runs
@@ -271,3 +271,25 @@ def test_a_run_that_was_moved_keeps_its_best_epoch(tmp_path, monkeypatch):
     kept = torch.load(after / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(kept[name], best[name]) for name in best)
     assert torch.load(last, weights_only=True)["epoch"] == 2
+
+
+@pytest.mark.parametrize(("draws", "asked"), [(True, 1), (False, 0)])
+def test_no_image_is_read_while_training_for_a_method_that_draws_nothing(draws, asked, monkeypatch):
+    """Photographs would be decoded for it."""
+    data, own = OneClassDataModule("digits", normal=3, batch_size=32), module()
+    if not draws:
+        monkeypatch.setattr(Autoencoder, "reconstruct", OneClassModule.reconstruct)
+        monkeypatch.setattr(Autoencoder, "training_step", lambda self, batch, batch_idx: {"loss": torch.zeros(())})
+        monkeypatch.setattr(Autoencoder, "scores", lambda self, x: {"reconstruction": x.flatten(1).mean(1)})
+    calls, images = [], data.images
+    monkeypatch.setattr(data, "images", lambda indices: calls.append(len(indices)) or images(indices))
+    trainer = Trainer(
+        max_epochs=1,
+        num_sanity_val_steps=0,
+        accelerator="cpu",
+        callbacks=[Figures()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(own, data)
+    assert len(calls) == asked

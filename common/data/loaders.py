@@ -31,7 +31,7 @@ class EpochSampler(Sampler[int]):
 
     The processes of a distributed run share the order: their k-th batches together are the k-th batch of one process whose
     batches are as many times larger. All processes get equally many samples. The remainder is left out of a shuffled epoch,
-    and samples are repeated in one that is not shuffled, see :meth:`common.module.OneClassModule.whole`.
+    and samples are repeated in one that is not shuffled, see :meth:`common.scoring.ScoringModule.gathered`.
     """
 
     def __init__(self, n: int, batch_size: int, shuffle: bool) -> None:

@@ -68,7 +68,7 @@ class Figures(Callback):
         """Draws reconstructions and :meth:`OneClassModule.figures`, every few epochs."""
         data, epoch = _data(trainer), trainer.current_epoch + 1
         due = epoch % EVERY_N_EPOCHS == 0 or epoch == trainer.max_epochs
-        if not due or data is None or not isinstance(module, OneClassModule):
+        if not due or data is None or not isinstance(module, OneClassModule) or not _draws(module):
             return
         inputs = data.images(data.splits.val[:200]).to(module.device)
         drawn = dict(module.figures(inputs))
@@ -227,6 +227,12 @@ def _render(figure: Figure) -> NDArray[np.uint8]:
 
 def _has_images(data: OneClassDataModule) -> bool:
     return len(data.shape) == 3
+
+
+def _draws(module: OneClassModule) -> bool:
+    """Whether a method has something to draw while it trains; else no image need be decoded for it."""
+    own = type(module)
+    return own.reconstruct is not OneClassModule.reconstruct or own.figures is not OneClassModule.figures
 
 
 def _data(trainer: Trainer) -> OneClassDataModule | None:
