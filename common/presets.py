@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def read_config(path: Path) -> Config:
     """A YAML file's contents.
 
     Raises:
-        InputError: It cannot be read, or has no ``model`` with a ``class_path``.
+        InputError: It cannot be read, has no ``model`` with a ``class_path``, or the class's module beside it fails.
     """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -76,6 +77,7 @@ def read_config(path: Path) -> Config:
     if not isinstance(config, dict) or "class_path" not in (config.get("model") or {}):
         raise InputError(f"{path} is no preset: it names no model.class_path")
     config["model"].setdefault("init_args", {})
+    _import_beside(path, config["model"]["class_path"])
     return config
 
 
@@ -256,18 +258,38 @@ def config_path(text: str) -> Path:
 
 
 def make_importable(*folders: Path) -> None:
-    """Puts folders at the end of Python's search path, before those put there earlier: classes of one's own are found there."""
-    given = [str(folder.resolve()) for folder in folders]
-    _importable[:] = dict.fromkeys([*given, *_importable])
-    new = [folder for folder in given if folder in _added or folder not in sys.path]
-    _added[:] = dict.fromkeys([*new, *_added])
-    sys.path[:] = [folder for folder in sys.path if folder not in _added] + _added
+    """Puts folders at the end of Python's search path, where classes of one's own are found."""
+    for folder in map(str, (folder.resolve() for folder in folders)):
+        if folder not in sys.path:
+            sys.path.append(folder)
+        if folder not in _importable:
+            _importable.append(folder)
 
 
 def importable_folders() -> list[str]:
-    """Folders that :func:`make_importable` was given, the latest first, for workers that are to import the same."""
+    """Folders that :func:`make_importable` was given, for workers that are to import the same."""
     return list(_importable)
 
 
 _importable: list[str] = []
-_added: list[str] = []
+
+
+def _import_beside(path: Path, class_path: str) -> None:
+    """Imports the module of a class from the folder of the preset that names it, if it lies there.
+
+    Python's search path may hold another module of the same name, and a long process may have imported one.
+    """
+    name = class_path.partition(".")[0]
+    beside = [file for file in (path.parent / f"{name}.py", path.parent / name / "__init__.py") if file.is_file()]
+    if not beside:
+        return
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        module = import_module(name)
+    except Exception as error:  # a user's file may fail in any way
+        reason = " ".join(str(error).split())
+        raise InputError(f"{beside[0]} cannot be imported: {type(error).__name__}: {reason}") from error
+    finally:
+        sys.path.pop(0)
+    if module.__file__ is None or not beside[0].samefile(module.__file__):
+        raise InputError(f"{path} means {beside[0]}, and '{name}' is {module.__file__} already: rename one of them")

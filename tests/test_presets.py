@@ -9,7 +9,7 @@ from common.errors import InputError
 from common.experiment import Cell
 from common.experiment.cell import Settings
 from common.experiment.plan import bases
-from common.presets import flags, importable_folders, make_importable, merged, preset_path, read_preset, row_name, split_preset
+from common.presets import flags, merged, preset_path, read_preset, row_name, split_preset
 
 
 @pytest.mark.parametrize(
@@ -92,18 +92,32 @@ def test_a_preset_file_names_its_row_and_makes_its_folder_importable(mine, monke
     assert cell.directory(mine.parent).parts[-5] == "mine,lr=0.1"
 
 
-def test_of_two_folders_the_latest_is_searched_first_and_both_after_all_others(tmp_path, monkeypatch):
-    monkeypatch.setattr("common.presets._added", [])
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    before = list(sys.path)
-    first, second = tmp_path / "first", tmp_path / "second"
-    make_importable(first)
-    make_importable(second)
-    assert sys.path[: len(before)] == before
-    assert sys.path[len(before) : len(before) + 2] == [str(second), str(first)]
-    assert importable_folders()[:2] == [str(second), str(first)]
-    make_importable(first, Path(before[-1] or "."))
-    assert sys.path[: len(before) + 1] == [*before, str(first)]
+@pytest.fixture
+def two_folders(tmp_path, monkeypatch):
+    """Presets of one name beside modules of one name, the first of which is in Python's way."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "my_module.py").write_text(f"from autoencoder import Autoencoder\nWHERE = '{name}'\n")
+        (tmp_path / name / "mine.yaml").write_text("model:\n  class_path: my_module.Autoencoder\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "first"), *sys.path])
+    yield tmp_path
+    sys.modules.pop("my_module", None)
+
+
+def test_a_class_is_that_beside_its_preset_wherever_python_searches_first(two_folders):
+    read_preset(str(two_folders / "second" / "mine.yaml"))
+    assert sys.modules["my_module"].WHERE == "second"
+    assert sys.path[0] == str(two_folders / "first")
+    with pytest.raises(
+        InputError, match=r"first/mine.yaml means .*first/my_module.py, and 'my_module' is .*second/my_module.py"
+    ):
+        read_preset(str(two_folders / "first" / "mine.yaml"))
+
+
+def test_a_module_that_fails_is_told_in_one_line(two_folders):
+    (two_folders / "first" / "my_module.py").write_text("1 / 0\n")
+    with pytest.raises(InputError, match=r"first/my_module.py cannot be imported: ZeroDivisionError: division by zero"):
+        read_preset(str(two_folders / "first" / "mine.yaml"))
 
 
 @pytest.mark.parametrize(
