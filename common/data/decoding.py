@@ -60,7 +60,9 @@ def open_image(path: Path) -> tuple[Image.Image, Depth]:
             raise ValueError("it holds NaN or infinity")
         # not ImageOps.exif_transpose: it writes the whole EXIF block again, which many cameras' blocks do not survive
         turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-        return (image if turn is None else image.transpose(turn)), depth
+        if turn is not None:
+            return image.transpose(turn), depth
+        return image, depth
 
 
 def converted(path: Path, channels: int, depth: Depth) -> list[Image.Image]:
@@ -139,8 +141,11 @@ def named(path: Path) -> Iterator[None]:
 
 def _header(image: ImageFile.ImageFile) -> Header:
     """Of an image that is not decoded: afterwards Pillow has forgotten how the file stores its bands."""
-    coloured = image.mode not in {"1", "L", "F"} and not image.mode.startswith("I")
     if image.mode == "F":
-        return Header(coloured, "float")
-    stores_16_bits = any(re.search(";16[BLN]", str(arguments)) for *_, arguments in image.tile)
-    return Header(coloured, "integer" if image.mode.startswith("I") or stores_16_bits else "uint8")
+        return Header(False, "float")
+    if image.mode.startswith("I"):
+        return Header(False, "integer")
+    coloured = image.mode not in {"1", "L"}
+    if any(re.search(";16[BLN]", str(arguments)) for *_, arguments in image.tile):
+        return Header(coloured, "integer")
+    return Header(coloured, "uint8")

@@ -151,11 +151,12 @@ class Preprocessing:
 
 def _check_contrast(images: ImageFiles, indices: Tensor) -> None:
     """Refuses images whose pixels all have one value, or two neighbouring ones of 8 bits; the first few settle it mostly."""
-    low, high, one_step = torch.inf, -torch.inf, 1 if images.dtype == torch.uint8 else 0
+    low, high = torch.inf, -torch.inf
+    least = int(images.dtype == torch.uint8)
     for part in indices.split(IMAGES_PER_CHECK):
         pixels = images[part]
         low, high = min(low, pixels.min().item()), max(high, pixels.max().item())
-        if high - low > one_step:
+        if high - low > least:
             return
     found = f"all pixels of the {len(indices)} training images lie between {low:g} and {high:g}"
     raise InputError(f"{found}: scale what the files hold to their full range, which is 0 to 255 for 8 bits")
