@@ -332,10 +332,10 @@ def test_a_broken_image_is_named_by_a_worker(tmp_path):
         for part in ("train", "test"):
             (tmp_path / part / name).mkdir(parents=True)
             for i in range(3):
-                Image.new("L", (4, 4)).save(tmp_path / part / name / f"{i}.png")
+                Image.new("L", (4, 4), 100 * i).save(tmp_path / part / name / f"{i}.png")
     broken = tmp_path / "train" / "bee" / "1.png"
-    broken.write_text("no image")
     data = bees(str(tmp_path), memory_gib=0, workers=1, val_fraction=0)
+    broken.write_text("no image")
     with pytest.raises(InputError, match=str(broken)):
         epoch(data.train_dataloader())
 

@@ -214,10 +214,12 @@ def test_a_palette_is_looked_up(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
-def test_sixteen_bits_are_scaled_to_eight(tmp_path, suffix):
+def test_sixteen_bits_keep_their_values(tmp_path, suffix):
     array = np.linspace(0, 65535, 35).astype(np.uint16).reshape(7, 5)
-    out = only(save(tmp_path / f"deep.{suffix}", array))
-    assert torch.equal(out, as_tensor((array // 256).astype(np.uint8)))
+    path = save(tmp_path / f"deep.{suffix}", array)
+    assert torch.equal(only(path), as_tensor(array.astype(np.float32)))
+    as_bytes = ImageFiles([path], None, None, depth="uint8")[torch.tensor([0])][0]
+    assert torch.equal(as_bytes, as_tensor((array // 256).astype(np.uint8)))
 
 
 @pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, -1), (8, 1)])
@@ -255,9 +257,10 @@ def test_images_of_several_sizes(tmp_path):
         ImageFiles(paths, None, None)[torch.arange(3)]
 
 
-def test_the_first_image_decides_on_channels(tmp_path):
+def test_one_image_in_colour_decides_on_channels(tmp_path):
     paths = [save(tmp_path / "0.png", pixels(4, 4)), save(tmp_path / "1.png", pixels(4, 4, 3))]
-    assert ImageFiles(paths, None, None)[torch.arange(2)].shape == (2, 1, 4, 4)
+    assert ImageFiles(paths[:1], None, None)[torch.arange(1)].shape == (1, 1, 4, 4)
+    assert ImageFiles(paths, None, None)[torch.arange(2)].shape == (2, 3, 4, 4)
     assert ImageFiles(paths[::-1], None, None)[torch.arange(2)].shape == (2, 3, 4, 4)
 
 

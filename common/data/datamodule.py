@@ -14,8 +14,9 @@ from torch import Tensor
 
 from common.data.arrays import checked
 from common.data.datasets import dataset_label, load
+from common.data.decoding import Fit
 from common.data.features import Extractor, features, writable_folder
-from common.data.images import ImageData, Images, Size, is_table
+from common.data.images import ImageData, ImageFiles, Images, Size, is_table
 from common.data.loaders import Loader, ResidentLoader, Sample, streamed
 from common.data.protocols import Indices, Splits
 from common.data.splitting import parse_protocol, split
@@ -51,6 +52,8 @@ class OneClassDataModule(LightningDataModule):
         eval_batch_size: Of validation, test and prediction; scores do not depend on it.
         image_size: Height and width, or one number for both; the data's own by default. Tables ignore it.
         channels: 1 or 3; the data's own by default. Tables ignore it.
+        fit: How image files of another aspect ratio get the size: ``crop`` takes the centre, ``squeeze`` distorts them, ``pad``
+            adds black bars. Arrays are always squeezed.
         normalization: ``unit``, ``symmetric`` or ``gcn``, see :class:`common.data.Preprocessing`.
         class_mean: Subtract the mean training image.
         memory_gib: Above this size a split is streamed instead of kept.
@@ -83,6 +86,7 @@ class OneClassDataModule(LightningDataModule):
         eval_batch_size: int = 1000,
         image_size: int | list[int] | None = None,
         channels: Literal[1, 3] | None = None,
+        fit: Fit = "crop",
         normalization: Normalization = "unit",
         class_mean: bool = False,
         memory_gib: float = 4.0,
@@ -95,9 +99,12 @@ class OneClassDataModule(LightningDataModule):
         self.protocol: str = self._options.pop("protocol")
         if normalization not in get_args(Normalization) or channels not in {None, 1, 3}:
             raise InputError(f"no normalization '{normalization}' or no channels {channels}: unit, symmetric, gcn; 1, 3")
+        if fit not in get_args(Fit):
+            raise InputError(f"no fit '{fit}': choose from {', '.join(get_args(Fit))}")
         if batch_size < 1 or eval_batch_size < 1:
             raise InputError("batch_size and eval_batch_size are at least 1")
         self.dataset, self.root, self.channels = dataset, Path(root) if root else default_root(), channels
+        self.fit = fit
         self.size = None if image_size is None else _height_and_width(image_size)
         self.batch_size, self.eval_batch_size, self.split_seed = batch_size, eval_batch_size, split_seed
         self.memory_gib, self.workers = memory_gib, os.cpu_count() if workers is None else workers
@@ -128,7 +135,10 @@ class OneClassDataModule(LightningDataModule):
     @cached_property
     def data(self) -> ImageData:
         """The whole data set as stored."""
-        return load(self.dataset, self.root, self.size, self.channels)
+        data = load(self.dataset, self.root, self.size, self.channels)
+        if self.fit == "crop" or not isinstance(data.images, ImageFiles):
+            return data
+        return data._replace(images=data.images.with_fit(self.fit))
 
     @cached_property
     def normal(self) -> list[int]:
@@ -186,8 +196,10 @@ class OneClassDataModule(LightningDataModule):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What :class:`common.deploy.load.Detector` needs of a checkpoint: the stored shape and the preprocessing's fields."""
-        return {"stored": list(self.data.images.shape[1:]), "preprocessing": vars(self.preprocessing)}
+        """What :class:`common.deploy.load.Detector` is made of: stored shape, how files are decoded, and the preprocessing."""
+        images = self.data.images
+        decoding = images.decoding if isinstance(images, ImageFiles) else {"fit": self.fit}
+        return {"stored": list(images.shape[1:]), "decoding": decoding, "preprocessing": vars(self.preprocessing)}
 
     def train_dataloader(self) -> Loader:
         """Shuffled training samples."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
-from common.data.images import Images, images_digest
+from common.data.images import ImageFiles, Images, images_digest
 from common.data.transforms import Preprocessing
 from common.errors import InputError
 from common.files import whole
@@ -68,6 +68,8 @@ def features(
     fitted = [values.numpy().tobytes() for values in (p.mean, p.minimum, p.span) if values is not None]
     digest = hashlib.sha256(extractor.key().encode())
     digest.update(repr(tuple(images.shape)).encode() + images_digest(images))
+    if isinstance(images, ImageFiles):
+        digest.update(repr(images.decoding).encode())
     digest.update(repr((p.normalization, p.size, p.channels, p.low, p.high, fitted)).encode())
     path = folder / f"{name}-{digest.hexdigest()[:16]}.npy"
     if not path.is_file():

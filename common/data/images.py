@@ -2,8 +2,11 @@
 
 import hashlib
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from copy import copy
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -11,9 +14,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from common.data.decoding import DEPTHS, Depth, Fit, Header, converted, fitted, named, open_image, read_header, shown
 from common.errors import InputError, UnreadableError
 
 EXTENSIONS = frozenset(Image.registered_extensions())
@@ -96,21 +100,26 @@ def images_digest(images: Images) -> bytes:
 
 
 class ImageFiles:
-    """Image files of one size, decoded on demand in threads.
+    """Image files of one size, one depth and as many channels, decoded on demand in threads.
 
-    A file of another aspect ratio is scaled and centre-cropped to ``size``.
+    What is not given is decided from all files: one in colour makes all RGB. Files of 16 bits, and of floats, keep their
+    values as ``float32``, which :class:`common.data.Preprocessing` scales by the range of the training images. Beside a
+    file of 8 bits the others become 8 bits: the high byte of 16.
 
     Args:
         paths: The ``N`` files.
-        size: ``(height, width)``; by default that of the first file, and then every file must have it.
-        channels: 1 (grey) or 3 (RGB); by default that of the first file.
+        size: ``(height, width)`` to which files of another size are brought; by default that of the first file, and then
+            every file must have it.
+        channels: 1 (grey) or 3 (RGB).
         boxes: For each file the part to use, as left, top, right, bottom, or None for all of it. Boxes need a ``size``.
+        fit: How a file of another aspect ratio is brought to ``size``: its centre is cropped (``crop``), it is distorted
+            (``squeeze``), or it gets bars (``pad``).
+        depth: ``uint8``, ``integer`` or ``float``.
 
     Raises:
-        InputError: Files cannot be read (the message names them all), or have several sizes although no ``size`` is given.
+        InputError: When they are asked for: files that cannot be read (the message names them all), of several sizes although
+            no ``size`` is given, or some with floats and others without.
     """
-
-    dtype = torch.uint8
 
     def __init__(
         self,
@@ -118,49 +127,118 @@ class ImageFiles:
         size: Size | None,
         channels: int | None,
         boxes: Sequence[Box | None] | None = None,
+        fit: Fit = "crop",
+        depth: Depth | None = None,
     ) -> None:
-        self.paths, self.boxes = paths, boxes
+        self.paths, self.boxes, self.fit = paths, boxes, fit
         self.resize = size is not None
-        if size is None or channels is None:
-            first = _open(paths[0])
-            size = size or (first.height, first.width)
-            channels = channels or (1 if first.mode in {"1", "L", "F"} else 3)
-        self.size, self.channels = size, channels
+        # what is given here is not computed below
+        if size is not None:
+            self.size = size
+        if channels is not None:
+            self.channels = channels
+        if depth is not None:
+            self.depth = depth
+
+    def with_fit(self, fit: Fit) -> "ImageFiles":
+        """The same files, brought to their size in another way."""
+        other = copy(self)
+        other.fit = fit
+        return other
 
     @property
     def shape(self) -> tuple[int, ...]:
         """``(N, C, H, W)``."""
         return (len(self.paths), self.channels, *self.size)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """``uint8``, or ``float32`` of files with 16 bits or floats."""
+        return torch.uint8 if self.depth == "uint8" else torch.float32
+
+    @property
+    def decoding(self) -> dict[str, str]:
+        """How files that the same detector is to score are decoded: keyword arguments of this class."""
+        return {"fit": self.fit, "depth": self.depth}
+
+    @cached_property
+    def size(self) -> Size:
+        """``(height, width)``."""
+        with self._naming_all(open_image):
+            first, _ = open_image(self.paths[0])
+        return first.height, first.width
+
+    @cached_property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        return 3 if any(header.coloured for header in self._kinds) else 1
+
+    @cached_property
+    def depth(self) -> Depth:
+        """``uint8`` where one file has 8 bits, else ``integer`` or ``float``."""
+        depths = {header.depth: path for header, path in self._kinds.items()}
+        if "float" in depths and len(depths) > 1:
+            found = ", ".join(f"{shown(path)} has {DEPTHS[depth]}" for depth, path in depths.items())
+            raise InputError(f"the values of the images do not compare ({found}): convert them to one depth")
+        return min(depths, key=list(DEPTHS).index)
+
     def __getitem__(self, indices: Tensor) -> Tensor:
-        """``(B,)`` indices to ``(B, C, H, W)`` uint8."""
-        out = np.empty((len(indices), *self.size, self.channels), np.uint8)
-        with ThreadPoolExecutor() as pool:
-            try:
-                for position, image in enumerate(pool.map(self.decode, indices.tolist())):
-                    out[position] = image
-            except UnreadableError as error:
-                readable = pool.map(_is_readable, self.paths)
-                unreadable = [str(path) for path, good in zip(self.paths, readable, strict=True) if not good]
-                if len(unreadable) < 2:
-                    raise
-                raise UnreadableError(f"cannot read {len(unreadable)} images: {', '.join(unreadable)}") from error
+        """``(B,)`` indices to ``(B, C, H, W)`` of ``dtype``."""
+        out = torch.empty((len(indices), *self.size, self.channels), dtype=self.dtype).numpy()
+        with ThreadPoolExecutor() as pool, self._naming_all(self._converted):
+            for position, image in enumerate(pool.map(self.decode, indices.tolist())):
+                out[position] = image
         return torch.from_numpy(out).permute(0, 3, 1, 2)
 
-    def decode(self, index: int) -> NDArray[np.uint8]:
+    def decode(self, index: int) -> NDArray[np.generic]:
         """``(H, W, C)`` of one file."""
         path = self.paths[index]
-        image = _open(path).convert("L" if self.channels == 1 else "RGB")
-        if self.boxes and (box := self.boxes[index]):
-            image = image.crop(box)
-        height, width = self.size
-        if image.size != (width, height):
-            if not self.resize:
-                raise InputError(
-                    f"{path} is {image.height}x{image.width} and the first image {height}x{width}: give image_size"
-                )
-            image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-        return np.asarray(image).reshape(height, width, self.channels)
+        bands = self._converted(path)
+        with named(path):
+            if self.boxes and (box := self.boxes[index]):
+                bands = [band.crop(box) for band in bands]
+            height, width = self.size
+            if bands[0].size != (width, height) and not self.resize:
+                found = f"{shown(path)} is {bands[0].height}x{bands[0].width}"
+                raise InputError(f"{found} and the first image {height}x{width}: give image_size")
+            return np.dstack([np.asarray(fitted(band, self.size, self.fit)) for band in bands])
+
+    @cached_property
+    def _kinds(self) -> dict[Header, Path]:
+        """One file for each header that there is."""
+        with ThreadPoolExecutor() as pool, self._naming_all(open_image):
+            return dict(zip(pool.map(read_header, self.paths), self.paths, strict=True))
+
+    def _converted(self, path: Path) -> list[Image.Image]:
+        return converted(path, self.channels, self.depth)
+
+    @contextmanager
+    def _naming_all(self, reading: Callable[[Path], object]) -> Iterator[None]:
+        """Names all files that cannot be read where one cannot."""
+
+        def reason(path: Path) -> str:
+            try:
+                reading(path)
+            except UnreadableError as error:
+                return str(error)
+            return ""
+
+        try:
+            yield
+        except UnreadableError as error:
+            with ThreadPoolExecutor() as pool:
+                reasons = list(pool.map(reason, self.paths))
+            unreadable = [shown(path) for path, why in zip(self.paths, reasons, strict=True) if why]
+            if len(unreadable) < 2:
+                raise
+            raise UnreadableError(f"cannot read {len(unreadable)} images: {', '.join(unreadable)} ({error})") from error
+
+
+def path_column(images: Images, indices: Iterable[int]) -> dict[str, list[str]]:
+    """The column ``path`` of a table of samples: the file of each index; no column where samples are not files."""
+    if not isinstance(images, ImageFiles):
+        return {}
+    return {"path": [shown(images.paths[index]) for index in indices]}
 
 
 class Patches:
@@ -242,28 +320,5 @@ def _parts(images: Images) -> Iterator[bytes | NDArray[np.generic]]:
 
 
 def _file_digest(path: Path) -> bytes:
-    try:
+    with named(path):
         return hashlib.sha256(path.read_bytes()).digest()
-    except OSError as error:
-        raise UnreadableError(f"cannot read the image {path}: {error.strerror}") from error
-
-
-def _is_readable(path: Path) -> bool:
-    try:
-        _open(path)
-    except UnreadableError:
-        return False
-    return True
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        image: Image.Image = Image.open(path)
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableError(f"cannot read the image {path}: {error}") from error
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        # 16 bits: Pillow's own conversion would clip everything above 255
-        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-    return image

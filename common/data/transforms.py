@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from common.data.images import IMAGES_PER_PART, Images, Size, is_table
+from common.data.images import IMAGES_PER_PART, ImageFiles, Images, Size, is_table
+from common.errors import InputError
 
 Normalization = Literal["unit", "symmetric", "gcn"]
 
+IMAGES_PER_CHECK = 16
 FURTHEST = 1e9
 """Scaled values of tables and float images are clipped here, so that any finite number stays finite in single precision."""
 
@@ -51,11 +53,11 @@ def global_contrast_normalization(images: Tensor) -> Tensor:
 class Preprocessing:
     """From stored samples to what a net sees; everything that is fitted is fitted on training samples alone.
 
-    First, samples are scaled: ``uint8`` images by 255, float images by the range of all training pixels, tables by the range
-    of each column in training. Later samples may lie outside of [0, 1]. Then ``unit`` leaves them as they are and
-    ``symmetric`` maps [0, 1] to [-1, 1]. ``gcn`` is Deep SVDD's: global contrast normalisation, then min-max with the
-    training samples' smallest and largest value. With ``class_mean`` the mean training sample is subtracted last (OCGAN's
-    CIFAR-10 experiments).
+    First, samples are scaled: ``uint8`` images by 255, float images (files of 16 bits too) by the range of all training
+    pixels, tables by the range of each column in training. Later samples may lie outside of [0, 1]. Then ``unit`` leaves
+    them as they are and ``symmetric`` maps [0, 1] to [-1, 1]. ``gcn`` is Deep SVDD's: global contrast normalisation, then
+    min-max with the training samples' smallest and largest value. With ``class_mean`` the mean training sample is
+    subtracted last (OCGAN's CIFAR-10 experiments).
 
     Attributes:
         size: ``(height, width)`` to which images are resized; tables ignore it.
@@ -86,8 +88,14 @@ class Preprocessing:
         """A copy that has seen the training samples, those at ``indices``, or all of ``(N, C, H, W)`` or ``(N, F)``.
 
         They are read in parts, and only if there is something to fit.
+
+        Raises:
+            InputError: Image files that cannot be read, or all hold one value.
         """
-        parts = (torch.arange(images.shape[0]) if indices is None else indices).split(IMAGES_PER_PART)
+        chosen = torch.arange(images.shape[0]) if indices is None else indices
+        if isinstance(images, ImageFiles):
+            _check_contrast(images, chosen)
+        parts = chosen.split(IMAGES_PER_PART)
         fitted = replace(self, minimum=None, span=None)
         if is_table(images) or images.dtype.is_floating_point:
             fitted = fitted._fit_range(images[part] for part in parts)
@@ -106,8 +114,8 @@ class Preprocessing:
         lowest, highest = [], []
         for batch in batches:
             dims = (0,) if batch.ndim == 2 else (0, 1, 2, 3)
-            lowest.append(batch.double().amin(dims))
-            highest.append(batch.double().amax(dims))
+            lowest.append(batch.amin(dims).double())
+            highest.append(batch.amax(dims).double())
         minimum = torch.stack(lowest).amin(0)
         span = torch.stack(highest).amax(0) - minimum
         return replace(self, minimum=minimum, span=torch.where(span > 0, span, 1.0))
@@ -139,3 +147,16 @@ class Preprocessing:
         if self.channels is not None:
             images = to_channels(images, self.channels)
         return images if self.size is None else resize(images, self.size)
+
+
+def _check_contrast(images: ImageFiles, indices: Tensor) -> None:
+    """Refuses images whose pixels all have one value, or two neighbouring ones of 8 bits; the first few settle it mostly."""
+    low, high = torch.inf, -torch.inf
+    least = int(images.dtype == torch.uint8)
+    for part in indices.split(IMAGES_PER_CHECK):
+        pixels = images[part]
+        low, high = min(low, pixels.min().item()), max(high, pixels.max().item())
+        if high - low > least:
+            return
+    found = f"all pixels of the {len(indices)} training images lie between {low:g} and {high:g}"
+    raise InputError(f"{found}: scale what the files hold to their full range, which is 0 to 255 for 8 bits")

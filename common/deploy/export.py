@@ -40,7 +40,8 @@ def metadata(detector: Detector) -> dict[str, Any]:
     """What a user of the program has to know, as plain values.
 
     ``input`` is the shape of the float32 samples that the program takes, ``stored`` their shape before preprocessing.
-    ``preprocessing`` leads from these to those, as the fields of :class:`common.data.transforms.Preprocessing`. ``threshold``
+    ``decoding`` leads from image files to stored samples, as arguments of :class:`common.data.images.ImageFiles`, and
+    ``preprocessing`` from these to the input, as the fields of :class:`common.data.transforms.Preprocessing`. ``threshold``
     is the score from which on an image is anomalous, null where the checkpoint has none.
     """
     module, threshold = detector.module, float(detector.module.threshold)
@@ -53,6 +54,7 @@ def metadata(detector: Detector) -> dict[str, Any]:
         "threshold": threshold if np.isfinite(threshold) else None,
         "input": list(module.hparams["shape"]),
         "stored": list(detector.stored),
+        "decoding": dict(detector.decoding),
         "preprocessing": preprocessing,
     }
 

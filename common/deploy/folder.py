@@ -46,7 +46,7 @@ def predict_folder(
         device: Of the module.
 
     Raises:
-        InputError: What :func:`common.deploy.load.load_detector` refuses, a detector of table rows or of float images, no
+        InputError: What :func:`common.deploy.load.load_detector` refuses, a detector of table rows or of float arrays, no
             such folder, no image in it that can be read, or a place that cannot be written.
     """
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -62,7 +62,7 @@ def predict_folder(
         table = pd.DataFrame({"path": readable, "score": scores})
         table["p_value"] = conformal_p_value(scores, calibration) if len(calibration) else np.nan
         table["label"] = np.nan if np.isnan(limit) else (scores >= limit).astype(int)
-        table.to_csv(temporary, index=False)
+        table.to_csv(temporary, index=False, encoding="utf-8", errors="backslashreplace")  # of names that are not UTF-8
     for reason in unreadable:
         console.print(f"left out: {reason}")
     if np.isnan(limit):
@@ -81,7 +81,7 @@ def judge(detector: Detector, paths: Sequence[Path], console: Console) -> tuple[
 
     Args:
         detector: Of images.
-        paths: Decoded as the training images were: scaled and centre-cropped to ``detector.stored``.
+        paths: Decoded as the training images were, to ``detector.stored``.
         console: Where the progress is shown.
 
     Returns:
@@ -124,13 +124,14 @@ def _image_files(folder: Path) -> list[Path]:
 def _check_that_files_fit(checkpoint: Path, detector: Detector) -> None:
     if len(detector.stored) != 3:
         raise InputError(f"{checkpoint} scores rows of {detector.stored[0]} columns, not images: score them in Python")
-    if detector.preprocessing.minimum is not None:
-        raise InputError(f"{checkpoint} was trained on float images, whose range image files do not have: score them in Python")
+    if detector.preprocessing.minimum is not None and detector.decoding["depth"] == "uint8":
+        reason = "was trained on float images in memory, whose range image files do not have"
+        raise InputError(f"{checkpoint} {reason}: score them in Python")
 
 
 def _files(detector: Detector, paths: Sequence[Path]) -> ImageFiles:
     channels, height, width = detector.stored
-    return ImageFiles(list(paths), (height, width), channels)
+    return ImageFiles(list(paths), (height, width), channels, **detector.decoding)
 
 
 def _draw(detector: Detector, paths: Sequence[Path], scores: NDArray[np.float64], limit: float, folder: Path) -> Iterator[Path]:

@@ -1,5 +1,6 @@
 """Trained detectors, from their checkpoints: tensors and plain values, never code."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,13 @@ class Detector:
         module: Scores preprocessed samples.
         stored: ``(C, H, W)`` of images before the preprocessing, ``(F,)`` of a table's rows.
         preprocessing: From ``(B, *stored)`` samples, uint8 or float as the training samples were, to what the module sees.
+        decoding: How a file becomes a stored image, as keyword arguments of :class:`common.data.images.ImageFiles`.
     """
 
     module: OneClassModule
     stored: tuple[int, ...]
     preprocessing: Preprocessing
+    decoding: Mapping[str, Any]
 
     def scores(self, images: Tensor) -> Tensor:
         """``(B,)`` float64 scores on the CPU, higher = more anomalous, of ``(B, *stored)`` samples."""
@@ -66,6 +69,7 @@ def load_detector(path: Path, device: torch.device | str = "cpu") -> Detector:
         module.on_load_checkpoint(contents)
         about = contents[OneClassDataModule.__qualname__]
         stored, preprocessing = tuple(about["stored"]), Preprocessing(**about["preprocessing"])
+        decoding = {"depth": "uint8", **about.get("decoding", {})}  # earlier checkpoints have none
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} does not hold a whole {cls.__qualname__}: {str(error).splitlines()[0]}") from error
-    return Detector(module.eval().to(device, memory_format=torch.channels_last), stored, preprocessing)
+    return Detector(module.eval().to(device, memory_format=torch.channels_last), stored, preprocessing, decoding)

@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 from common.classical import fit_and_score
 from common.cli import assemble, chosen_device, configure_process
 from common.data import OneClassDataModule
+from common.data.images import path_column
 from common.deploy.load import load_checkpoint
 from common.errors import InputError
 from common.experiment.cell import Cell, Settings
@@ -151,10 +152,10 @@ def complete(config: Config, directory: Path, metadata: Record, threads: int | N
     seed_everything(config["seed_everything"], workers=True, verbose=False)
     with threadpool_limits(threads):
         if detector is None:
-            scored, results = _run_module(config, directory, metadata)
+            scores, results = _run_module(config, directory, metadata)
         else:
-            scored, results = _run_classical(config, directory, detector)
-    write_whole(directory / "scores.csv", _scores_csv(scored))
+            scores, results = _run_classical(config, directory, detector)
+    write_whole(directory / "scores.csv", scores.to_csv(index=False))
     record = {
         **metadata,
         **results,
@@ -169,7 +170,7 @@ def complete(config: Config, directory: Path, metadata: Record, threads: int | N
     return record | {"stale": ""}
 
 
-def _run_module(config: Config, directory: Path, metadata: Record) -> tuple[Scored, Record]:
+def _run_module(config: Config, directory: Path, metadata: Record) -> tuple[pd.DataFrame, Record]:
     trainer = {**config["trainer"], "default_root_dir": str(directory)}
     trainer["logger"] = _logger(trainer.get("logger", True), directory)
     cli = assemble({**config, "trainer": trainer}, metadata)
@@ -189,7 +190,7 @@ def _run_module(config: Config, directory: Path, metadata: Record) -> tuple[Scor
         rules["oracle"] = {"metrics": cli.oracle.results(), "curve": cli.oracle.curve, "monitored": cli.oracle.monitored}
     cli.trainer.test(cli.model, cli.datamodule, ckpt_path=str(chosen), weights_only=True, verbose=False)
     assert cli.model.scored is not None
-    return cli.model.scored, {
+    return _scores(cli.model.scored, cli.datamodule), {
         **_classes(cli.datamodule),
         "rule": cli.config.rule,
         "score": cli.model.hparams["score"],
@@ -213,11 +214,11 @@ def _of_checkpoint(cli: Any, path: Path) -> Record:
     return {"metrics": cli.model.metrics_of(scored), "selected_epoch": _epoch(checkpoint)}
 
 
-def _run_classical(config: Config, directory: Path, detector: str) -> tuple[Scored, Record]:
+def _run_classical(config: Config, directory: Path, detector: str) -> tuple[pd.DataFrame, Record]:
     write_whole(directory / "config.yaml", yaml.safe_dump(config, allow_unicode=True))
     data = OneClassDataModule(**config["data"])
     scored, results = fit_and_score(detector, data, config["seed_everything"], config.get("backbone"))
-    return scored, _classes(data) | results
+    return _scores(scored, data), _classes(data) | results
 
 
 def _classes(data: OneClassDataModule) -> Record:
@@ -270,10 +271,10 @@ def _with_root(config: Config, settings: Settings) -> Config:
     return config
 
 
-def _scores_csv(scored: Scored) -> str:
-    frame = pd.DataFrame({"index": scored.index, "target": scored.target, "label": scored.label, **scored.scores})
-    text: str = frame.to_csv(index=False)
-    return text
+def _scores(scored: Scored, data: OneClassDataModule) -> pd.DataFrame:
+    """A row for each tested sample, with its file if it has one."""
+    columns = {"index": scored.index, "target": scored.target, "label": scored.label, **scored.scores}
+    return pd.DataFrame(columns | path_column(data.data.images, scored.index))
 
 
 def _epoch(checkpoint: Mapping[str, Any]) -> int:

@@ -7,12 +7,17 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from common.data import OneClassDataModule
+from common.data.images import path_column
 from common.module import OneClassModule
 from common.training.checkpoints import run_folder
 
 
 class Predictions(Callback):
-    """Writes ``predictions.csv`` into the run's folder: data-set index, every score, and whether the threshold is reached."""
+    """Writes ``predictions.csv`` into the run's folder: data-set index, every score, and whether the threshold is reached.
+
+    Where samples are files a column ``path`` names them.
+    """
 
     def __init__(self) -> None:
         self._batches: list[dict[str, Tensor]] = []
@@ -31,5 +36,9 @@ class Predictions(Callback):
         path = run_folder(trainer) / "predictions.csv"
         if trainer.is_global_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
-            pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()}).to_csv(path, index=False)
+            table = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            if isinstance(data, OneClassDataModule):
+                table = table.assign(**path_column(data.data.images, table["index"]))
+            table.to_csv(path, index=False)
             print(f"written: {path}")

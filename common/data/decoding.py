@@ -1,0 +1,151 @@
+"""One image file to an array of pixels: colour, bit depth, orientation, and how it is brought to a size."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile, ImageOps
+
+from common.errors import InputError, UnreadableError
+
+Fit = Literal["crop", "squeeze", "pad"]
+Depth = Literal["uint8", "integer", "float"]
+
+DEPTHS: dict[Depth, str] = {"uint8": "8 bits", "integer": "16 bits or more", "float": "floats"}
+LEAST_OF_16_BITS = 4096
+"""Beside images of 8 bits, 16 bits count from 0 to 65535: a file that stays below this is one of a 12-bit camera."""
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
+
+
+class Header(NamedTuple):
+    """What a file says of itself before it is decoded."""
+
+    coloured: bool
+    depth: Depth
+
+
+def read_header(path: Path) -> Header:
+    """The header of an image file.
+
+    Raises:
+        UnreadableError: It is none.
+    """
+    with named(path), Image.open(path) as image:
+        return _header(image)
+
+
+def open_image(path: Path) -> tuple[Image.Image, Depth]:
+    """A file's first picture, decoded and turned as its EXIF says, and its depth.
+
+    Raises:
+        UnreadableError: The file cannot be read, or holds NaN or infinity.
+    """
+    with named(path), Image.open(path) as image:
+        depth = _header(image).depth
+        image.load()
+        if depth == "float" and not np.isfinite(np.asarray(image)).all():
+            raise ValueError("it holds NaN or infinity")
+        # not ImageOps.exif_transpose: it writes the whole EXIF block again, which many cameras' blocks do not survive
+        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        if turn is not None:
+            return image.transpose(turn), depth
+        return image, depth
+
+
+def converted(path: Path, channels: int, depth: Depth) -> list[Image.Image]:
+    """A file as the images of its set are kept.
+
+    Args:
+        path: The file.
+        channels: 1 (grey) or 3 (RGB).
+        depth: That of the set. ``uint8`` takes the high byte of 16 bits. ``integer`` and ``float`` keep the values.
+
+    Returns:
+        One image of mode L or RGB for ``uint8``, else one of mode F for each channel. Pillow keeps 8 bits of 16-bit colour.
+
+    Raises:
+        UnreadableError: The file cannot be read, or its values do not compare with those of the set.
+    """
+    image, own = open_image(path)
+    if own != depth and (own, depth) != ("integer", "uint8"):
+        raise UnreadableError(f"{shown(path)} has {DEPTHS[own]} and the training images {DEPTHS[depth]}: convert it")
+    with named(path):
+        is_deep_grey = image.mode == "F" or image.mode.startswith("I")
+        if is_deep_grey and depth != "uint8":
+            return [Image.fromarray(np.asarray(image, np.float32))] * channels
+        if is_deep_grey:
+            # Pillow's own conversion would clip everything above 255
+            image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+        image = image.convert("L" if channels == 1 else "RGB")
+        if depth != "uint8":
+            return [Image.fromarray(np.asarray(band, np.float32) * 257) for band in image.split()]
+        if own == "integer" and np.asarray(image).max() < LEAST_OF_16_BITS // 256:
+            reason = f"has 16 bits and stays below {LEAST_OF_16_BITS}, beside images of 8 bits: convert it to 8 bits"
+            raise UnreadableError(f"{shown(path)} {reason}")
+        return [image]
+
+
+def fitted(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
+    """An image brought to ``(height, width)``: ``crop`` takes its centre, ``squeeze`` distorts it, ``pad`` adds black bars.
+
+    Example:
+        >>> fitted(Image.new("L", (40, 10), 255), (10, 10), "pad").getpixel((0, 0))
+        0
+    """
+    width_and_height = size[::-1]
+    if image.size == width_and_height:
+        return image
+    if fit == "squeeze":
+        return image.resize(width_and_height, Image.Resampling.BILINEAR)
+    if fit == "pad":
+        # a zero far below all other values would use up the range of the training images
+        bars: Any = image.getextrema()[0] if image.mode == "F" else 0
+        return ImageOps.pad(image, width_and_height, Image.Resampling.BILINEAR, color=bars)
+    return ImageOps.fit(image, width_and_height, Image.Resampling.BILINEAR)
+
+
+def shown(path: Path) -> str:
+    r"""A path as text that any file and terminal takes: bytes that are not UTF-8 become ``\udcXX``.
+
+    Example:
+        >>> shown(Path("caf\udce9.png"))
+        'caf\\udce9.png'
+    """
+    return str(path).encode(errors="backslashreplace").decode()
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Names the file in whatever its reading raises: Pillow's plug-ins raise anything on damaged files."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableError(f"cannot read the image {shown(path)}: {reason}") from error
+
+
+def _header(image: ImageFile.ImageFile) -> Header:
+    """Of an image that is not decoded: afterwards Pillow has forgotten how the file stores its bands."""
+    if image.mode == "F":
+        return Header(False, "float")
+    if image.mode.startswith("I"):
+        return Header(False, "integer")
+    coloured = image.mode not in {"1", "L"}
+    if any(re.search(";16[BLN]", str(arguments)) for *_, arguments in image.tile):
+        return Header(coloured, "integer")
+    return Header(coloured, "uint8")
