@@ -14,6 +14,7 @@ from common.data import dataset_label
 from common.errors import InputError
 from common.experiment import Experiment
 from common.experiment.identity import is_current
+from common.experiment.overview import write_overview
 from common.experiment.page import Chapter, galleries, page
 from common.experiment.published import RESULTS, published
 from common.experiment.records import FILE, Record, read_published, read_record
@@ -26,7 +27,7 @@ FALLBACK = "quickstart"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints every experiment's tables, and writes each as CSV, Markdown and LaTeX and all as ``index.html``."""
+    """Prints every experiment's tables, and writes each as CSV, Markdown, LaTeX and picture and all as ``index.html``."""
     parser = Parser(prog="python -m experiments.report", description=__doc__)
     parser.add_argument("--runs", type=Path, help="whose records are added, with their figures (default: runs)")
     parser.add_argument("--out", type=Path, default=Path("report"), help="where everything goes (default: report)")
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 show(part.table, console, experiment.labels)
                 console.print(part.note)
                 write_tables(part.table, experiment, arguments.out, ("csv", "md", "tex"))
+                write_overview(part.table, experiment, arguments.out)
         write_whole(arguments.out / "index.html", page(chapters))
         stale = [f"{record['folder']}: {record['stale']}" for record in records if record["stale"]]
         if stale:

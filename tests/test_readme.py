@@ -1,4 +1,4 @@
-"""Every command of the README runs, on small data where it names a placeholder."""
+"""Every command of the README and of the pages in docs runs, on small data where it names a placeholder."""
 
 import os
 import re
@@ -14,7 +14,8 @@ from PIL import Image
 from common.testing import CHECKS
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 FENCES = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.DOTALL)
 COMMANDS = [
     line
@@ -86,7 +87,7 @@ def folder(tmp_path_factory):
     return where
 
 
-def test_the_readme_has_the_commands_that_are_tested_here():
+def test_the_pages_have_the_commands_that_are_tested_here():
     assert sorted({" ".join(command.split(" ")[:3]) for command in COMMANDS}) == [
         "dask scheduler --port",
         "dask worker tcp://head:8786",
@@ -126,8 +127,9 @@ def test_experiments(command, folder):
         assert "Δ to ocgan-smoke" in call(f"{command} --max-epochs 1 --seeds 0 1", folder)
     elif "--datasets mnist" in command:
         lines = call(command.replace("~/data", ".") + " --normal 0 --dry-run", folder).splitlines()
-        assert [line[:45] for line in lines] == ["oneclass fit --config autoencoder-denoising -"] * 3
-        assert all(line.endswith("# to do") for line in lines)
+        presets = re.search(r"--presets ((?:[^-\s]\S*\s?)+)", command)[1].split()
+        assert len(lines) == 3 * len(presets)
+        assert all(re.match(r"oneclass fit --config (autoencoder-denoising|ocgan-tuned) .*# to do", line) for line in lines)
     elif "reproduce" in command:
         assert "--cells" in call(f"{command} --help", folder)
     elif "report" in command:
@@ -198,3 +200,9 @@ def test_python(block, folder):
     assert done.returncode == 0, done.stderr
     auroc = float(done.stdout.splitlines()[-1].split()[0])
     assert 0.9 < auroc <= 1
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
+    for page in PAGES:
+        assert len(page.read_text(encoding="utf-8").split()) <= 1200, f"{page.name} is too long"

@@ -16,6 +16,7 @@ from common.errors import DataMissingError, InputError
 from common.experiment.cell import Cell, Settings
 from common.experiment.engines import Backend
 from common.experiment.grid import Failure, cells_at_a_time, run_grid, threads_per_cell
+from common.experiment.overview import write_overview
 from common.experiment.plan import Experiment, Grid, bases, cells_of, narrowed, refuse_one_name
 from common.experiment.published import RESULTS, published, tabulate
 from common.experiment.records import Record, publish
@@ -94,7 +95,7 @@ def _report(
 
 
 def publish_records(experiment: Experiment, records: Sequence[Record]) -> int:
-    """Adds records to an experiment's committed ones and makes its page again; returns the number of new lines.
+    """Adds records to an experiment's committed ones and makes its page and picture again; returns the number of new lines.
 
     Raises:
         InputError: Uncommitted code made one of them.
@@ -103,7 +104,9 @@ def publish_records(experiment: Experiment, records: Sequence[Record]) -> int:
     if dirty:
         raise InputError(f"uncommitted code made {len(dirty)} of {len(records)} records: commit, then run them with --force")
     n = publish(records, RESULTS / f"{experiment.name}.jsonl")
-    write_tables(published(experiment), experiment, RESULTS, ("md",))
+    table = published(experiment)
+    write_tables(table, experiment, RESULTS, ("md",))
+    write_overview(table, experiment, RESULTS)
     return n
 
 

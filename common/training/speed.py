@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 class Speed(Callback):
     """What makes a training faster and changes its numbers by rounding alone; every run has it.
 
-    ``experiments/benchmark.md`` says what it gains.
+    ``docs/speed.md`` says what it gains.
 
     Args:
         channels_last: Convolutions work on channels-last memory, as the data module's batches are.

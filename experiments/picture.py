@@ -1,0 +1,110 @@
+"""A finished run in one picture: test images, what the module decodes, and the scores with the threshold."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from common.cli import Parser, one_line_errors
+from common.data import OneClassDataModule
+from common.deploy.load import load_detector
+from common.errors import InputError
+from common.evaluation.figures import ANOMALOUS, NORMAL
+from common.experiment.records import FILE, Record, read_record
+from common.files import whole
+from common.training.checkpoints import CHOSEN
+
+IMAGES = 6
+"""Normal and anomalous images each, at even steps of their ranks by score: none is picked by hand."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draws a cell of a table whose module reconstructs its input, such as OCGAN."""
+    parser = Parser(prog="python -m experiments.picture", description=__doc__)
+    parser.add_argument("run", type=Path, help="the folder of a finished cell, such as runs/ocgan-tuned/mnist/…/seed=0")
+    parser.add_argument("--out", type=Path, default=Path("picture.png"), metavar="PNG")
+    with one_line_errors():
+        arguments = parser.parse_args(argv)
+        figure = picture(arguments.run)
+        with whole(arguments.out) as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
+        print(f"written: {arguments.out}")
+
+
+def picture(run: Path) -> Figure:
+    """Images, reconstructions and the distribution of the record's score.
+
+    Raises:
+        InputError: The folder holds no finished cell, or its module does not reconstruct.
+    """
+    record = read_record(run / FILE)
+    detector = load_detector(run / "checkpoints" / CHOSEN[record["rule"]])
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    data = OneClassDataModule(**config["data"])
+    data.setup()
+    table = pd.read_csv(run / "scores.csv").sort_values(record["score"])
+    chosen = pd.concat([_evenly(table[table["label"] == label]) for label in (0, 1)])
+    images = data.images(chosen["index"].to_numpy())
+    with torch.inference_mode():
+        decoded = detector.module.reconstruct(images)
+    if decoded is None:
+        raise InputError(f"{record['name']} does not reconstruct its input: choose a run of OCGAN, ALOCC or an autoencoder")
+    figure = Figure(figsize=(9.2, 2.9), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(2.1, 1))
+    flagged = (chosen[record["score"]] >= record["threshold"]).to_numpy()
+    _draw_images(left, images.numpy(), decoded.numpy(), flagged)
+    _draw_scores(right, table, record)
+    cell = record["cell"]
+    figure.suptitle(f"{record['name']} on {cell['dataset']}, normal class {record['classes'][0]}", fontsize=10)
+    return figure
+
+
+def _evenly(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.iloc[(np.linspace(0.05, 0.95, IMAGES) * (len(rows) - 1)).astype(int)]
+
+
+def _draw_images(axes: Axes, images: NDArray[np.float32], decoded: NDArray[np.float32], flagged: NDArray[np.bool_]) -> None:
+    """Images above what is decoded of them, flagged ones framed."""
+    low, high = images.min(), images.max()
+    for place, pair in enumerate(zip(images, decoded, strict=True)):
+        gap = 0.4 * (place >= IMAGES)
+        for row, image in enumerate(pair):
+            extent = (1.1 * place + gap, 1.1 * place + gap + 1, -1.1 * row - 1, -1.1 * row)
+            axes.imshow(np.moveaxis(image, 0, -1), "gray", vmin=low, vmax=high, interpolation="nearest", extent=extent)
+        if flagged[place]:
+            corner = (extent[0] - 0.04, extent[2] - 0.04)
+            axes.add_patch(Rectangle(corner, 1.08, 2.18, fill=False, color=ANOMALOUS, linewidth=1.6))
+    axes.set(xlim=(-0.1, 2.2 * IMAGES + 0.4), ylim=(-2.2, 0.5))
+    for start, name, color in ((0, "normal", NORMAL), (1.1 * IMAGES + 0.4, "anomalies", ANOMALOUS)):
+        axes.text(start, 0.12, f"{name}, from low to high score", fontsize=8, color=color)
+    axes.set_yticks([-0.5, -1.6], ["image", "decoded"], fontsize=8)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("framed: flagged by the threshold from held-out normal images", fontsize=8)
+
+
+def _draw_scores(axes: Axes, table: pd.DataFrame, record: Record) -> None:
+    scores, threshold = table[record["score"]], record["threshold"]
+    edges = np.linspace(scores.min(), scores.quantile(0.995), 41)
+    for label, name, color in ((0, "normal", NORMAL), (1, "anomalies", ANOMALOUS)):
+        values = scores[table["label"] == label].clip(upper=edges[-1])
+        axes.hist(values, edges, density=True, alpha=0.5, color=color, label=f"{name} ({len(values)})")
+    axes.axvline(threshold, color="black", linewidth=1, label="threshold")
+    auroc = record["metrics"][record["score"]]["auroc"]
+    axes.set_title(f"AUROC {auroc:.3f}", fontsize=9)
+    axes.set_xlabel("score (higher = more anomalous)", fontsize=8)
+    axes.set_yticks([])
+    axes.tick_params(labelsize=7)
+    axes.legend(fontsize=7)
+
+
+if __name__ == "__main__":
+    main()
