@@ -112,10 +112,14 @@ def row_name(text: str) -> str:
     """The name of a preset's row and folder: that of its file without the ending, or the preset's own, with the overrides.
 
     Example:
-        >>> row_name("my/l1.yaml,lr=0.1"), row_name("ocgan-tuned")
-        ('l1,lr=0.1', 'ocgan-tuned')
+        >>> row_name("my/l1.yaml,lr=0.1"), row_name("ocnn-tuned,weights=/data/vgg16_features.pth")
+        ('l1,lr=0.1', 'ocnn-tuned,weights=vgg16_features')
     """
-    preset, overrides = split_preset(text)
+    preset, options = split_preset(text)
+    overrides = []
+    for option in options:
+        key, _, value = option.partition("=")
+        overrides.append(f"{key}={Path(value).stem}" if value.endswith(".pth") else option)
     return ",".join([Path(preset).stem if is_file(preset) else preset, *overrides]).replace("/", "_")
 
 
