@@ -215,7 +215,7 @@ def _read_state(name: str, path: Path) -> dict[str, Tensor]:
         reason = [*str(error).splitlines(), type(error).__name__][0]
         raise InputError(f"cannot read the weights {path}: {reason}") from error
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} is no state dict: save the net's state_dict(), names with tensors, and nothing else")
+        raise InputError(f"{path} is no state dict: save the net's state_dict(), nothing else")
     return state
 
 
