@@ -109,9 +109,7 @@ def split_preset(text: str) -> tuple[str, list[str]]:
 
 
 def row_name(text: str) -> str:
-    """The name of a preset's row and folder: that of its file without the ending, or the preset's own, with the overrides.
-
-    A file of weights counts by its name without the folders, so that the row is a preset wherever the file lies.
+    """The name of a preset's row and folder: its file's stem or its own name, with the overrides; of weights the file's name.
 
     Example:
         >>> row_name("my/l1.yaml,lr=0.1"), row_name("ocnn-tuned,weights=/data/vgg16_features.pth")
