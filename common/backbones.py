@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torchvision
@@ -73,7 +74,11 @@ class Beside(nn.Module):
 
 
 def split(
-    name: str, weights: str | None = "DEFAULT", head_layers: int | Sequence[int] = 0, fine_tuned: bool = False
+    name: str,
+    weights: str | None = "DEFAULT",
+    head_layers: int | Sequence[int] = 0,
+    fine_tuned: bool = False,
+    pooling: Literal["avg"] | None = None,
 ) -> tuple[Frozen, nn.Sequential]:
     """A classifier of torchvision as its frozen part and the layers that are trained.
 
@@ -82,17 +87,20 @@ def split(
 
     Args:
         name: As :func:`torchvision.models.get_model` knows it.
-        weights: A member of the net's weights in torchvision; None for random ones.
+        weights: A member of the net's weights in torchvision; a file of weights (see :func:`weights_file`), of the whole net
+            or of its convolutions alone; None for random ones.
         head_layers: How many of the classifier's linear layers are kept; the last of them without what follows it. Several
             numbers, ascending: what is left after so many each, side by side, frozen.
         fine_tuned: Whether these are trained, or frozen too.
+        pooling: ``avg``: the mean of the last feature map, where the net has a grid of means (VGG: 7 x 7, AlexNet: 6 x 6).
 
     Returns:
         Images in [0, 1] ``(B, 3, H, W)`` to ``(B, F)``, and ``(B, F)`` to ``(B, D)``; the latter is empty without layers
         to train.
 
     Raises:
-        InputError: An unknown net or weights, more layers than there are, or nothing to train.
+        InputError: An unknown net or weights, a file that is not this net's, more layers than there are, nothing to train, or
+            pooling where there is nothing to pool.
         WeightsMissingError: Weights that are not there and cannot be downloaded.
 
     Example:
@@ -110,6 +118,9 @@ def split(
     kept = _checked(name, head_layers, fine_tuned, len(ends) - 1)
     pooled = isinstance(classifier, nn.Sequential) and any(isinstance(layer, nn.Conv2d) for layer in classifier)
     setattr(net, place, nn.AdaptiveAvgPool2d(1) if pooled else nn.Identity())
+    _refuse_missing(name, weights, net, layers[: ends[kept[-1]]])
+    if pooling is not None:
+        _pool(name, net, head_layers, pooling)
     if fine_tuned:
         return Frozen(net, mean, std), nn.Sequential(*layers[: ends[kept[0]]])
     if head_layers == 0:
@@ -121,6 +132,21 @@ def split(
     linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
     sizes = [linear[0].in_features, *(layer.out_features for layer in linear)]
     return Frozen(Beside(stages), mean, std, [sizes[count] for count in kept]), nn.Sequential()
+
+
+def weights_file(weights: object) -> Path | None:
+    """The file that ``weights`` names by its ending, ``.pth``; None where it names none.
+
+    A file that does not lie there is looked for where torchvision keeps its own, in ``$TORCH_HOME/hub/checkpoints``.
+
+    Example:
+        >>> weights_file("DEFAULT"), weights_file("/data/vgg16_features.pth").as_posix()
+        (None, '/data/vgg16_features.pth')
+    """
+    if not isinstance(weights, str) or not weights.endswith(".pth"):
+        return None
+    path = Path(weights).expanduser()
+    return path if path.is_file() else Path(torch.hub.get_dir(), "checkpoints", path)
 
 
 def _checked(name: str, head_layers: int | Sequence[int], fine_tuned: bool, available: int) -> list[int]:
@@ -145,8 +171,13 @@ def _load(name: str, weights: str | None) -> tuple[nn.Module, Sequence[float], S
     if weights is None:
         return torchvision.models.get_model(name, weights=None), (0.5,) * 3, (0.25,) * 3
     members = torchvision.models.get_model_weights(name)
+    if (path := weights_file(weights)) is not None:
+        preset = members.DEFAULT.transforms()
+        return _load_file(name, path), preset.mean, preset.std
     if weights not in members.__members__:
-        raise InputError(f"unknown weights '{weights}' of '{name}': choose from {', '.join(members.__members__)}")
+        raise InputError(
+            f"unknown weights '{weights}' of '{name}': choose from {', '.join(members.__members__)}, or give a .pth file"
+        )
     chosen = members[weights]
     try:
         net = torchvision.models.get_model(name, weights=chosen)
@@ -161,10 +192,57 @@ def _load(name: str, weights: str | None) -> tuple[nn.Module, Sequence[float], S
     return net, preset.mean, preset.std
 
 
+def _load_file(name: str, path: Path) -> nn.Module:
+    """The net with a file's weights; layers that the file lacks are on the device ``meta``, which holds no numbers."""
+    state = _read_state(name, path)
+    net = torchvision.models.get_model(name, weights=None)
+    expected = net.state_dict()
+    for key, value in state.items():
+        if key not in expected or value.shape != expected[key].shape:
+            shape = tuple(value.shape)
+            raise InputError(f"{path} holds no weights of '{name}', which has no {key} of shape {shape}: give another file")
+    for key in net.load_state_dict(state, strict=False).missing_keys:
+        net.get_submodule(key.rpartition(".")[0]).to("meta")
+    return net
+
+
+def _read_state(name: str, path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise WeightsMissingError(f"no weights of '{name}': there is no {path}; put the file there, or give its path")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files fail in many ways
+        reason = [*str(error).splitlines(), type(error).__name__][0]
+        raise InputError(f"cannot read the weights {path}: {reason}") from error
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path} is no state dict: save the net's state_dict(), nothing else")
+    return state
+
+
+def _refuse_missing(name: str, weights: str | None, net: nn.Module, layers: Sequence[nn.Module]) -> None:
+    """Stops where a file lacks some of what is kept: of the net below the classifier, or of the classifier's layers."""
+    missing = [key for key, value in net.state_dict().items() if value.is_meta]
+    if missing:
+        raise InputError(f"{weights} lacks {missing[0]}, one of {len(missing)} missing weights of '{name}': give another file")
+    if any(parameter.is_meta for layer in layers for parameter in layer.parameters()):
+        raise InputError(f"{weights} lacks linear layers of '{name}': give fewer head_layers, or a file that has them")
+
+
+def _pool(name: str, net: nn.Module, head_layers: int | Sequence[int], pooling: str) -> None:
+    """Makes one mean of the net's grid of means, in place."""
+    if pooling != "avg":
+        raise InputError(f"unknown pooling '{pooling}': give avg, or leave it out")
+    if head_layers != 0:
+        raise InputError("pooling makes the last feature map too small for linear layers: give head_layers 0, or no pooling")
+    if not isinstance(getattr(net, "avgpool", None), nn.AdaptiveAvgPool2d):
+        raise InputError(f"'{name}' has no grid of means, as vgg16 and alexnet have, that pooling could shrink: leave it out")
+    net.avgpool = nn.AdaptiveAvgPool2d(1)
+
+
 def _as_linear(layer: nn.Module) -> nn.Module:
     """A 1x1 convolution as the linear layer that it is for each pixel, and any other layer as it is."""
     if not isinstance(layer, nn.Conv2d):
         return layer
-    linear = nn.Linear(layer.in_channels, layer.out_channels)
+    linear = nn.Linear(layer.in_channels, layer.out_channels, device=layer.weight.device)
     linear.load_state_dict({"weight": layer.weight.flatten(1), "bias": layer.bias})
     return linear

@@ -27,6 +27,7 @@ from common.shallow import (
     DenseKernelDensity,
     Mahalanobis,
     MinimaxProbabilityMachine,
+    NearestNeighborDistance,
     NoiseSVM,
     PCAReconstruction,
     PrincipalComponents,
@@ -57,6 +58,7 @@ DETECTORS: dict[str, Preset] = {
     "ocsvm": Preset(lambda: OneClassSVM(nu=0.1, gamma="scale")),
     "hog_ocsvm": Preset(lambda: make_pipeline(HOG(), OneClassSVM(nu=0.1, gamma="scale"))),
     "lof": Preset(lambda: LocalOutlierFactor(novelty=True, algorithm="brute")),
+    "knn": Preset(NearestNeighborDistance),
     "pca": Preset(PCAReconstruction),
     "kde": Preset(DenseKernelDensity),
     "mahalanobis": Preset(lambda: make_pipeline(PrincipalComponents(), Mahalanobis())),
@@ -122,7 +124,8 @@ def fit_and_score(
         try:
             data.extractor, _ = split(**backbone)
         except TypeError as error:
-            raise InputError(f"options of a detector: backbone, weights, head_layers and image_size ({error})") from error
+            options = "backbone, weights, head_layers, pooling and image_size"
+            raise InputError(f"options of a detector: {options} ({error})") from error
     data.setup()
 
     def score(loader: Any) -> Scored:

@@ -109,13 +109,17 @@ def split_preset(text: str) -> tuple[str, list[str]]:
 
 
 def row_name(text: str) -> str:
-    """The name of a preset's row and folder: that of its file without the ending, or the preset's own, with the overrides.
+    """The name of a preset's row and folder: its file's stem or its own name, with the overrides; of weights the file's name.
 
     Example:
-        >>> row_name("my/l1.yaml,lr=0.1"), row_name("ocgan-tuned")
-        ('l1,lr=0.1', 'ocgan-tuned')
+        >>> row_name("my/l1.yaml,lr=0.1"), row_name("ocnn-tuned,weights=/data/vgg16_features.pth")
+        ('l1,lr=0.1', 'ocnn-tuned,weights=vgg16_features.pth')
     """
-    preset, overrides = split_preset(text)
+    preset, options = split_preset(text)
+    overrides = []
+    for option in options:
+        key, _, value = option.partition("=")
+        overrides.append(f"{key}={Path(value).name}" if value.endswith(".pth") else option)
     return ",".join([Path(preset).stem if is_file(preset) else preset, *overrides]).replace("/", "_")
 
 

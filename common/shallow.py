@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.decomposition import PCA
 from sklearn.metrics import euclidean_distances, pairwise_distances_chunked
+from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC, OneClassSVM
 from sklearn.utils import check_random_state
 
@@ -122,6 +123,28 @@ class Mahalanobis(EmpiricalCovariance):  # type: ignore[misc]
     def score_samples(self, X: Rows) -> Rows:
         """Minus the squared distance."""
         return -self.mahalanobis(X)
+
+
+class NearestNeighborDistance(NearestNeighbors):  # type: ignore[misc]
+    """The mean Euclidean distance to the nearest training samples, from all distances by matrix products.
+
+    Args:
+        n_neighbors: Their number, k; fewer where there are fewer samples. Two as in DN2 (Bergman, Cohen and Hoshen, "Deep
+            Nearest Neighbor Anomaly Detection", arXiv 2002.10445, 2020) and PANDA (Reiss et al., CVPR 2021).
+
+    Example:
+        >>> detector = NearestNeighborDistance(2).fit(np.array([[0.0, 0.0], [3.0, 4.0], [9.0, 9.0]]))
+        >>> detector.score_samples(np.array([[0.0, 0.0]])).tolist()
+        [-2.5]
+    """
+
+    def __init__(self, n_neighbors: int = 2) -> None:
+        super().__init__(n_neighbors=n_neighbors, algorithm="brute")
+
+    def score_samples(self, X: Rows) -> Rows:
+        """Minus the mean distance."""
+        distances, _ = self.kneighbors(X, min(self.n_neighbors, self.n_samples_fit_))
+        return -distances.mean(1)
 
 
 class DenseKernelDensity(BaseEstimator):  # type: ignore[misc]

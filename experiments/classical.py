@@ -3,7 +3,7 @@
 from common.classical import DETECTORS
 from common.experiment import Experiment, Grid, run_experiment
 
-BASELINES = ("classical-ocsvm", "classical-hog_ocsvm", "classical-lof", "classical-pca")
+BASELINES = ("classical-ocsvm", "classical-hog_ocsvm", "classical-lof", "classical-knn", "classical-pca")
 """What stands in every paper's table."""
 
 LABELS = {f"classical-{preset}": preset for preset in DETECTORS}

@@ -1,23 +1,45 @@
-"""OC-CNN's tables: its three data sets, cats against dogs, CIFAR-10 on SqueezeNet's features, and an ablation."""
+"""OC-CNN's tables: its three data sets, cats against dogs, CIFAR-10 on pretrained features, and ablations."""
 
 from common.experiment import Experiment, Grid, run_experiment
+from common.presets import row_name
 from experiments.classical import BASELINES
 
 PRESETS = ("small", "keras,backbone=squeezenet1_0,head_layers=0", "tuned")
-DETECTORS = ("ocsvm_linear", "bsvm", "mpm", "svdd")
+DETECTORS = ("ocsvm_linear", "bsvm", "mpm", "svdd", "knn")
 METRICS = ("auroc", "accuracy_fixed", "balanced_accuracy_threshold")
 
+# The paper's two nets by the weights of their convolutions, below the linear layers; the card says how to get the files
+VGG16 = "backbone=vgg16,weights=vgg16_features.pth,head_layers=0"
+ALEXNET = "backbone=alexnet,weights=alexnet_features.pth,head_layers=0"
 
-def compared(backbone: str, size: int, head_layers: int = 0) -> tuple[str, ...]:
+
+def compared(features: str, size: int) -> tuple[str, ...]:
     """The compared methods on a backbone's features, as presets."""
-    options = f"backbone={backbone},head_layers={head_layers},image_size={size}"
-    return tuple(f"classical-{detector},{options}" for detector in DETECTORS)
+    return tuple(f"classical-{detector},{features},image_size={size}" for detector in DETECTORS)
 
 
-ON_SQUEEZENET = compared("squeezenet1_0", 224)
-ON_CLASSES = compared("squeezenet1_0", 224, head_layers=1)
-ON_FC7 = compared("alexnet", 224, head_layers=2)
+ON_SQUEEZENET = compared("backbone=squeezenet1_0,head_layers=0", 224)
+ON_CLASSES = compared("backbone=squeezenet1_0,head_layers=1", 224)
+ON_FC7 = compared("backbone=alexnet,head_layers=2", 224)
 PAPER = ("paper", "paper,backbone=vgg16", "official", "official,backbone=vgg16", *ON_FC7)
+
+CONVOLUTIONS = (
+    *(
+        f"tuned,{net}{change}"
+        for net in (VGG16, ALEXNET)
+        for change in (
+            ",pooling=avg",
+            "",
+            ",pooling=avg,sigma=0.01",
+            ",pooling=avg,sigma=0.1",
+            ",pooling=avg,instance_norm=false",
+            ",pooling=avg,classifier_widths=[]",
+        )
+    ),
+    f"keras,{VGG16},pooling=avg",
+    *compared(f"{VGG16},pooling=avg", 224),
+    *compared(f"{ALEXNET},pooling=avg", 224),
+)
 
 ABLATION = (
     *(
@@ -43,8 +65,10 @@ EXPERIMENT = Experiment(
     main=Grid((*PRESETS, *ON_SQUEEZENET, *ON_CLASSES), ("cats_dogs",), metrics=METRICS),
     also=(
         Grid(ABLATION, ("cats_dogs",), metrics=METRICS),
+        Grid(CONVOLUTIONS, ("cats_dogs",), metrics=METRICS),
         Grid(("keras",), ("cats_dogs",), metrics=METRICS),
-        Grid((*PRESETS, *compared("squeezenet1_0", 96), *BASELINES), ("cifar10",), metrics=("auroc",)),
+        Grid((*PRESETS, *compared("backbone=squeezenet1_0,head_layers=0", 96), *BASELINES), ("cifar10",), metrics=("auroc",)),
+        Grid((f"tuned,{VGG16},pooling=avg", *compared(f"{VGG16},pooling=avg", 96)), ("cifar10",), metrics=("auroc",)),
         # the paper's Tables I and II: each class is tested beside the abnormal images of its own
         *(Grid(PAPER, ("abnormality1001",), (f"standard,anomalous={k + 6}",), (str(k),), ("auroc",)) for k in range(6)),
         Grid(PAPER, ("umdaa02",), metrics=("auroc",)),
@@ -52,7 +76,7 @@ EXPERIMENT = Experiment(
     ),
     compare={
         f"ocnn-{preset} logit_difference": ("Keras tutorial",)
-        for preset in ("keras", "keras,backbone=squeezenet1_0,head_layers=0", "tuned")
+        for preset in ("keras", "keras,backbone=squeezenet1_0,head_layers=0", "tuned", row_name(f"tuned,{VGG16},pooling=avg"))
     },
     labels={
         "logit_difference": "Δlogit",

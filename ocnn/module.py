@@ -24,10 +24,12 @@ class OCCNN(OneClassModule):
     Args:
         shape: ``(C, H, W)`` of an image in [0, 1], or ``(F,)`` of a flat vector, which is its own feature.
         backbone: A net of torchvision; ``none`` trains a small convolutional net from scratch.
-        weights: A member of the backbone's weights in torchvision; None for random ones.
+        weights: A member of the backbone's weights in torchvision, or a ``.pth`` file with those of the whole net or of its
+            convolutions; None for random ones.
         head_layers: Number of linear layers of the backbone's classifier that are kept; what follows the last is cut off.
             Several numbers give the features after each of those layers, side by side.
         fine_tuned: Whether these layers are trained; otherwise they are frozen, as the convolutions always are.
+        pooling: ``avg``: the mean of the last feature map in place of VGG's or AlexNet's grid of means, without linear layers.
         instance_norm: Whether real features are normalised, those of each layer by themselves; noise never is.
         classifier_widths: Hidden layers of the classifier; the paper has one as wide as the features, its code none.
         sigma: Standard deviation of the noise, σ.
@@ -64,6 +66,7 @@ class OCCNN(OneClassModule):
         weights: str | None = "DEFAULT",
         head_layers: int | Sequence[int] = 0,
         fine_tuned: bool = False,
+        pooling: Literal["avg"] | None = None,
         instance_norm: bool = True,
         classifier_widths: Sequence[int] = (),
         sigma: float = 0.01,
@@ -76,7 +79,7 @@ class OCCNN(OneClassModule):
         super().__init__()
         self.save_hyperparameters(logger=False)
         self.extractor: Frozen | None
-        self.extractor, self.head = extractor(shape, backbone, weights, head_layers, fine_tuned)
+        self.extractor, self.head = extractor(shape, backbone, weights, head_layers, fine_tuned, pooling)
         with torch.no_grad():
             size = self.head.eval()(self.fixed(torch.zeros(1, *shape))).shape[1]
         self.classifier = classifier(size, classifier_widths)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 from torch import nn
 
@@ -11,16 +12,22 @@ from common.networks import halvings, is_flat
 
 
 def extractor(
-    shape: Sequence[int], backbone: str, weights: str | None, head_layers: int | Sequence[int], fine_tuned: bool
+    shape: Sequence[int],
+    backbone: str,
+    weights: str | None,
+    head_layers: int | Sequence[int],
+    fine_tuned: bool,
+    pooling: Literal["avg"] | None = None,
 ) -> tuple[Frozen | None, nn.Sequential]:
     """What makes features of inputs: a frozen part, if any, and the layers that are trained, if any.
 
     Args:
         shape: ``(C, H, W)`` or ``(F,)``.
         backbone: A net of torchvision; or ``none``, for flat vectors as they are, and for images a small net of its own.
-        weights: As :func:`common.backbones.split`, with the next two; without meaning for ``none``.
+        weights: As :func:`common.backbones.split`, with the next three; without meaning for ``none``.
         head_layers: How many linear layers of the classifier are kept; several numbers for features side by side.
         fine_tuned: Whether they are trained.
+        pooling: ``avg`` for the mean of the last feature map.
 
     Raises:
         InputError: A backbone for inputs that are not RGB images, or what :func:`common.backbones.split` refuses.
@@ -34,7 +41,7 @@ def extractor(
         return None, nn.Sequential() if is_flat(shape) else small_net(shape)
     if is_flat(shape) or shape[0] != 3:
         raise InputError(f"backbone '{backbone}' takes RGB images, not {tuple(shape)}: give data.channels 3, or backbone none")
-    return split(backbone, weights, head_layers, fine_tuned)
+    return split(backbone, weights, head_layers, fine_tuned, pooling)
 
 
 def small_net(shape: Sequence[int], width: int = 16, features: int = 64) -> nn.Sequential:

@@ -24,6 +24,7 @@ from common.shallow import (
     DenseKernelDensity,
     Mahalanobis,
     MinimaxProbabilityMachine,
+    NearestNeighborDistance,
     PCAReconstruction,
     PrincipalComponents,
     WideOneClassSVM,
@@ -98,6 +99,19 @@ def test_reconstruction_uses_no_random_solver():
     many = np.random.default_rng(0).normal(size=(900, 600))
     first, second = (PCAReconstruction(2).fit(many).score_samples(many[:5]) for _ in range(2))
     np.testing.assert_array_equal(first, second)
+
+
+def test_nearest_neighbours_by_hand():
+    samples = np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 10.0], [100.0, 0.0]])
+    assert DETECTORS["knn"].build().get_params()["n_neighbors"] == 2
+    detector = DETECTORS["knn"].build().fit(samples)
+    np.testing.assert_allclose(detector.score_samples(samples[:1]), [-(0 + 5) / 2], atol=1e-7)
+    np.testing.assert_allclose(detector.score_samples(np.array([[0.0, 20.0]])), [-(10 + np.hypot(3, 16)) / 2])
+    np.testing.assert_allclose(NearestNeighborDistance(3).fit(samples).score_samples(samples[:1]), [-(0 + 5 + 10) / 3])
+
+
+def test_fewer_samples_than_neighbours():
+    np.testing.assert_allclose(NearestNeighborDistance(2).fit(X[:1]).score_samples(NEW), -np.linalg.norm(NEW - X[0], axis=1))
 
 
 def test_mahalanobis_is_scikit_learns():

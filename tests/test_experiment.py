@@ -312,7 +312,10 @@ def test_flags_run_only_what_they_name(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "presets"),
     [
-        ("ocgan", ["ocgan-smoke", "classical-ocsvm", "classical-hog_ocsvm", "classical-lof", "classical-pca"]),
+        (
+            "ocgan",
+            ["ocgan-smoke", "classical-ocsvm", "classical-hog_ocsvm", "classical-lof", "classical-knn", "classical-pca"],
+        ),
         ("alocc_ablation", ["alocc-smoke"]),
         ("classical", [f"classical-{preset}" for preset in DETECTORS]),
     ],

@@ -115,8 +115,8 @@ def test_quickstart(folder):
     output = call("python -m experiments.quickstart --max-epochs 1", folder)
     assert "mean over the normal classes" in output
     assert "tensorboard --logdir runs" in output
-    assert len(list((folder / "runs").rglob("metrics.json"))) == 80
-    assert len(list((folder / "runs" / "summary").glob("*digits standard/events*"))) == 8
+    assert len(list((folder / "runs").rglob("metrics.json"))) == 90
+    assert len(list((folder / "runs" / "summary").glob("*digits standard/events*"))) == 9
     assert max(map(len, output.partition("mean over")[2].splitlines())) <= 80
 
 

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from common.backbones import weights_file
 from common.data import content_digest, dataset_label, load
 from common.data.datamodule import default_root
 from common.data.datasets import named_function
@@ -83,7 +84,7 @@ def is_current(record: Mapping[str, Any]) -> bool:
 
 
 def config_digest(config: Config) -> str:
-    """A hash of a configuration less what changes no number.
+    """A hash of a configuration less what changes no number; of a file of weights its content counts, not its place.
 
     Example:
         >>> config = {"data": {"dataset": "digits", "root": "here"}, "trainer": {"max_epochs": 2}}
@@ -96,6 +97,10 @@ def config_digest(config: Config) -> str:
         for key in keys:
             kept.get(group, {}).pop(key, None)
     kept.pop("oracle", None)
+    for arguments in (kept.get("backbone", {}), kept.get("model", {}).get("init_args", {})):
+        path = weights_file((arguments or {}).get("weights"))
+        if path is not None:
+            arguments["weights"] = _content_digest(path)
     if isinstance(kept.get("data"), dict):
         kept["data"]["dataset"] = dataset_label(kept["data"]["dataset"])
     return _short(json.dumps(kept, sort_keys=True, default=str).encode())
@@ -269,6 +274,19 @@ def _is_own(path: Path, importer: Path) -> bool:
         if path.is_relative_to(folder) and "site-packages" not in (folder.name, *path.relative_to(folder).parts):
             return True
     return False
+
+
+def _content_digest(path: Path) -> str:
+    """A hash of a file's bytes; empty where it is not there, so that no record passes for one of its content."""
+    if not path.is_file():
+        return ""
+    stat = path.stat()
+    return _digest_of_bytes(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=64)
+def _digest_of_bytes(path: Path, mtime_ns: int, size: int) -> str:
+    return _short(path.read_bytes())
 
 
 def _short(content: bytes) -> str:
