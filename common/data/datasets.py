@@ -14,7 +14,8 @@ from sklearn.datasets import load_digits
 
 from common.data.archives import ARCHIVES, read_archive
 from common.data.arrays import checked, load_arrays
-from common.data.images import ImageData, Size, class_folders
+from common.data.folders import class_folders
+from common.data.images import ImageData, Size
 from common.errors import InputError
 from common.presets import make_importable
 
