@@ -15,7 +15,6 @@ from torch import Tensor
 
 from common.errors import InputError, UnreadableError
 
-EXTENSIONS = frozenset(Image.registered_extensions())
 IMAGES_PER_PART = 1000
 Size = tuple[int, int]
 Box = tuple[int, int, int, int]
