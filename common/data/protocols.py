@@ -98,9 +98,8 @@ def balanced(
     n_train = round(TRAIN_SHARE * len(normals))
     n_test = len(normals) - n_train
     if len(anomalies) < n_test:
-        raise InputError(
-            f"the protocol 'balanced' needs {n_test} anomalies and the data set has {len(anomalies)}; use the protocol 'hold_out'"
-        )
+        found = f"the data set has {len(anomalies)}; use the protocol 'hold_out'"
+        raise InputError(f"the protocol 'balanced' needs {n_test} anomalies and {found}")
     train, val = _hold_out(normals[:n_train], val_fraction)
     train = np.append(train, _contaminants(anomalies[n_test:], contamination, n_train))
     test = np.append(normals[n_train:], anomalies[:n_test])
