@@ -26,7 +26,8 @@ from common.deploy.folder import predict_folder
 from common.deploy.load import load_checkpoint
 from common.errors import InputError
 from common.module import OneClassModule
-from common.presets import make_importable, preset_path, split_preset
+from common.names import PARSER_MODE, joined
+from common.presets import CLASS_KEYS, make_importable, preset_path, split_preset
 from common.training.checkpoints import Oracle, Rule, checkpointing
 from common.training.predictions import Predictions
 from common.training.speed import Speed
@@ -73,7 +74,7 @@ class OneClassCLI(LightningCLI):
             run=run,
             subclass_mode_model=True,
             seed_everything_default=0,
-            parser_kwargs={"exit_on_error": False, "description": DESCRIPTION},
+            parser_kwargs={"exit_on_error": False, "description": DESCRIPTION, "parser_mode": PARSER_MODE},
             save_config_callback=SaveConfigCallback if run else None,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
@@ -214,14 +215,19 @@ def _fit_cell(argv: Sequence[str]) -> None:
 
 
 def _presets_as_files(arguments: Sequence[str]) -> list[str]:
-    """The command line with the file of each preset that ``--config`` names; a file's folder becomes importable."""
+    """The command line as Lightning takes it: with the file of each preset that ``--config`` names, and classes as one text.
+
+    A preset file's folder becomes importable.
+    """
     words = list(arguments)
     for position, word in enumerate(words):
         flag, equals, value = word.partition("=")
-        if flag != "--config":
-            continue
         at = position if equals else position + 1
         text = value if equals else "".join(words[at : at + 1])
+        if flag.removeprefix("--") in CLASS_KEYS and text.startswith("["):
+            words[at] = f"{flag}={joined(text)}" if equals else joined(text)
+        if flag != "--config":
+            continue
         if Path(text).is_file():
             make_importable(Path(text).parent)
         elif re.fullmatch(r"\w+-[\w.]+", text) and not text.endswith((".yaml", ".yml")):

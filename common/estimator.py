@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from common.data import Preprocessing, ResidentLoader, Sample
+from common.data.arrays import is_channels_last
 from common.errors import InputError
 from common.evaluation import quantile_threshold
 from common.module import OneClassModule
@@ -123,10 +124,10 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             self.module_ = self._trained(train, config["model"], options)
 
         if self.contamination == "auto":
-            scores, quantile = -self.score_samples(samples[held_out]), self.module_.hparams["threshold_quantile"]
+            scores, quantile = self._scores(samples[held_out]), self.module_.hparams["threshold_quantile"]
             self.module_.calibration = torch.from_numpy(np.sort(scores))
         else:
-            scores, quantile = -self.score_samples(samples), 1 - self.contamination
+            scores, quantile = self._scores(samples), 1 - self.contamination
         self.module_.threshold.fill_(quantile_threshold(scores, quantile))
         self.offset_ = -self.module_.threshold.item()
         return self
@@ -134,10 +135,7 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
         """``(N,)``, minus the module's score: higher = more normal."""
         check_is_fitted(self)
-        samples, module = self._validated(X, reset=False), self.module_
-        with torch.inference_mode():
-            scores = [module(x.to(module.device).double()) for x in self._inputs(samples)]
-        return -torch.cat(scores).cpu().numpy()
+        return -self._scores(self._validated(X, reset=False))
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
         """``(N,)``, :meth:`score_samples` minus ``offset_``: negative = outlier."""
@@ -172,9 +170,17 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         samples: NDArray[Any] = validate_data(self, X, reset=reset, allow_nd=True, ensure_min_samples=3 if reset else 1)
         if samples.ndim > 4:
             raise InputError(f"X is (N, F), (N, H, W) or (N, C, H, W), not {samples.shape}: reshape it")
+        if samples.ndim == 4 and is_channels_last(samples.shape):
+            raise InputError(f"X has images of {samples.shape[1]} channels: they come first, try X.transpose(0, 3, 1, 2)")
         if not reset and samples.shape[1:] != self.shape_:
             raise InputError(f"X has samples of the shape {samples.shape[1:]}: give {self.shape_}, as in fit")
         return samples
+
+    def _scores(self, samples: NDArray[Any]) -> NDArray[np.float64]:
+        module = self.module_
+        with torch.inference_mode():
+            scores = [module(x.to(module.device).double()) for x in self._inputs(samples)]
+        return torch.cat(scores).cpu().numpy()
 
     def _held_out(self, n: int, val_fraction: float, random: RandomState) -> NDArray[np.bool_]:
         share = val_fraction if self.val_fraction is None else self.val_fraction

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from common.errors import InputError
+from common.names import joined, keep_names
 
 Config = dict[str, Any]
 """A configuration in the format of Lightning's command line: ``model``, ``data``, ``trainer``, ``rule``, …"""
@@ -17,7 +18,8 @@ REPOSITORY = Path(__file__).parents[1]
 COMMAND_KEYS = frozenset({"model", "data", "trainer", "speed", "rule"})
 """First parts of an override that name a key of the command; any other key is an argument of the module."""
 
-TEXT_KEYS = frozenset({"data.dataset", "data.normal", "data.protocol", "data.root", "directory"})
+CLASS_KEYS = frozenset({"data.normal", "data.anomalous"})
+TEXT_KEYS = CLASS_KEYS | {"data.dataset", "data.protocol", "data.root", "directory"}
 """Keys whose values stay text, so that a class called 01 is not taken for a number."""
 
 
@@ -71,7 +73,8 @@ def read_config(path: Path) -> Config:
         InputError: It cannot be read, has no ``model`` with a ``class_path``, or the class's module beside it fails.
     """
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        config = keep_names(yaml.safe_load(text), text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"cannot read the preset {path}: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict) or "class_path" not in (config.get("model") or {}):
@@ -165,8 +168,10 @@ def read_value(text: str, key: str = "") -> Any:
         (0.001, [3, 4], '01')
     """
     try:
+        if key == "data.anomalous" and text == "null":
+            return None
         if key in TEXT_KEYS:
-            return yaml.load(text, yaml.BaseLoader) if text.startswith("[") else text
+            return joined(text) if key in CLASS_KEYS else text
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"'{text}' is no value for {key}: {' '.join(str(error).split())}") from error

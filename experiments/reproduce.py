@@ -1,6 +1,6 @@
 """Random cells of the published tables, trained again and set beside what is published."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from rich.console import Console
 from common.cli import Parser, chosen_device, one_line_errors
 from common.data import load
 from common.data.datamodule import default_root
-from common.errors import DataMissingError, InputError
+from common.errors import InputError
 from common.experiment.cell import Cell, Settings
 from common.experiment.command import refuse_stale
 from common.experiment.grid import run_grid
@@ -39,12 +39,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     with one_line_errors():
         rows = candidates(arguments.results)
-        rows = rows[rows["dataset"].map(lambda name: _is_there(name, arguments.root))]
         for column, named in (("name", arguments.presets), ("dataset", arguments.datasets)):
             rows = rows[rows[column].isin(named)] if named else rows
+        missing = _missing(rows["dataset"].unique(), arguments.root)
+        rows = rows[~rows["dataset"].isin(missing)]
         names = rows[ROW].drop_duplicates()
         if len(names) < arguments.cells:
-            raise InputError(f"of these {len(names)} rows are published with all that it takes: give fewer --cells")
+            reasons = "".join(f"; {reason}" for reason in missing.values())
+            raise InputError(f"of these {len(names)} rows are published with all that it takes: give fewer --cells{reasons}")
         rows = rows.merge(names.sample(arguments.cells, random_state=arguments.draw))
         before = expected(arguments.results)
         settings = Settings(arguments.root, arguments.runs, chosen_device(arguments.device))
@@ -147,12 +149,15 @@ def _cells(rows: pd.DataFrame, before: pd.DataFrame) -> list[Cell]:
     return cells
 
 
-def _is_there(dataset: str, root: Path | None) -> bool:
-    try:
-        load(dataset, root or default_root())
-    except DataMissingError:
-        return False
-    return True
+def _missing(datasets: Iterable[str], root: Path | None) -> dict[str, str]:
+    """The data sets that cannot be had here, and why."""
+    missing = {}
+    for dataset in datasets:
+        try:
+            load(dataset, root or default_root())
+        except InputError as error:
+            missing[dataset] = str(error)
+    return missing
 
 
 if __name__ == "__main__":

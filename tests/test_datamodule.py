@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +174,28 @@ def test_streamed_and_resident_loaders_yield_the_same(root, workers, options):
                 torch.testing.assert_close(mine, other)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="limits as POSIX has them")
+def test_a_stream_goes_on_where_shared_memory_is_full(root):
+    """A limit on the size of files is one on that of shared memory."""
+    import resource
+
+    options = {"image_size": 96, "batch_size": 14, "val_fraction": 0}
+    resident, streamed = bees(root, **options), bees(root, memory_gib=0, workers=1, **options)
+    loader = streamed.train_dataloader()
+    loader.timeout = 60
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    try:
+        (batch,) = epoch(loader)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (expected,) = epoch(resident.train_dataloader())
+    assert batch.image.nbytes > 2**16
+    assert not batch.image.is_shared()
+    for ours, theirs in zip(batch, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 class Recorder(LightningModule):
     """Trains nothing and keeps the order in which samples came."""
 
@@ -301,6 +324,7 @@ def test_no_such_normal_class(root, normal, named):
         ({"protocol": "no_such_module:f"}, "'no_such_module:f' cannot be imported"),
         ({"batch_size": 0}, "batch_size"),
         ({"eval_batch_size": -1}, "eval_batch_size"),
+        ({"workers": -1}, "workers at least 0"),
     ],
     ids=str,
 )

@@ -168,6 +168,21 @@ def test_unreadable_files_are_named_and_left_out(checkpoints, tmp_path, capsys):
     assert not Path("predictions.csv").exists()
 
 
+def test_links_are_followed_and_other_files_named(checkpoints, digits, tmp_path, capsys):
+    folder, _ = digits
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "camera").symlink_to(folder)
+    for name in ("a.heic", "b.HEIC", "notes.txt", "Thumbs.db", ".hidden.png"):
+        (tmp_path / "new" / name).write_text("")
+    main(["predict-folder", str(checkpoints["autoencoder"]), "new", "--device", "cpu"])
+    assert len(pd.read_csv("predictions.csv")) == 100
+    assert "left out of new: .heic (2), .txt (1)\n" in capsys.readouterr().out
+    (tmp_path / "new" / "camera").unlink()
+    assert "no images in new; left out of new: .heic (2), .txt (1)" in refused(
+        capsys, "predict-folder", checkpoints["autoencoder"], "new"
+    )
+
+
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_a_sheet_of_few_images(n, checkpoints, tmp_path):
     for i in range(n):

@@ -5,6 +5,7 @@ import random
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.sparse import csr_matrix
@@ -285,3 +286,32 @@ def test_samples_of_another_shape():
 def test_parameters_that_make_no_sense(parameters, error, says):
     with pytest.raises(error, match=says):
         quick().set_params(**parameters).fit(ZEROS)
+
+
+@pytest.mark.parametrize("shape", [(32, 48, 3), (32, 32, 4), (28, 28, 1)], ids=str)
+def test_channels_last_are_not_taken_for_channels(shape):
+    images = np.zeros((20, *shape))
+    with pytest.raises(
+        InputError, match=rf"X has images of {shape[0]} channels: they come first, try X.transpose\(0, 3, 1, 2\)"
+    ):
+        quick().fit(images)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 8, 8), (5, 16, 1)], ids=str)
+def test_channels_first_and_signals_of_several_channels_are_as_they_were(shape):
+    detector = quick(max_epochs=1).fit(np.random.default_rng(0).random((20, *shape)))
+    assert detector.shape_ == shape
+    assert detector.module_.hparams["shape"] == list(shape)
+
+
+@pytest.mark.parametrize("contamination", ["auto", 0.1])
+def test_a_data_frame_is_fitted_and_scored_without_warnings(contamination):
+    frame = pd.DataFrame(np.random.default_rng(0).random((30, 3)), columns=["a", "b", "c"])
+    detector = quick(contamination=contamination)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = detector.fit(frame).score_samples(frame)
+    np.testing.assert_array_equal(
+        scores, quick(contamination=contamination).fit(frame.to_numpy()).score_samples(frame.to_numpy())
+    )
+    assert detector.feature_names_in_.tolist() == ["a", "b", "c"]

@@ -1,6 +1,7 @@
 """What makes a record another one: configuration, data and code; and what does not."""
 
 import importlib
+import os
 import sys
 
 import pytest
@@ -101,6 +102,28 @@ def test_code_that_changed_since_it_was_imported_makes_no_record(outside):
     config = Cell(str(outside / "mine.yaml"), "digits", "standard", "3", 0).config()
     refuse_changed_code(config)
     (outside / "my_losses.py").write_text("def weight():\n    return 3\n")
+    with pytest.raises(InputError, match=r"my_losses.py has changed since this process imported it"):
+        refuse_changed_code(config)
+
+
+def test_a_line_that_changed_within_one_tick_of_the_clock_counts(outside):
+    """Size and time of the file say nothing then."""
+    path = outside / "my_losses.py"
+    before, time = digest(outside), path.stat().st_mtime_ns
+    path.write_text(LOSSES.replace("return 2", "return 3"))
+    os.utime(path, ns=(time, time))
+    assert digest(outside) != before
+
+
+def test_data_of_a_function_whose_code_changed_make_no_record(outside):
+    path = outside / "my_losses.py"
+    importlib.invalidate_caches()
+    config = {
+        "model": {"class_path": "autoencoder.Autoencoder"},
+        "data": {"dataset": "my_losses:weight", "protocol": "standard"},
+    }
+    refuse_changed_code(config)
+    path.write_text("def weight():\n    return 4\n")
     with pytest.raises(InputError, match=r"my_losses.py has changed since this process imported it"):
         refuse_changed_code(config)
 

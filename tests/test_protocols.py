@@ -186,9 +186,10 @@ def test_limit_out_of_range(limit):
 @quick
 @given(worlds(), fractions, st.floats(0, 0.99), seeds)
 def test_contamination_counts_from_the_normal_samples_before_hold_out(name, world, val_fraction, contamination, seed):
-    free = np.full(len(world.targets), True) if name == "balanced" else ~world.official_test
+    pooled = name in {"balanced", "hold_out"}
+    free = np.full(len(world.targets), True) if pooled else ~world.official_test
     normals, strangers = (world.is_normal & free).sum(), (~world.is_normal & free).sum()
-    to_train = round(0.8 * normals) if name == "balanced" else normals
+    to_train = round(0.8 * normals) if pooled else normals
     wanted = int(contamination * to_train)
     assume(wanted <= strangers - (normals - to_train))
     options = {"share": 0.01} if name == "proportion" else {}
@@ -458,3 +459,53 @@ def test_a_function_that_cannot_be_called_so(function):
         split(function(lambda targets, official_test, normal: None), *BIG)
     with pytest.raises(InputError, match="has no option 'share': step, val_fraction"):
         parse_protocol(f"{function(every_other)},share=0.3")
+
+
+FEW = world([(60, 0), (8, 0)], normal=[0])
+
+
+def test_hold_out_tests_all_anomalies_that_there_are():
+    train, val, test = FEW.split("hold_out", val_fraction=0.25)
+    assert [len(train), len(val), len(test)] == [36, 12, 20]
+    assert FEW.is_normal[np.append(train, val)].all()
+    assert set(test[~FEW.is_normal[test]]) == set(np.flatnonzero(~FEW.is_normal))
+    everything = np.sort(np.concatenate([train, val, test]))
+    np.testing.assert_array_equal(everything, np.arange(68))
+
+
+def test_hold_out_trains_as_balanced_does():
+    ours, theirs = (BIG.split(name, seed=3) for name in ("hold_out", "balanced"))
+    np.testing.assert_array_equal(ours.train, theirs.train)
+    np.testing.assert_array_equal(ours.val, theirs.val)
+    assert set(theirs.test) < set(ours.test)
+
+
+def test_contaminants_are_not_tested():
+    train, _, test = FEW.split("hold_out", contamination=0.1)
+    assert (~FEW.is_normal[train]).sum() == 4
+    assert (~FEW.is_normal[test]).sum() == 4
+    assert not set(train) & set(test)
+
+
+NOTHING_TO_TRAIN_ON = world([(30, 10), (0, 10)], normal=[1])
+
+
+@pytest.mark.parametrize("name", ["standard", "balanced", "proportion", "in_sample", "no_split"])
+@pytest.mark.parametrize("data", [FEW, NOTHING_TO_TRAIN_ON, world([(30, 0)], normal=[0])], ids=["few", "in test", "alone"])
+def test_a_refusal_names_a_protocol_that_works(name, data):
+    options = {"contamination": 0} if name == "in_sample" else {}
+    try:
+        data.split(name, **options)
+    except InputError as error:
+        named = re.search(r"the protocol '(\w+)'(?! needs)", str(error))[1]
+        assert named != name
+        assert len(data.split(named).test) > 0
+
+
+@pytest.mark.parametrize(("name", "option"), [("standard", "contamination"), ("proportion", "share"), ("no_split", "share")])
+def test_a_refusal_names_a_value_that_works(name, option):
+    data = world([(41, 13), (7, 5)], normal=[0])
+    with pytest.raises(InputError, match=r": ([\d.]+) can be had") as error:
+        data.split(name, **{option: 0.9})
+    highest = re.search(r"([\d.]+) can be had", str(error.value))[1]
+    assert len(data.split(name, **{option: float(highest)}).test) > 0

@@ -5,6 +5,7 @@ import json
 import pytest
 from fake_records import of_classes
 
+from common.errors import InputError
 from common.experiment import run_experiment
 from common.experiment.records import read_record
 from common.experiment.table import as_summary, long
@@ -77,6 +78,34 @@ def test_what_is_not_published_cannot_be_drawn(results, tmp_path, capsys, flags)
         again(results, tmp_path, *flags)
     assert end.value.code == 2
     assert "fewer --cells" in capsys.readouterr().err
+
+
+@pytest.fixture
+def without_downloads(monkeypatch):
+    """Nothing but the digits can be had; says what was asked for."""
+    asked = []
+
+    def load(dataset, root):
+        asked.append(dataset)
+        if dataset != "digits":
+            raise InputError(f"{dataset} cannot be downloaded")
+
+    monkeypatch.setattr(reproduce, "load", load)
+    return asked
+
+
+def test_data_that_cannot_be_had_are_not_drawn_and_others_not_loaded(trained, tmp_path, without_downloads, capsys):
+    others = [record | {"cell": record["cell"] | {"dataset": "mnist"}} for record in trained]
+    results = publish([*trained, *others], tmp_path / "results")
+    flags = ["--cells", "1", "--presets", "classical-lof"]
+    again(results, tmp_path / "runs", *flags, "--datasets", "digits")
+    assert without_downloads == ["digits"]
+    again(results, tmp_path / "runs", *flags)
+    assert without_downloads == ["digits", "digits", "mnist"]
+    assert "mnist" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        again(results, tmp_path / "runs", *flags, "--datasets", "mnist")
+    assert "fewer --cells; mnist cannot be downloaded" in capsys.readouterr().err
 
 
 def test_what_is_published_can_be_drawn():

@@ -507,3 +507,22 @@ def test_a_method_that_two_sources_report_stands_twice():
     text = markdown(as_summary(rows), "A trial")
     assert "| KDE | reported: KDE, T1 |  |  | 0.800 | 0.800 | 0.800 |" in text
     assert "reported: KDE, T2 |  |  | 0.900 | 0.900 | 0.900 |" in text
+
+
+def test_class_names_of_any_characters_in_every_form():
+    names = ["c++", "a+b", "a^b", "$x_1$", "m|n", "50%&#"]
+    records = [record(name, 0, 0.5 + i / 10, classes=[name], n_classes=len(names)) for i, name in enumerate(names)]
+    pair = record("c+++a^b", 0, 0.7, classes=["c++", "a^b"], n_classes=len(names))
+    table = summary([*records, pair]).set_index("normal")
+    assert table["n_classes"].to_dict() == {**dict.fromkeys([*names, "c+++a^b"], 1), "mean": 6}
+    assert table.loc["mean", "mean"] == pytest.approx(0.75)
+    table = table.reset_index()
+    shown = printed(table[table["normal"] != "c+++a^b"])
+    assert all(name in shown for name in names if name != "a+b")
+    rows = [line for line in markdown(table, "A trial").splitlines() if line.startswith("| autoencoder")]
+    assert len(rows) == 8
+    assert {line.replace(r"\|", "").count("|") for line in rows} == {12}
+    assert any(r"| m\|n |" in line for line in rows)
+    text = latex(table, "A trial")
+    assert r"\$x\_1\$" in text
+    assert r"50\%\&\#" in text

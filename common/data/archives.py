@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.data.images import Box, ImageData, ImageFiles, Patches, Size, class_folders, image_files
+from common.data.folders import class_folders, image_files
+from common.data.images import Box, ImageData, ImageFiles, Patches, Size
 from common.errors import DataMissingError, InputError
 
 

@@ -116,6 +116,17 @@ def load_arrays(path: Path) -> ImageData:
         raise InputError(f"{path}: {error}") from error
 
 
+def is_channels_last(shape: Sequence[int]) -> bool:
+    """Whether a shape is ``(N, H, W, C)`` by all appearances; ``(N, C, L, 1)`` are signals of several channels.
+
+    Example:
+        >>> is_channels_last((100, 32, 48, 3)), is_channels_last((100, 3, 32, 48)), is_channels_last((100, 12, 64, 1))
+        (True, False, False)
+    """
+    _, height, width, last = shape
+    return height > 4 and (last in {3, 4} or (last == 1 and height == width))
+
+
 def checked(data: object) -> ImageData:
     """A data set whose parts fit each other, with arrays in place of what only resembles them; else an InputError."""
     if not isinstance(data, ImageData):
@@ -159,7 +170,7 @@ def _samples(X: ArrayLike | Tensor, name: str) -> NDArray[np.generic]:
     if samples.ndim not in {2, 4} or not samples.size:
         raise InputError(f"{name} is (N, H, W), (N, C, H, W) or (N, F), not {np.shape(X)}")
     if samples.ndim == 4 and samples.shape[1] not in {1, 3}:
-        hint = ": channels come first, try X.transpose(0, 3, 1, 2)" if samples.shape[3] in {1, 3} else ""
+        hint = ": channels come first, try X.transpose(0, 3, 1, 2)" if is_channels_last(samples.shape) else ""
         raise InputError(f"{name} has images of {samples.shape[1]} channels, and 1 or 3 are expected{hint}")
     if samples.dtype.kind == "f" and not np.isfinite(samples).all():
         raise InputError(f"{name} holds NaN or infinity")

@@ -101,8 +101,8 @@ class OneClassDataModule(LightningDataModule):
             raise InputError(f"no normalization '{normalization}' or no channels {channels}: unit, symmetric, gcn; 1, 3")
         if fit not in get_args(Fit):
             raise InputError(f"no fit '{fit}': choose from {', '.join(get_args(Fit))}")
-        if batch_size < 1 or eval_batch_size < 1:
-            raise InputError("batch_size and eval_batch_size are at least 1")
+        if batch_size < 1 or eval_batch_size < 1 or (workers or 0) < 0:
+            raise InputError("batch_size and eval_batch_size are at least 1, and workers at least 0")
         self.dataset, self.root, self.channels = dataset, Path(root) if root else default_root(), channels
         self.fit = fit
         self.size = None if image_size is None else _height_and_width(image_size)
@@ -247,20 +247,27 @@ class OneClassDataModule(LightningDataModule):
         return self.trainer.strategy.root_device if self.trainer else "cpu"
 
     def _class_numbers(self, chosen: Classes) -> list[int]:
-        classes = self.data.classes
-        texts = [str(name) for name in chosen] if isinstance(chosen, list) else [str(chosen)]
-        if not isinstance(chosen, list) and texts[0] not in classes:
-            texts = texts[0].split("+")
         numbers = []
-        for text in texts:
-            # a class named "01" is found by its name before "01" is taken for a number
-            if text in classes:
-                numbers.append(classes.index(text))
-            elif text.isdecimal() and int(text) < len(classes):
-                numbers.append(int(text))
-            else:
-                raise InputError(f"'{self.dataset}' has no class '{text}': choose from {', '.join(classes)}")
+        for text in chosen if isinstance(chosen, list) else [chosen]:
+            words = str(text).split("+")
+            while words:
+                # "+" may be part of a name: the longest one counts
+                lengths = range(len(words), 1, -1)
+                length = next((n for n in lengths if "+".join(words[:n]) in self.data.classes), 1)
+                numbers.append(self._class_number("+".join(words[:length]), isinstance(text, str)))
+                words = words[length:]
         return numbers
+
+    def _class_number(self, name: str, is_text: bool) -> int:
+        """The number of a class; a text is no number where it may be meant for a name, as 1 for a class called 01."""
+        classes = self.data.classes
+        if name in classes:
+            return classes.index(name)
+        if name.isdecimal() and int(name) < len(classes):
+            values = [int(other) for other in classes if other.isdecimal()]
+            if not (is_text and int(name) in values):
+                return int(name)
+        raise InputError(f"'{self.dataset}' has no class '{name}': choose from {', '.join(classes)}")
 
 
 def default_root() -> Path:

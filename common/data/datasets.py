@@ -1,5 +1,6 @@
 """Data sets by name: scikit-learn's digits, torchvision's sets, published archives, folders, arrays and functions."""
 
+import hashlib
 import importlib
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -14,7 +15,8 @@ from sklearn.datasets import load_digits
 
 from common.data.archives import ARCHIVES, read_archive
 from common.data.arrays import checked, load_arrays
-from common.data.images import ImageData, Size, class_folders
+from common.data.folders import class_folders, class_tree, folder
+from common.data.images import ImageData, Size
 from common.errors import InputError
 from common.presets import make_importable
 
@@ -121,12 +123,12 @@ DATASETS: dict[str, Callable[..., ImageData]] = {
     "fashion_mnist": partial(from_torchvision, "fashion_mnist"),
     "cifar10": cifar10,
     **{name: partial(read_archive, name) for name in ARCHIVES},
-    "folder": class_folders,
+    "folder": folder,
 }
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, root: Path, size: Size | None, channels: int | None, version: tuple[int, ...]) -> ImageData:
+def _load(name: str, root: Path, size: Size | None, channels: int | None, version: str) -> ImageData:
     if name.endswith(".npz"):
         return load_arrays(Path(name).expanduser())
     if ":" in name:
@@ -140,14 +142,20 @@ def _load(name: str, root: Path, size: Size | None, channels: int | None, versio
     return DATASETS[name](root, size, channels)
 
 
-def _version(name: str, root: Path) -> tuple[int, ...]:
+def _version(name: str, root: Path) -> str:
     """Changes where a user's own data were changed while the process ran, so that they are read again.
 
-    Of a folder, added, removed and renamed files are noticed, by the times of the folders they are in.
+    A file that was replaced by one of its size and time still differs in its number or in the time of that change.
     """
-    places: list[Path] = []
+    paths: list[Path] = []
     if name.endswith(".npz"):
-        places = [Path(name).expanduser()]
-    elif name == "folder":
-        places = [root, *root.glob("*/"), *root.glob("*/*/")]
-    return tuple(place.stat().st_mtime_ns for place in places if place.exists())
+        paths = [Path(name).expanduser()]
+    elif name == "folder" and root.is_dir():
+        paths = class_tree(root, train_may_lack=True).paths
+    digest = hashlib.sha256()
+    for path in paths:
+        if path.exists():
+            status = path.stat()
+            state = (str(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            digest.update(repr(state).encode())
+    return digest.hexdigest()

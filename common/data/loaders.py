@@ -1,5 +1,6 @@
 """Batches of samples, from one tensor on the device or from a stream of decoded files."""
 
+import pickle
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,6 +22,21 @@ class Sample(NamedTuple):
     label: Tensor
     target: Tensor
     index: Tensor  # type: ignore[assignment]
+
+
+class _Sent(Sample):
+    """A batch that a worker process hands over in shared memory, or in a pipe where that is full, as in small containers.
+
+    PyTorch alone would fail in a thread of the worker's, and the process that waits for the batch would wait for ever.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        try:
+            for values in self:
+                values.share_memory_()
+        except RuntimeError:
+            return pickle.loads, (pickle.dumps(Sample(*self)),)
+        return Sample, tuple(self)
 
 
 class EpochSampler(Sampler[int]):
@@ -128,7 +144,7 @@ def streamed(
 
 def _collate(inputs: Callable[[Tensor], Tensor], samples: Sample, positions: list[int]) -> Sample:
     label, target, index = (values[positions] for values in samples[1:])
-    return Sample(inputs(index), label, target, index)
+    return _Sent(inputs(index), label, target, index)
 
 
 def _rank_and_processes() -> tuple[int, int]:

@@ -26,6 +26,9 @@ from numpy.typing import NDArray
 
 from common.errors import InputError
 
+TRAIN_SHARE = 0.8
+"""Of the normal samples, where a protocol makes its own test set."""
+
 Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
@@ -58,9 +61,10 @@ def standard(
         >>> [len(part) for part in splits], set(targets[splits.train].tolist())
         ([4, 1, 50], {3})
     """
-    if not official_test.any():
-        raise InputError("the protocol 'standard' needs a test set of the data set's own; use the protocol 'balanced'")
     is_normal, is_anomalous = _roles(targets, normal, anomalous)
+    if not official_test.any():
+        other = _without_official_test(is_normal.sum(), is_anomalous.sum())
+        raise InputError(f"the protocol needs a test set of the data set's own; use the protocol '{other}'")
     random = np.random.default_rng(seed)
     normals = random.permutation(np.flatnonzero(is_normal & ~official_test))
     anomalies = random.permutation(np.flatnonzero(is_anomalous & ~official_test))
@@ -90,18 +94,44 @@ def balanced(
         >>> [len(part) for part in splits], (targets[splits.test] == 3).sum()
         ([6, 2, 4], np.int64(2))
     """
-    is_normal, is_anomalous = _roles(targets, normal, anomalous)
-    random = np.random.default_rng(seed)
-    normals = random.permutation(np.flatnonzero(is_normal))
-    anomalies = random.permutation(np.flatnonzero(is_anomalous))
-    n_train = round(0.8 * len(normals))
+    normals, anomalies = _pooled(targets, normal, anomalous, seed)
+    n_train = round(TRAIN_SHARE * len(normals))
     n_test = len(normals) - n_train
     if len(anomalies) < n_test:
-        raise InputError(f"the protocol 'balanced' needs {n_test} anomalies and the data set has {len(anomalies)}")
+        found = f"the data set has {len(anomalies)}; use the protocol 'hold_out'"
+        raise InputError(f"the protocol 'balanced' needs {n_test} anomalies and {found}")
     train, val = _hold_out(normals[:n_train], val_fraction)
     train = np.append(train, _contaminants(anomalies[n_test:], contamination, n_train))
     test = np.append(normals[n_train:], anomalies[:n_test])
     return Splits(np.sort(train), np.sort(val), np.sort(test))
+
+
+def hold_out(
+    targets: Indices,
+    official_test: Mask,
+    normal: Sequence[int],
+    *,
+    val_fraction: float = 0.1,
+    contamination: float = 0.0,
+    anomalous: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Splits:
+    """Eighty per cent of all normal samples train, the rest and all anomalies are tested: for data with few anomalies.
+
+    The official split is ignored: both of its parts are pooled. The anomalies of a contamination are not tested.
+
+    Example:
+        >>> targets = np.append(np.zeros(60, int), np.ones(8, int))
+        >>> splits = hold_out(targets, np.zeros(68, bool), normal=[0])
+        >>> [len(part) for part in splits], targets[splits.test].sum()
+        ([43, 5, 20], np.int64(8))
+    """
+    normals, anomalies = _pooled(targets, normal, anomalous, seed)
+    n_train = round(TRAIN_SHARE * len(normals))
+    train, val = _hold_out(normals[:n_train], val_fraction)
+    contaminants = _contaminants(anomalies, contamination, n_train)
+    test = np.append(normals[n_train:], anomalies[len(contaminants) :])
+    return Splits(np.sort(np.append(train, contaminants)), np.sort(val), np.sort(test))
 
 
 def proportion(
@@ -206,7 +236,7 @@ def no_split(
 
 
 PROTOCOLS: dict[str, Callable[..., Splits]] = {
-    protocol.__name__: protocol for protocol in (standard, balanced, proportion, in_sample, no_split)
+    protocol.__name__: protocol for protocol in (standard, balanced, proportion, in_sample, no_split, hold_out)
 }
 
 
@@ -222,12 +252,28 @@ def _roles(targets: Indices, normal: Sequence[int], anomalous: Sequence[int] | N
     return is_normal, ~is_normal if anomalous is None else np.isin(targets, anomalous)
 
 
+def _pooled(targets: Indices, normal: Sequence[int], anomalous: Sequence[int] | None, seed: int) -> tuple[Indices, Indices]:
+    """Normal and anomalous samples of both official parts, in random order."""
+    is_normal, is_anomalous = _roles(targets, normal, anomalous)
+    random = np.random.default_rng(seed)
+    return random.permutation(np.flatnonzero(is_normal)), random.permutation(np.flatnonzero(is_anomalous))
+
+
+def _without_official_test(n_normal: int, n_anomalous: int) -> str:
+    """The protocol for a data set that has no test set of its own."""
+    if not n_anomalous:
+        return "no_split"
+    n_test = n_normal - round(TRAIN_SHARE * n_normal)
+    return "balanced" if n_anomalous >= n_test else "hold_out"
+
+
 def _hold_out(indices: Indices, fraction: float) -> tuple[Indices, Indices]:
     if not 0 <= fraction < 1:
         raise InputError(f"val_fraction lies in [0, 1), not {fraction}")
     n_val = round(fraction * len(indices))
     if n_val == len(indices):
-        raise InputError(f"nothing is left to train on: {len(indices)} normal samples and val_fraction {fraction}")
+        hint = "" if n_val else "; the protocol 'hold_out' trains on samples of the official test set too"
+        raise InputError(f"nothing is left to train on: {len(indices)} normal samples and val_fraction {fraction}{hint}")
     return indices[n_val:], indices[:n_val]
 
 
@@ -236,7 +282,10 @@ def _contaminants(anomalies: Indices, contamination: float, n_normal: int) -> In
         raise InputError(f"contamination lies in [0, 1), not {contamination}")
     wanted = int(contamination * n_normal)
     if wanted > len(anomalies):
-        raise InputError(f"contamination {contamination} needs {wanted} anomalies and there are {len(anomalies)}")
+        highest = np.floor(1000 * len(anomalies) / n_normal) / 1000
+        raise InputError(
+            f"contamination {contamination} needs {wanted} anomalies and there are {len(anomalies)}: {highest:g} can be had"
+        )
     return anomalies[:wanted]
 
 
@@ -245,5 +294,6 @@ def _draw(anomalies: Indices, share: float, n_normal: int, random: np.random.Gen
         raise InputError(f"share is the anomalies' share of the test set and lies in (0, 1), not {share}")
     wanted = round(n_normal * share / (1 - share))
     if len(anomalies) < wanted:
-        raise InputError(f"share={share} needs {wanted} anomalies and there are {len(anomalies)}")
+        highest = np.floor(1000 * len(anomalies) / (len(anomalies) + n_normal)) / 1000
+        raise InputError(f"share={share} needs {wanted} anomalies and there are {len(anomalies)}: {highest:g} can be had")
     return random.choice(anomalies, wanted, replace=False)

@@ -13,7 +13,8 @@ from rich.progress import track
 from torch import Tensor
 
 from common.data.features import ahead
-from common.data.images import EXTENSIONS, ImageFiles
+from common.data.folders import left_out_line, listed
+from common.data.images import ImageFiles
 from common.deploy.load import Detector, load_detector
 from common.errors import InputError, UnreadableError
 from common.evaluation import conformal_p_value, image_grid, score_histogram, threshold_by
@@ -52,7 +53,11 @@ def predict_folder(
     console = Console(soft_wrap=True, highlight=False, markup=False)
     detector = load_detector(checkpoint, device)
     _check_that_files_fit(checkpoint, detector)
-    paths = _image_files(folder)
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}")
+    paths, left_out = listed(folder)
+    if not paths:
+        raise InputError(f"no images in {folder}" + (f"; {left_out_line(folder, left_out)}" if left_out else ""))
     calibration = detector.module.calibration.numpy()
     limit = float(detector.module.threshold) if threshold is None else threshold_by(threshold, calibration)
     with whole(out) as temporary:
@@ -63,6 +68,8 @@ def predict_folder(
         table["p_value"] = conformal_p_value(scores, calibration) if len(calibration) else np.nan
         table["label"] = np.nan if np.isnan(limit) else (scores >= limit).astype(int)
         table.to_csv(temporary, index=False, encoding="utf-8", errors="backslashreplace")  # of names that are not UTF-8
+    if left_out:
+        console.print(left_out_line(folder, left_out))
     for reason in unreadable:
         console.print(f"left out: {reason}")
     if np.isnan(limit):
@@ -108,17 +115,6 @@ def judge(detector: Detector, paths: Sequence[Path], console: Console) -> tuple[
             if images:
                 scores.append(detector.scores(torch.stack(images)))
     return readable, torch.cat(scores).numpy() if scores else np.empty(0), unreadable
-
-
-def _image_files(folder: Path) -> list[Path]:
-    """All image files in a folder and below it, in the order of their paths, without hidden ones."""
-    if not folder.is_dir():
-        raise InputError(f"no folder {folder}")
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    found = sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    if not found:
-        raise InputError(f"no images in {folder}")
-    return found
 
 
 def _check_that_files_fit(checkpoint: Path, detector: Detector) -> None:

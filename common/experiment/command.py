@@ -50,7 +50,7 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
             limit = cells_at_a_time(wanted, settings, arguments.jobs, arguments.cells_per_gpu)
             _list(wanted, replace(settings, threads=threads_per_cell(limit)), console)
             return
-        _say_what_is_run(wanted, missing, console)
+        _say_what_is_run(wanted, missing, settings, console)
         if not arguments.keep:
             refuse_stale(wanted, settings)
         failures: list[Failure] = []
@@ -220,11 +220,12 @@ def _list(cells: Sequence[Cell], settings: Settings, console: Console) -> None:
         console.print(f"{cell.command(settings)}  # {state}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _say_what_is_run(cells: Sequence[Cell], missing: Mapping[str, str], console: Console) -> None:
+def _say_what_is_run(cells: Sequence[Cell], missing: Mapping[str, str], settings: Settings, console: Console) -> None:
     for reason in missing.values():
         console.print(f"not run: {reason}", highlight=False, soft_wrap=True)
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
         if dataset not in DATASETS or dataset == "folder":
+            load(dataset, settings.root or default_root())  # here, where it says what is left out, and not in every worker
             console.print(
                 f"{dataset} has no presets of its own: the general ones are used, those for tables if it is one",
                 highlight=False,

@@ -3,6 +3,7 @@
 All three give :class:`concurrent.futures.Future`, so that a grid is the same on each.
 """
 
+import logging
 import os
 import threading
 import time
@@ -167,7 +168,11 @@ def _call_here(*task: Any) -> "Future[Any]":
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process when its parent ends, even by ``kill -9``, so that the next grid finds no one in its cells."""
+    """Ends this process when its parent ends, even by ``kill -9``, so that the next grid finds no one in its cells.
+
+    Of data it leaves it to the parent to say what is left out.
+    """
+    logging.getLogger("common.data").setLevel(logging.ERROR)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -131,7 +131,8 @@ def refuse_changed_code(config: Config) -> None:
     Raises:
         InputError: There is such a file; it names it.
     """
-    for path in _own_files(source_of(config), config["data"]["protocol"]):
+    data = config["data"]
+    for path in [*_own_files(source_of(config), data["protocol"]), *_own_files("classical", data["dataset"])]:
         if _first_seen.setdefault(path, file_digest(path)) != file_digest(path):
             raise InputError(f"{path} has changed since this process imported it: start the command, or the worker, again")
 
@@ -150,13 +151,13 @@ def _digest_of(class_path: str, protocol: str) -> str:
 _first_seen: dict[Path, str] = {}
 
 
-def _own_files(class_path: str, protocol: str) -> list[Path]:
-    """The files of a method and of a protocol's function, which are imported here, in the order of their names."""
+def _own_files(class_path: str, function: str) -> list[Path]:
+    """The files of a method and of the function of a protocol or a data set, imported here, in the order of their names."""
     roots: list[Path] = []
     if class_path != "classical":
         roots += class_files(import_class(class_path))
-    name, _, _ = protocol.partition(",")
-    if ":" in name:
+    name, _, _ = function.partition(",")
+    if ":" in name and not name.endswith(".npz"):
         roots.append(Path(inspect.getfile(named_function(name))))
     return sorted(_reachable(roots), key=lambda path: path.name)
 
@@ -179,14 +180,12 @@ def class_files(cls: type[OneClassModule]) -> list[Path]:
 
 def file_digest(path: Path) -> str:
     """A hash of what a Python file does: of its syntax tree without docstrings."""
-    stat = path.stat()
-    return _file_digest(path, stat.st_mtime_ns, stat.st_size)
+    return _code_digest(path.read_text(encoding="utf-8"))
 
 
 @lru_cache(maxsize=1024)
-def _file_digest(path: Path, mtime_ns: int, size: int) -> str:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return _short("".join(_written(tree)).encode())
+def _code_digest(code: str) -> str:
+    return _short("".join(_written(ast.parse(code))).encode())
 
 
 def _written(node: Any) -> Iterator[str]:
@@ -230,8 +229,7 @@ def _reachable(roots: Iterable[Path]) -> set[Path]:
 
 def _imported(path: Path) -> Iterator[Path]:
     """The own files that a file may import; ``from a import b`` may mean a name of ``a`` or the module ``a.b``."""
-    stat = path.stat()
-    for module, level, names in _imports(path, stat.st_mtime_ns, stat.st_size):
+    for module, level, names in _imports(path.read_text(encoding="utf-8")):
         if level:
             stem = path.parents[level - 1].joinpath(*module.split("."))
             yield from (Path(f"{stem}.py"), stem / "__init__.py")
@@ -245,10 +243,10 @@ def _imported(path: Path) -> Iterator[Path]:
 
 
 @lru_cache(maxsize=1024)
-def _imports(path: Path, mtime_ns: int, size: int) -> tuple[tuple[str, int, tuple[str, ...]], ...]:
+def _imports(code: str) -> tuple[tuple[str, int, tuple[str, ...]], ...]:
     """A file's imports: module, level of a relative one, and imported names."""
     found: list[tuple[str, int, tuple[str, ...]]] = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             found += [(alias.name, 0, ()) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

@@ -189,6 +189,12 @@ def _smoke(experiment: Experiment) -> Grid:
 
 
 def _classes(dataset: str, settings: Settings) -> list[str]:
-    """The classes that are normal in turn: by number where a data set is a published one, else by name."""
-    classes = load(dataset, settings.root or default_root()).classes
-    return [str(k) for k in range(len(classes))] if dataset in DATASETS and dataset != "folder" else list(classes)
+    """The classes that are normal in turn: by number where a data set is a published one, else by name.
+
+    A folder's classes that ``train`` lacks, such as defects, are none of them.
+    """
+    data = load(dataset, settings.root or default_root())
+    numbers = range(len(data.classes))
+    if dataset == "folder":
+        return [data.classes[k] for k in numbers if k in data.targets[~data.official_test]]
+    return list(map(str, numbers)) if dataset in DATASETS else list(data.classes)

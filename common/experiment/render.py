@@ -200,7 +200,8 @@ def _metrics_text(rows: pd.DataFrame, metrics: Sequence[str], by: Mapping[str, s
 
 def table_lines(text: pd.DataFrame) -> list[str]:
     """A frame of texts in Markdown."""
-    body: list[list[str]] = [text.columns.tolist(), ["---"] * text.shape[1], *text.to_numpy().tolist()]
+    cells = text.replace(r"\|", r"\|", regex=True)
+    body: list[list[str]] = [text.columns.tolist(), ["---"] * text.shape[1], *cells.to_numpy().tolist()]
     return ["| " + " | ".join(line) + " |" for line in body]
 
 

@@ -12,7 +12,7 @@ from common.experiment.records import Record
 
 LONG = (
     "name", "base", "dataset", "protocol", "normal", "class_name", "seed", "rule", "score", "metric", "value", "chosen",
-    "stale", "git", "command", "n_classes",
+    "stale", "git", "command", "n_classes", "together",
 )  # fmt: skip
 """Columns of :func:`long`."""
 
@@ -36,7 +36,7 @@ def long(records: Iterable[Record]) -> pd.DataFrame:
 
     The rules are the record's own and, where the test set was scored after every epoch, all others that it holds.
     ``chosen`` marks the record's own rule and score. ``n_classes`` is how many classes can be normal in turn, infinite where a
-    record does not say it.
+    record does not say it, and ``together`` how many were normal at once.
     """
     return pd.DataFrame((row for record in records for row in _values(record)), columns=list(LONG))
 
@@ -47,7 +47,7 @@ def _values(record: Record) -> Iterator[dict[str, Any]]:
         "name": record["name"], "base": record["base"] or "", "dataset": label, "protocol": cell["protocol"],
         "normal": cell["normal"], "class_name": _class_name(cell["normal"], record["classes"]), "seed": cell["seed"],
         "stale": record.get("stale", ""), "git": record.get("git", ""), "command": record.get("command", ""),
-        "n_classes": float(record.get("n_classes") or "inf"),
+        "n_classes": float(record.get("n_classes") or "inf"), "together": len(record["classes"]),
     }  # fmt: skip
     rules = {record["rule"]: record}
     if "oracle" in record["rules"]:
@@ -63,7 +63,7 @@ def _values(record: Record) -> Iterator[dict[str, Any]]:
 def _class_name(normal: str, classes: Sequence[str]) -> str:
     """A class's name where it says more than its number; torchvision calls a digit "3 - three"."""
     name = ", ".join(classes)
-    return "" if "+" in normal or name == normal or name.startswith(f"{normal} - ") else name
+    return "" if len(classes) > 1 or name == normal or name.startswith(f"{normal} - ") else name
 
 
 def bootstrap_interval(values: Sequence[ArrayLike], confidence: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:
@@ -129,7 +129,6 @@ def summarise(
     """
     long = long[long["metric"].isin(metrics)]
     long = long.sort_values("metric", key=lambda metric: metric.map(list(metrics).index), kind="stable")
-    long = long.assign(together=long["normal"].str.count(r"\+") + 1)
     current = dict(list(long[long["stale"] == ""].groupby(KEY, sort=False)))
     rows = []
     for (*key, _), cells in long.groupby([*KEY, "together"], sort=False):
@@ -167,8 +166,8 @@ def _label(cells: pd.DataFrame, normals: Sequence[str]) -> str:
     """What the column ``normal`` says."""
     if len(normals) == 1:
         return normals[0]
-    if "+" in normals[0]:
-        return f"mean of {cells['together'].iloc[0]}"
+    if (together := cells["together"].iloc[0]) > 1:
+        return f"mean of {together}"
     if len(normals) >= DRAWN.get(cells["dataset"].iloc[0], cells["n_classes"].max()):
         return "mean"
     named = f"mean of {', '.join(normals)}"

@@ -1,0 +1,203 @@
+"""Folders of images: what is read in them and what is left out, and data sets with a folder for each class."""
+
+import logging
+import os
+from collections import Counter, deque
+from collections.abc import Iterator
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from common.data.images import ImageData, ImageFiles, Size
+from common.errors import InputError
+
+EXTENSIONS = frozenset(Image.registered_extensions()) - {".palm", ".pdf"}
+"""Endings of the files that are taken for images; Pillow can only write the two."""
+
+SYSTEMS = frozenset({
+    "__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db", "ehthumbs.db",
+    "desktop.ini",
+})  # fmt: skip
+"""What operating systems and Python put beside one's files; such names and hidden ones are passed over."""
+
+OURS = frozenset({"runs", "features", "report", "reproduced"})
+"""Folders that the commands of this package make; without images of their own they are no classes."""
+
+
+class Listing(NamedTuple):
+    """What a folder and those below it hold.
+
+    Attributes:
+        images: In the order of their paths.
+        left_out: How many other files there are of each ending.
+    """
+
+    images: list[Path]
+    left_out: Counter[str]
+
+
+class Tree(NamedTuple):
+    """A class folder's images, for all classes.
+
+    Attributes:
+        classes: Their names in alphabetical order.
+        paths: ``N`` files.
+        targets: The class number of each.
+        official_test: Whether each is in a ``test`` folder.
+        left_out: How many files there are of each kind that is not read.
+    """
+
+    classes: tuple[str, ...]
+    paths: list[Path]
+    targets: list[int]
+    official_test: list[bool]
+    left_out: Counter[str]
+
+
+def listed(folder: Path) -> Listing:
+    """The images in a folder and below it, and what else is there, without hidden files and those of operating systems.
+
+    Links are followed. Each folder is read once, however often it is linked.
+    """
+    images: list[Path] = []
+    left_out: Counter[str] = Counter()
+    seen: set[tuple[int, int]] = set()
+    waiting = deque([folder])
+    while waiting:
+        place = waiting.popleft()
+        try:
+            status, entries = place.stat(), list(os.scandir(place))
+        except OSError:
+            left_out["folders that cannot be read"] += 1
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            ending = os.path.splitext(entry.name)[1].lower()
+            is_folder = os.path.isdir(entry.path)
+            if _is_ignored(entry.name):
+                continue
+            if is_folder and entry.is_symlink():
+                waiting.append(Path(entry.path))  # after all real folders, which it may be a second way to
+            elif is_folder:
+                waiting.appendleft(Path(entry.path))
+            if ending in EXTENSIONS:
+                images.append(Path(entry.path))
+            elif not is_folder:
+                left_out[ending or "without an ending"] += 1
+    return Listing(sorted(images), left_out)
+
+
+def left_out_line(folder: Path, left_out: Counter[str]) -> str:
+    """What of a folder is not read, in one line.
+
+    Example:
+        >>> left_out_line(Path("photos"), Counter({".heic": 12, "images in folders below good": 40}))
+        'left out of photos: .heic (12), images in folders below good (40)'
+    """
+    return f"left out of {folder}: {', '.join(f'{kind} ({n})' for kind, n in sorted(left_out.items()))}"
+
+
+def folder(root: Path, size: Size | None, channels: int | None) -> ImageData:
+    """A user's own tree, ``ROOT/{train,test}/<class>/`` or ``ROOT/<class>/``; what is left out there is logged in one line.
+
+    Classes may be missing in ``train``, as defects are.
+    """
+    tree = class_tree(root, train_may_lack=True)
+    if left_out := tree.left_out + _beside(root):
+        _warn_once(left_out_line(root, left_out))
+    return _data(tree, size, channels)
+
+
+def class_folders(root: Path, size: Size | None, channels: int | None, pattern: str = "*") -> ImageData:
+    """A tree of :class:`ImageFiles`, ``ROOT/{train,test}/<class>/`` or ``ROOT/<class>/``; classes in alphabetical order.
+
+    Hidden folders and files, files that are no images and those below a class folder's own are ignored. Without class
+    folders, or where one is empty, an InputError is raised.
+    """
+    return _data(class_tree(root, pattern), size, channels)
+
+
+def class_tree(root: Path, pattern: str = "*", train_may_lack: bool = False) -> Tree:
+    """The files of :func:`class_folders`; those of ``train`` may lack classes, where that is allowed."""
+    parts = _parts(root)
+    folders = chain.from_iterable(_entries(part, pattern) for part in parts)
+    classes = tuple(sorted({path.name for path in folders if _is_class(path)}))
+    if not classes:
+        raise InputError(f"{root} has no class folders: ROOT/<class>/ or ROOT/{{train,test}}/<class>/ is expected")
+    tree = Tree(classes, [], [], [], Counter())
+    for part in parts:
+        may_lack = train_may_lack and part.name == "train" and len(parts) > 1
+        for target, name in enumerate(classes):
+            files = _of_class(part / name, tree.left_out, may_lack)
+            tree.paths.extend(files)
+            tree.targets.extend([target] * len(files))
+            tree.official_test.extend([part.name == "test" and len(parts) > 1] * len(files))
+    return tree
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a class folder, at least one, in the order of their names, without hidden ones."""
+    return _of_class(folder, Counter())
+
+
+def _of_class(folder: Path, left_out: Counter[str], may_be_empty: bool = False) -> list[Path]:
+    """The images of a class folder itself; adds to what is left out in it and below it."""
+    found = listed(folder) if folder.is_dir() else Listing([], Counter())
+    images = [path for path in found.images if path.parent == folder]
+    below = Counter({f"images in folders below {folder.name}": len(found.images) - len(images)})
+    here = +(found.left_out + below)
+    if not images and not may_be_empty:
+        hint = f"; {left_out_line(folder, here)}" if here else ""
+        raise InputError(f"no images in the class folder {folder}{hint}")
+    left_out.update(here)
+    return images
+
+
+def _beside(root: Path) -> Counter[str]:
+    """Images below the root that are in no class folder."""
+    left_out: Counter[str] = Counter()
+    parts = _parts(root)
+    for part in parts:
+        images = [path for path in _entries(part) if path.suffix.lower() in EXTENSIONS and not path.is_dir()]
+        left_out["images beside class folders"] += len(images)
+    if len(parts) == 1:
+        return left_out
+    for path in _entries(root):
+        if path.is_dir() and path not in parts and path.name not in OURS:
+            left_out[f"images in {path.name}"] += len(listed(path).images)
+    return left_out
+
+
+def _data(tree: Tree, size: Size | None, channels: int | None) -> ImageData:
+    images = ImageFiles(tree.paths, size, channels)
+    return ImageData(images, np.array(tree.targets), np.array(tree.official_test), tree.classes)
+
+
+def _parts(root: Path) -> list[Path]:
+    parts = [root / "train", root / "test"]
+    return parts if all(part.is_dir() for part in parts) else [root]
+
+
+def _is_class(path: Path) -> bool:
+    if path.name in OURS:
+        return any(entry.suffix.lower() in EXTENSIONS for entry in _entries(path))
+    return path.is_dir()
+
+
+def _entries(folder: Path, pattern: str = "*") -> Iterator[Path]:
+    return (path for path in folder.glob(pattern) if not _is_ignored(path.name))
+
+
+def _is_ignored(name: str) -> bool:
+    return name.startswith(".") or name in SYSTEMS
+
+
+@cache
+def _warn_once(line: str) -> None:
+    logging.getLogger(__name__).warning(line)

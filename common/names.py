@@ -1,0 +1,58 @@
+"""Names of classes and folders stay as they are written, those too that YAML takes for numbers, dates or truth values."""
+
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader, set_loader
+
+PARSER_MODE = "oneclass"
+"""Jsonargparse's name of the YAML that keeps names, see :func:`keep_names`."""
+
+
+def keep_names(config: Any, text: str) -> Any:
+    """A configuration read from YAML, with ``normal``, ``anomalous`` and ``root`` of its data as they are written there.
+
+    Args:
+        config: What the text was read to; changed in place.
+        text: The YAML of a whole configuration, or of its ``data`` alone.
+
+    Example:
+        >>> text = "data: {normal: 01, anomalous: [1e3, no]}"
+        >>> keep_names(yaml.safe_load(text), text)
+        {'data': {'normal': '01', 'anomalous': '1e3+no'}}
+    """
+    if isinstance(config, dict):
+        written = yaml.load(text, yaml.BaseLoader)
+        _keep(config, written)
+        _keep(config.get("data"), written.get("data"))
+    return config
+
+
+def joined(text: str) -> str:
+    """Classes in one text, joined by ``+``; they may be written as a list.
+
+    Raises:
+        yaml.YAMLError: It begins as a list and is none.
+
+    Example:
+        >>> joined("[01, 02]"), joined("01")
+        ('01+02', '01')
+    """
+    return "+".join(map(str, yaml.load(text, yaml.BaseLoader))) if text.startswith("[") else text
+
+
+def _keep(data: Any, written: Any) -> None:
+    if not isinstance(data, dict):
+        return
+    for key in ("normal", "anomalous", "root"):
+        # only a normal class is always given, so that null is the name of one
+        if key in written and (key == "normal" or data[key] is not None):
+            value = written[key]
+            data[key] = "+".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _load(text: str) -> Any:
+    return keep_names(get_loader("yaml")(text), text)
+
+
+set_loader(PARSER_MODE, _load, exceptions=(yaml.YAMLError,))
