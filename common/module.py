@@ -161,9 +161,16 @@ class OneClassModule(ScoringModule):
         return names - {"self"}
 
     def configure_optimizers(self) -> Any:
-        """Lightning's hook, made of :meth:`named_optimizers` and :meth:`scheduler`."""
+        """Lightning's hook, made of :meth:`named_optimizers` and :meth:`scheduler`.
+
+        Raises:
+            InputError: An optimiser refuses its rate or another of its hyper-parameters.
+        """
         configured: list[dict[str, Any]] = []
-        optimizers = self.named_optimizers()
+        try:
+            optimizers = self.named_optimizers()
+        except ValueError as error:
+            raise InputError(str(error)) from error
         self._optimizer_names = list(optimizers)
         for name, optimizer in optimizers.items():
             configured.append({"optimizer": optimizer})

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from common.cli import Parser, chosen_device, one_line_errors
+from common.cli import chosen_device
+from common.command_line import Parser, one_line_errors
 from common.data import load
 from common.data.datamodule import default_root
 from common.errors import DataMissingError, InputError

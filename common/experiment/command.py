@@ -9,7 +9,8 @@ from typing import Any, get_args
 
 from rich.console import Console
 
-from common.cli import Parser, chosen_device, one_line_errors
+from common.cli import chosen_device
+from common.command_line import Parser, one_line_errors
 from common.data import DATASETS, load
 from common.data.datamodule import default_root
 from common.errors import DataMissingError, InputError

@@ -39,6 +39,7 @@ from common.experiment.cell import Cell, Settings
 from common.experiment.engines import Backend, Engine, engine, local_slots, result_of
 from common.experiment.records import Record
 from common.experiment.run import finished, run
+from common.files import write_whole
 
 ATTEMPTS = 3
 """Maximum number of attempts at a cell whose worker is killed."""
@@ -186,7 +187,7 @@ def _run(cell: Cell, work: _Work) -> Record | str:
     try:
         if begun == ATTEMPTS:
             raise ChildProcessError(f"its process was killed {begun} times, as where memory runs out: try fewer --jobs")
-        note.write_text(f"{work.name} {begun + 1} {platform.node()} {os.getpid()}")
+        note.write_text(f"{work.name} {begun + 1} {platform.node()} {os.getpid()}", encoding="utf-8")
         if settings.device == "cuda":
             settings = replace(settings, gpu=_place(work.cells_per_gpu)[0])
         return run(cell, replace(settings, force=settings.force and not begun))
@@ -198,8 +199,7 @@ def _run(cell: Cell, work: _Work) -> Record | str:
         raise KeyboardInterrupt from None
     except Exception as error:
         directory = cell.directory(settings.runs)
-        directory.mkdir(exist_ok=True)
-        (directory / "error.txt").write_text(traceback.format_exc())
+        write_whole(directory / "error.txt", traceback.format_exc())
         first_line, *_ = [*str(error).splitlines(), ""]
         return f"{type(error).__name__}: {first_line}"
     finally:
@@ -216,7 +216,7 @@ def _beside(cell: Cell, work: _Work, ending: str) -> Path:
 def _begun(cell: Cell, work: _Work) -> int:
     """How many attempts of this grid at the cell were killed, or still run."""
     note = _beside(cell, work, "begun")
-    text = note.read_text() if note.is_file() else ""
+    text = note.read_text(encoding="utf-8") if note.is_file() else ""
     name, times, *_ = text.split() or ("", "0")
     return int(times) if name == work.name else 0
 

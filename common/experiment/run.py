@@ -256,7 +256,7 @@ def _begin(directory: Path, own: Identity) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if (directory / "checkpoints").is_dir():
-            noted = json.loads(note.read_text()) if note.is_file() else {}
+            noted = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
             if why := difference(noted, own):
                 raise InputError(f"{directory} was begun with something else ({why}): give --force to begin again")
         write_whole(note, json.dumps(own))
