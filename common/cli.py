@@ -7,11 +7,13 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from jsonargparse import ArgumentParser
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -96,8 +98,8 @@ class OneClassCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, RuntimeError) as error:
-            reason = for_the_user(error) or str(error.__cause__ or error).partition("\n")[0]
-            raise InputError(reason) from error
+            reason = str(error.__cause__ or error).partition("\n")[0]
+            raise InputError(for_the_user(error) or f"model or data cannot be made of these values: {reason}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Hands module and data what they need of one another, and adds the callbacks that every run has."""
@@ -116,6 +118,8 @@ class OneClassCLI(LightningCLI):
             trainer = self._instantiate_trainer(config, callbacks)
         except (ValueError, TypeError, ImportError) as error:
             raise InputError(f"the trainer cannot be made: {error}") from error
+        if trainer.precision in {"16-true", "bf16-true"}:
+            raise InputError(f"precision {trainer.precision} rounds scores and thresholds to three digits: give bf16-mixed")
         watching = [callback for callback in trainer.callbacks if getattr(callback, "monitor", None)]  # type: ignore[attr-defined]
         self.model.every_epoch_counts = self.oracle is not None or bool(watching)
         return trainer
@@ -138,8 +142,27 @@ def assemble(config: dict[str, Any], metadata: Mapping[str, Any] | None = None) 
     Raises:
         InputError: A key or value that the parser does not accept.
     """
-    try:
+    with _as_input_errors():
         return OneClassCLI(config, run=False, metadata=metadata)
+
+
+def data_module(options: dict[str, Any]) -> OneClassDataModule:
+    """The data module of a configuration's ``data``.
+
+    Raises:
+        InputError: A key or value that the parser does not accept.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(OneClassDataModule, "data")
+    with _as_input_errors():
+        module: OneClassDataModule = parser.instantiate_classes(parser.parse_object({"data": options})).data
+    return module
+
+
+@contextmanager
+def _as_input_errors() -> Iterator[None]:
+    try:
+        yield
     except Exception as error:
         if (message := for_the_user(error)) is None:
             raise

@@ -17,6 +17,7 @@ LIBRARIES = {
     "Expected more than 1 value per channel": "batch norm cannot train on a single sample: give data.batch_size at least 2",
     "numpy accepts from 0 to": f"a seed lies in [0, {2**32})",
     "No supported gpu backend found": "PyTorch finds no GPU here: leave out --device cuda, or the trainer's accelerator",
+    "Could not determine home directory": "there is no home folder: set XDG_CACHE_HOME, and ONECLASS_DATA where data lie",
     "codec can't": "text that is not ASCII, and the locale has another encoding: set PYTHONUTF8=1",
     "Unexpected config:": "--config names a file without keys and values",
 }
@@ -76,14 +77,15 @@ def _of_parser(message: str) -> str:
     none = " - Expected a <class 'NoneType'>"
     if nested := re.search(f"given class_path '([^']+)': (.+){none} Given value type", message):
         return f"{nested[1]}: {_of_parser(nested[2].partition(' - Not a valid subclass')[0])}"
-    refused = re.search(r'Parser key "([^"]+)": (.+)', message)
+    refused = re.search(r'Parser key "([^"]+)": (?:- Expected a path .+? invalid - )?(.+)', message)
     if refused is None:
         return message[:500]
     key, reason = refused.groups()
-    types = re.findall(r"Expected an? (.+?)(?=\.? Got value|: | - | Given value|$)", reason.replace(none, ""))
+    reason = reason.replace(none, "").replace("dot import path string", "class path")
+    types = re.findall(r"Expected an? (.+?)(?=\.? Got value|: | - | Given value|$)", reason)
     value = re.search(r"G(?:ot|iven) value: (.+?)(?= - Expected|$)", reason)
     if value is None or not types:
-        return f"{key}: {reason[:500]}"
+        return f"{key}: {reason.rpartition('Errors: - ')[2].partition(' Given value')[0][:500]}"
     names = [re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+)\]", r"\1\2", name) for name in types]
     return f"{key} must be {' or '.join(dict.fromkeys(names))}, not {value[1]}"
 

@@ -1,6 +1,7 @@
 """The contract that every method fulfils, and the evaluation that all methods share."""
 
 import math
+import sys
 from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -261,7 +262,9 @@ def import_class(class_path: str) -> type[OneClassModule]:
     try:
         cls = resolve_name(class_path)
     except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"cannot import '{class_path}': {error}") from error
+        file = getattr(sys.modules.get(class_path.partition(".")[0]), "__file__", None)
+        where = f" from {file}" if file else ""
+        raise InputError(f"cannot import '{class_path}'{where}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, OneClassModule)):
         raise InputError(f"'{class_path}' is not a class derived from common.module.OneClassModule")
     if missing := sorted(cls.__abstractmethods__):

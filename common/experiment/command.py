@@ -201,9 +201,9 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 1")
+    return int(text)
 
 
 def _list(cells: Sequence[Cell], settings: Settings, console: Console) -> None:

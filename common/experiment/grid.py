@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
+from common.command_line import for_the_user
 from common.data import dataset_label
 from common.data.datamodule import default_root
 from common.errors import InputError, WeightsMissingError
@@ -191,17 +192,17 @@ def _run(cell: Cell, work: _Work) -> Record | str:
         if settings.device == "cuda":
             settings = replace(settings, gpu=_place(work.cells_per_gpu)[0])
         return run(cell, replace(settings, force=settings.force and not begun))
-    except InputError as error:
-        if not _lacks_weights(error):
-            raise
-        return str(error)
     except SystemExit:  # Lightning's way to end at Ctrl-C
         raise KeyboardInterrupt from None
     except Exception as error:
-        directory = cell.directory(settings.runs)
-        write_whole(directory / "error.txt", traceback.format_exc())
-        first_line, *_ = [*str(error).splitlines(), ""]
-        return f"{type(error).__name__}: {first_line}"
+        message = for_the_user(error)
+        if message is None:
+            write_whole(cell.directory(settings.runs) / "error.txt", traceback.format_exc())
+            first_line, *_ = [*str(error).splitlines(), ""]
+            message = f"{type(error).__name__}: {first_line}"
+        elif not _lacks_weights(error):
+            raise InputError(message) from error
+        return message
     finally:
         note.unlink(missing_ok=True)
         gc.collect()  # trainers hold themselves in cycles, and the next cell wants the memory
