@@ -143,7 +143,7 @@ def complete(config: Config, directory: Path, metadata: Record, threads: int | N
     """
     started = time.perf_counter()
     configure_process()
-    threads = os.cpu_count() or 1 if threads is None else threads
+    threads = threads or os.cpu_count() or 1
     for name, number, least in (("threads", threads, 1), ("seed_everything", config["seed_everything"], 0)):
         if not isinstance(number, int) or number < least:
             raise InputError(f"{name} must be a number of at least {least}, not {number}")
