@@ -1,6 +1,5 @@
 """The ``oneclass`` command, and the parser that turns a preset into a module, a data module and a trainer."""
 
-import argparse
 import ctypes
 import logging
 import os
@@ -11,15 +10,15 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 import torch
-from jsonargparse import ArgumentError
-from lightning_fabric.utilities.exceptions import MisconfigurationException
+from jsonargparse import ArgumentParser
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from common import testing
+from common.command_line import Parser, for_the_user, one_line_errors
 from common.data import OneClassDataModule
 from common.deploy.export import Format, export
 from common.deploy.folder import predict_folder
@@ -42,14 +41,6 @@ LOGGER = {
 DESCRIPTION = """More commands, each with a --help of its own: oneclass check CLASS puts a method to the contract tests,
 oneclass predict-folder scores a folder of images, oneclass export writes a trained detector as a program of its own.
 --config takes a YAML file or a preset's name, such as ocgan-tuned."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Its errors are told as all others are."""
-
-    def error(self, message: str) -> NoReturn:
-        """A mistake on the command line."""
-        raise InputError(f"{message}; see {self.prog} --help")
 
 
 class OneClassCLI(LightningCLI):
@@ -99,6 +90,18 @@ class OneClassCLI(LightningCLI):
         parser.add_argument("--rule", type=Rule, default="last", help="the epoch that is tested")
         parser.add_argument("--oracle", type=bool, default=False, help="score the test set after every epoch, to look at")
 
+    def instantiate_classes(self) -> None:
+        """Makes model, data and trainer.
+
+        Raises:
+            InputError: A part refuses its values.
+        """
+        try:
+            super().instantiate_classes()
+        except (ValueError, RuntimeError) as error:
+            reason = str(error.__cause__ or error).partition("\n")[0]
+            raise InputError(for_the_user(error) or f"model or data cannot be made of these values: {reason}") from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Hands module and data what they need of one another, and adds the callbacks that every run has."""
         rule = self._get(self.config_init, "rule")
@@ -112,7 +115,12 @@ class OneClassCLI(LightningCLI):
         if self.oracle is not None:
             callbacks.append(self.oracle)
         callbacks += checkpointing(self.model, len(self.datamodule.splits.val) > 0, rule)
-        trainer = self._instantiate_trainer(config, callbacks)
+        try:
+            trainer = self._instantiate_trainer(config, callbacks)
+        except (ValueError, TypeError, ImportError) as error:
+            raise InputError(f"the trainer cannot be made: {error}") from error
+        if trainer.precision in {"16-true", "bf16-true"}:
+            raise InputError(f"precision {trainer.precision} rounds scores and thresholds to three digits: give bf16-mixed")
         watching = [callback for callback in trainer.callbacks if getattr(callback, "monitor", None)]  # type: ignore[attr-defined]
         self.model.every_epoch_counts = self.oracle is not None or bool(watching)
         return trainer
@@ -135,10 +143,29 @@ def assemble(config: dict[str, Any], metadata: Mapping[str, Any] | None = None) 
     Raises:
         InputError: A key or value that the parser does not accept.
     """
-    try:
+    with _as_input_errors():
         return OneClassCLI(config, run=False, metadata=metadata)
+
+
+def data_module(options: dict[str, Any]) -> OneClassDataModule:
+    """The data module of a configuration's ``data``.
+
+    Raises:
+        InputError: A key or value that the parser does not accept.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(OneClassDataModule, "data")
+    with _as_input_errors():
+        module: OneClassDataModule = parser.instantiate_classes(parser.parse_object({"data": options})).data
+    return module
+
+
+@contextmanager
+def _as_input_errors() -> Iterator[None]:
+    try:
+        yield
     except Exception as error:
-        if (message := _for_the_user(error)) is None:
+        if (message := for_the_user(error)) is None:
             raise
         raise InputError(message) from error
 
@@ -164,19 +191,6 @@ def configure_process() -> None:
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch.utils.tensorboard")
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Ends the program with one line and exit status 2 for what the user can mend, 130 for Ctrl-C."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        _exit(130, "interrupted: give the same command again to go on")
-    except Exception as error:
-        if (message := _for_the_user(error)) is None:
-            raise
-        _exit(2, f"error: {message}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -265,23 +279,3 @@ def _check_checkpoint(arguments: Sequence[str]) -> None:
             value = value or "".join(arguments[position + 1 : position + 2])
             if value not in {"best", "last", "hpc", "null"}:
                 load_checkpoint(Path(value))
-
-
-def _for_the_user(error: BaseException) -> str | None:
-    """One line from an :class:`InputError`, however wrapped, or from a parser or trainer that refuses; else None."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, InputError):  # raised in a loader's worker it brings a traceback, and itself last
-            return str(cause).splitlines()[-1].removeprefix(f"{type(cause).__module__}.{type(cause).__name__}: ")
-        cause = cause.__cause__ or cause.__context__
-    if not isinstance(error, ArgumentError | MisconfigurationException):
-        return None
-    message = " ".join(str(error).split())
-    if rejected := re.search(r"given class_path '([^']+)': (.+?) Expected a ", message):
-        return f"{rejected[1]}: {rejected[2].strip(' -')}"
-    return message[:500]
-
-
-def _exit(status: int, message: str) -> None:
-    print(message, file=sys.stderr)
-    raise SystemExit(status)

@@ -1,16 +1,22 @@
 """Files that are there whole or not at all."""
 
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from common.errors import InputError
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``, which takes its place at the end; after an error it is gone and ``path`` as it was.
+    """A temporary file that takes the place of ``path`` at the end; after an error it is gone and ``path`` as it was.
+
+    A link stays a link, and its target is replaced. What is no regular file, such as ``/dev/null``, a named pipe or
+    ``/dev/stdout``, stays what it is and receives the content.
 
     Raises:
         InputError: The folder or the file cannot be written.
@@ -19,24 +25,55 @@ def whole(path: Path) -> Iterator[Path]:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with whole(Path(folder, "new", "a.txt")) as temporary:
-        ...         _ = temporary.write_text("content")
-        ...     Path(folder, "new", "a.txt").read_text()
+        ...         _ = temporary.write_text("content", encoding="utf-8")
+        ...     Path(folder, "new", "a.txt").read_text(encoding="utf-8")
         'content'
     """
+    try:
+        with _received(path) if _is_stream(path) else _replaced(Path(os.path.realpath(path))) as temporary:
+            yield temporary
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_whole(path: Path, content: str) -> None:
+    """Writes a text in UTF-8, see :func:`whole`; the bytes of file names in another encoding appear as escapes."""
+    with whole(path) as temporary:
+        temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path is a device, a pipe, or the output of this process, wherever that was redirected to."""
+    return path.exists() and (not path.is_file() or _is_own_output(path))
+
+
+def _is_own_output(path: Path) -> bool:
+    with suppress(OSError):  # standard output may be closed
+        return os.path.samestat(path.stat(), os.fstat(1))
+    return False
+
+
+@contextmanager
+def _received(stream: Path) -> Iterator[Path]:
+    """A temporary file whose content a stream receives at the end."""
+    own = _is_own_output(stream)
+    sys.stdout.flush()
+    with TemporaryDirectory() as folder, open(1 if own else stream, "wb", closefd=not own) as receiver:
+        temporary = Path(folder, stream.name)
+        yield temporary
+        with temporary.open("rb") as content:
+            shutil.copyfileobj(content, receiver)
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """A temporary file beside a regular file, whose place it takes at the end."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
         yield temporary
         temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Writes a text, see :func:`whole`."""
-    with whole(path) as temporary:
-        temporary.write_text(content)

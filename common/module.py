@@ -1,6 +1,7 @@
 """The contract that every method fulfils, and the evaluation that all methods share."""
 
 import math
+import sys
 from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -161,9 +162,16 @@ class OneClassModule(ScoringModule):
         return names - {"self"}
 
     def configure_optimizers(self) -> Any:
-        """Lightning's hook, made of :meth:`named_optimizers` and :meth:`scheduler`."""
+        """Lightning's hook, made of :meth:`named_optimizers` and :meth:`scheduler`.
+
+        Raises:
+            InputError: An optimiser refuses its rate or another of its hyper-parameters.
+        """
         configured: list[dict[str, Any]] = []
-        optimizers = self.named_optimizers()
+        try:
+            optimizers = self.named_optimizers()
+        except ValueError as error:
+            raise InputError(str(error)) from error
         self._optimizer_names = list(optimizers)
         for name, optimizer in optimizers.items():
             configured.append({"optimizer": optimizer})
@@ -254,7 +262,9 @@ def import_class(class_path: str) -> type[OneClassModule]:
     try:
         cls = resolve_name(class_path)
     except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"cannot import '{class_path}': {error}") from error
+        file = getattr(sys.modules.get(class_path.partition(".")[0]), "__file__", None)
+        where = f" from {file}" if file else ""
+        raise InputError(f"cannot import '{class_path}'{where}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, OneClassModule)):
         raise InputError(f"'{class_path}' is not a class derived from common.module.OneClassModule")
     if missing := sorted(cls.__abstractmethods__):

@@ -186,6 +186,9 @@ def read_value(text: str, key: str = "") -> Any:
 def assign(config: Config, path: tuple[str, ...], value: Any) -> None:
     """Sets a value of a nested configuration, in place.
 
+    Raises:
+        InputError: The place is a group of keys, and the value is none.
+
     Example:
         >>> config = {}
         >>> assign(config, ("trainer", "max_epochs"), 5)
@@ -193,6 +196,8 @@ def assign(config: Config, path: tuple[str, ...], value: Any) -> None:
         {'trainer': {'max_epochs': 5}}
     """
     *parents, last = path
+    if not parents and last in COMMAND_KEYS - {"rule"} and not isinstance(value, Mapping):
+        raise InputError(f"'{last}={written(value)}': {last} is a group of keys, give {last}.KEY=VALUE")
     for key in parents:
         if not isinstance(config.get(key), dict):
             config[key] = {}

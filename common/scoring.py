@@ -156,7 +156,7 @@ class ScoringModule(LightningModule, ABC):
 
     def _on_device(self, batches: Iterable[Sample]) -> Iterator[Sample]:
         for batch in batches:
-            yield batch._replace(image=batch.image.to(self.device))
+            yield batch._replace(image=batch.image.to(self.device, self.dtype))  # type: ignore[arg-type]
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -22,7 +22,8 @@ import torchvision
 from pytorch_lightning import seed_everything
 
 from common.backbones import split
-from common.cli import OneClassCLI, assemble, configure_process, one_line_errors
+from common.cli import OneClassCLI, assemble, configure_process
+from common.command_line import Parser, one_line_errors
 from common.data import OneClassDataModule
 from common.data.features import BATCH, extract
 from common.experiment.cell import Cell, Settings
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ``cells_per_hour`` counts whole cells of the preset's epochs, each with its start and its test, one after the other.
     Memory is the peak of a process that does nothing else.
     """
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(prog="python -m experiments.benchmark", description=__doc__)
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), help="METHOD-PRESET")
     parser.add_argument(
         "--backbone", help="of torchvision: measure the extraction of its features at 224 pixels, and no preset"
@@ -63,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", default="32-true", help="Lightning's; such as bf16-mixed")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    arguments = parser.parse_args(argv)
     with one_line_errors():
+        arguments = parser.parse_args(argv)
         for name in ["extraction"] if arguments.backbone else arguments.presets:
             with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
                 for line in fresh.submit(_measure, name, arguments).result():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from common.cli import Parser, one_line_errors
+from common.command_line import Parser, one_line_errors
 from common.errors import InputError
 from common.experiment.published import RESULTS
 from common.experiment.records import Record, read_published

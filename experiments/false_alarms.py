@@ -12,7 +12,7 @@ import pandas as pd
 from rich.console import Console
 from scipy.stats import betabinom, binom
 
-from common.cli import Parser, one_line_errors
+from common.command_line import Parser, one_line_errors
 from common.deploy.load import load_checkpoint
 from common.evaluation import conformal_p_value
 from common.evaluation.metrics import Values

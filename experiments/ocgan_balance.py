@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from common.cli import Parser, one_line_errors
+from common.command_line import Parser, one_line_errors
 from common.data import OneClassDataModule
 from common.deploy.load import load_checkpoint, load_detector
 from common.errors import InputError
+from common.files import write_whole
 from common.losses import add_noise
 from ocgan import OCGAN
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = pd.DataFrame([measure(path, arguments) for path in arguments.checkpoints]).sort_values("epoch")
         show(rows, Console())
         if arguments.out is not None:
-            rows.to_csv(arguments.out, index=False, float_format="%.4g")
+            write_whole(arguments.out, rows.to_csv(index=False, float_format="%.4g"))
 
 
 def measure(path: Path, arguments: argparse.Namespace) -> dict[str, float]:

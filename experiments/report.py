@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import Console
 
 import experiments
-from common.cli import Parser, one_line_errors
+from common.command_line import Parser, one_line_errors
 from common.data import dataset_label
 from common.errors import InputError
 from common.experiment import Experiment

@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from common.cli import Parser, chosen_device, one_line_errors
+from common.cli import chosen_device
+from common.command_line import Parser, one_line_errors
 from common.data import load
 from common.data.datamodule import default_root
 from common.errors import InputError
 from common.experiment.cell import Cell, Settings
-from common.experiment.command import refuse_stale
+from common.experiment.command import check_writable, refuse_stale
 from common.experiment.grid import run_grid
 from common.experiment.published import RESULTS, measured
 from common.experiment.records import read_published
@@ -36,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Exit status: 0, 1 where a row is not reproduced, 2 for a mistake of the user's.
     """
-    arguments = _parser().parse_args(argv)
     with one_line_errors():
+        arguments = _parser().parse_args(argv)
         rows = candidates(arguments.results)
         for column, named in (("name", arguments.presets), ("dataset", arguments.datasets)):
             rows = rows[rows[column].isin(named)] if named else rows
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = rows.merge(names.sample(arguments.cells, random_state=arguments.draw))
         before = expected(arguments.results)
         settings = Settings(arguments.root, arguments.runs, chosen_device(arguments.device))
-        settings.runs.mkdir(parents=True, exist_ok=True)
+        check_writable(settings.runs)
         console, cells = Console(), _cells(rows, before)
         refuse_stale(cells, settings)
         failures = run_grid(cells, settings, arguments.jobs, console)

@@ -3,10 +3,12 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
+from pytorch_lightning import seed_everything
 
 from common.cli import assemble, chosen_device, configure_process, main
 from common.deploy.load import load_checkpoint
@@ -98,7 +100,25 @@ def test_fit_test_and_predict(checkpoint, tmp_path, capsys):
         (["--model.init_args.latnt", "3"], "autoencoder.Autoencoder: Option 'latnt' is not accepted"),
         (["--data.bacth_size", "3"], "bacth_size"),
         (["--model.init_args.network", "nope"], "unknown network 'nope': choose from strided, lenet, bounded"),
-        (["--model", "autoencoder.Nope"], "Nope"),
+        (["--model", "autoencoder.Nope"], "autoencoder.Nope: module 'autoencoder' has no attribute 'Nope'"),
+        (["--model", "nonsense"], "model must be class path, not nonsense"),
+        (["--model", "os.system"], "model: Import path does not correspond to a subclass of OneClassModule"),
+        (["--model.init_args.widths", "wide"], "autoencoder.Autoencoder: widths must be Sequence, not wide"),
+        (["--model.init_args.latent", "-3"], "made of these values: Trying to create tensor with negative dimension -3"),
+        (["--model.init_args.lr", "-1"], "Invalid learning rate: -1.0"),
+        (["--data.channels", "2"], "data.channels must be 1, 3, not 2"),
+        (["--seed_everything", "-4"], "a seed lies in [0, 4294967296)"),
+        (["--trainer.accelerator", "gpu"], "PyTorch finds no GPU here"),
+        (["--trainer.accelerator", "tpu"], "the trainer cannot be made: Requirement 'torch_xla"),
+        (["--trainer.strategy", "nope"], "the trainer cannot be made: You selected an invalid strategy name"),
+        (["--trainer.logger", "nope"], "trainer.logger must be class path or Iterable or bool, not nope"),
+        (["--trainer.callbacks.class_path", "EarlyStopping"], "EarlyStopping: the following arguments are required: monitor"),
+        (["--trainer.precision", "bf16-true"], "precision bf16-true rounds scores and thresholds"),
+        (["--directory", "cell", "--data", "3"], "'data=3': data is a group of keys, give data.KEY=VALUE"),
+        (["--directory", "cell", "--threads", "many"], "threads must be a number of at least 1, not many"),
+        (["--directory", "cell", "--seed_everything", "x"], "seed_everything must be a number of at least 0, not x"),
+        (["--directory", "cell", "--trainer.logger.name", "x"], "trainer.logger names no class"),
+        (["--directory", "cell", "--data.batch_size", "null"], "batch_size and eval_batch_size are at least 1"),
         (["--trainer.max_epochs", "many"], "max_epochs"),
         (["--rule", "best-on-test"], "rule"),
         (["--rule", "validation", "--data.val_fraction", "0"], "rule 'validation' needs held-out normal samples"),
@@ -109,6 +129,27 @@ def test_fit_test_and_predict(checkpoint, tmp_path, capsys):
 def test_mistakes_get_one_line_and_status_2(flags, says, capsys, tmp_path):
     assert says in refused(capsys, "fit", "--config", SMOKE, *QUIET, *flags)
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("method", ["autoencoder", "ocnn"])
+def test_double_precision_gives_the_numbers_of_single_precision(method):
+    scores = []
+    for precision in ("32-true", "64-true"):
+        config = yaml.safe_load((ROOT / method / "configs" / "smoke.yaml").read_text(encoding="utf-8"))
+        config["data"] |= {"dataset": "digits", "normal": "3"}
+        config["trainer"] |= {"precision": precision, "max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False}
+        seed_everything(0, verbose=False)
+        cli = assemble(config | {"seed_everything": 0})
+        cli.trainer.fit(cli.model, cli.datamodule)
+        cli.trainer.test(cli.model, cli.datamodule, verbose=False)
+        scores.append(cli.model.scored.scores[cli.model.hparams["score"]])
+    assert {parameter.dtype for parameter in cli.model.parameters()} == {torch.float64}
+    assert np.corrcoef(scores)[0, 1] > 0.999
+
+
+def test_a_text_is_no_configuration(capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("a text of several words")
+    assert "--config names a file without keys and values" in refused(capsys, "fit", "--config", SMOKE, "--config", "notes.txt")
 
 
 def test_misspelt_key_in_a_file(capsys, tmp_path):
@@ -134,6 +175,13 @@ def test_checkpoint_that_is_truncated_or_something_else(checkpoint, capsys, tmp_
     assert "is not a checkpoint of this package" in says
 
 
+@pytest.mark.parametrize("content", ["a text of several words", "", "root:x:0:0:root"])
+def test_a_text_is_no_checkpoint_and_nobody_advises_to_load_it(content, capsys, tmp_path):
+    (tmp_path / "notes.ckpt").write_text(content)
+    says = refused(capsys, "test", "--config", SMOKE, "--ckpt_path", "notes.ckpt", *QUIET)
+    assert says == "error: notes.ckpt is not a readable checkpoint: it is damaged, or a file of another kind\n"
+
+
 class Harmful:
     def __reduce__(self):
         return (Path.touch, (Path("harm"),))
@@ -141,7 +189,7 @@ class Harmful:
 
 def test_pickled_code_is_not_run(checkpoint, tmp_path):
     torch.save({**torch.load(checkpoint, weights_only=True), "extra": Harmful()}, tmp_path / "harmful.ckpt")
-    with pytest.raises(InputError, match="is not a readable checkpoint"):
+    with pytest.raises(InputError, match="it holds objects besides tensors and plain values, which are never run"):
         load_checkpoint(tmp_path / "harmful.ckpt")
     assert not Path("harm").exists()
 

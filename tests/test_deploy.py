@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +135,39 @@ def test_threshold_is_adjusted_without_training(checkpoints, digits):
         table = pd.read_csv("predictions.csv")
         assert (table["label"] == flagged(table)).all(), rule
         assert 0 < table["label"].sum() < 100, rule
+
+
+def test_too_few_held_out_samples_for_a_share_are_counted(checkpoints, digits, capsys):
+    path = checkpoints["autoencoder"]
+    n = len(load_checkpoint(path)["calibration"])
+    main(["predict-folder", str(path), str(digits[0]), "--threshold", "alpha=0.01"])
+    assert f"no image can be flagged: alpha=0.01 needs 99 held-out scores, not {n}" in capsys.readouterr().out
+    assert pd.read_csv("predictions.csv")["label"].sum() == 0
+    main(["predict-folder", str(path), str(digits[0]), "--threshold", f"alpha={1 / (n + 1)}"])
+    assert "images reach the threshold" in capsys.readouterr().out
+
+
+def test_predictions_go_into_a_pipe(checkpoints, digits, tmp_path):
+    arguments = ["predict-folder", str(checkpoints["autoencoder"]), str(digits[0])]
+    main(arguments)
+    os.mkfifo("pipe")
+    with ThreadPoolExecutor() as pool:
+        received = pool.submit(Path("pipe").read_text, encoding="utf-8")
+        main([*arguments, "--out", "pipe"])
+        assert received.result(10) == Path("predictions.csv").read_text(encoding="utf-8")
+    assert Path("pipe").is_fifo()
+
+
+def test_an_export_follows_links(checkpoints):
+    Path("link.pt2").symlink_to("target.pt2")
+    main(["export", str(checkpoints["autoencoder"]), "--format", "torch", "--out", "link.pt2"])
+    assert Path("link.pt2").is_symlink()
+    assert torch.export.load("target.pt2")
+
+
+def test_a_device_that_is_not_here(checkpoints, digits, capsys):
+    says = refused(capsys, "predict-folder", checkpoints["autoencoder"], digits[0], "--device", "cuda")
+    assert "no device 'cuda' here" in says
 
 
 def test_without_held_out_scores_there_is_no_label(tmp_path, digits, capsys):

@@ -1,14 +1,22 @@
 """What the commands of the experiments say to a mistake: one line, exit status 2, nothing half-written."""
 
+import io
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import experiments
+from common.errors import InputError
 from common.experiment import Cell, Experiment, Grid, run_experiment
+from common.module import import_class
 
+ROOT = Path(__file__).parents[1]
 EXPERIMENT = Experiment(
     name="autoencoder",
     title="A trial",
@@ -76,12 +84,27 @@ def test_a_folder_of_images_runs_by_class_name(tmp_path):
         (["--presets", "classical-nope"], "unknown classical detector 'nope'"),
         (["--seeds", "one"], "invalid int value: 'one'"),
         (["--bogus"], "unrecognized arguments: --bogus"),
+        (["--jobs", "x"], "argument --jobs: x is not a number of at least 1"),
+        (["--seeds", "-1"], "seed_everything must be a number of at least 0, not -1"),
+        (["--seeds", "4294967296"], "a seed lies in [0, 4294967296)"),
+        (["--presets", "smoke,widths=wide"], "autoencoder.Autoencoder: widths must be Sequence, not wide"),
+        (["--presets", "smoke,betas=[1]"], "betas must be tuple with 2 elements, not [1]"),
+        (["--presets", "smoke,latent=-3"], "negative dimension -3"),
+        (["--presets", "smoke,lr=-1"], "Invalid learning rate: -1"),
+        (["--presets", "smoke,=3"], "model: Empty nested key"),
+        (["--presets", "smoke,trainer=3"], "'trainer=3': trainer is a group of keys, give trainer.KEY=VALUE"),
+        (["--presets", "smoke,trainer.epochs=3"], "Group 'trainer' does not accept option 'epochs'"),
+        (["--presets", "smoke,trainer.gradient_clip_val=1"], "gradient clipping is not supported"),
+        (["--presets", "smoke,trainer.precision=16-true"], "precision 16-true rounds scores and thresholds"),
+        (["--presets", "classical-ocsvm,data.batch=3"], "does not accept option 'batch'"),
+        (["--presets", "classical-ocsvm,data.split_seed=x"], "data.split_seed must be int, not x"),
+        (["--presets", "ocgan-smoke,data.batch_size=1"], "batch norm cannot train on a single sample"),
         (["--report-only"], "no cell is done"),
     ],
 )
 def test_mistakes_get_one_line_and_status_2(flags, says, tmp_path, capsys):
     flags = [*flags] if "--normal" in flags else [*flags, "--normal", "3"]
-    assert says in refused(capsys, *flags, "--runs", tmp_path)
+    assert says in refused(capsys, *flags, "--runs", tmp_path, "--jobs", "1")
     assert not list(tmp_path.rglob("metrics.json"))
 
 
@@ -126,6 +149,54 @@ def test_misspelt_key_in_a_preset(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Cell, "config", misspelt)
     flags = ["--presets", "smoke", "--normal", "3", "--runs", str(tmp_path), "--jobs", "1"]
     assert "latnt" in refused(capsys, *flags)
+
+
+def test_a_terminal_of_another_encoding(tmp_path, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    flags = ["--presets", "classical-ocsvm", "--normal", "3", "--jobs", "1", "--runs", str(tmp_path)]
+    run_experiment(EXPERIMENT, flags)
+    terminal.flush()
+    assert "digits ? standard ? normal 3 ? auroc" in terminal.buffer.getvalue().decode("ascii")
+    assert "±" in (tmp_path / "autoencoder.md").read_text(encoding="utf-8")
+
+
+def test_without_a_home_that_can_be_written(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    flags = ["--presets", "classical-ocsvm", "--normal", "3", "--jobs", "1", "--runs", str(tmp_path / "runs")]
+    run_experiment(EXPERIMENT, flags)
+    assert len(list(tmp_path.rglob("metrics.json"))) == 1
+    assert f"no folder {tmp_path}/file/oneclass: create it" in refused(capsys, *flags, "--datasets", "mnist")
+
+
+def test_files_of_the_user_that_hide_packages_are_named(tmp_path):
+    """Python looks into the current folder first, so nothing of ours has been imported yet."""
+    (tmp_path / "common.py").write_text("")
+    environment = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+    command = [sys.executable, "-m", "experiments.ocgan"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(
+        f"error: No module named 'common.cli'; 'common' is not a package: rename {tmp_path}/common.py"
+    )
+    assert ended.stderr.count("\n") == 1
+
+
+def test_hidden_packages_are_ours_theirs_and_pythons(tmp_path):
+    for name in ("torch.py", "random.py", "ocgan.py", "my_idea.py", "yaml/__init__.py", "runs/notes.txt", "torch.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    found = experiments.hiding([str(tmp_path), *sys.path])
+    assert found == [str(tmp_path / name) for name in ("ocgan.py", "random.py", "torch.py", "yaml/__init__.py")]
+    assert experiments.hiding([str(tmp_path / "nowhere"), *sys.path]) == []
+
+
+def test_a_class_of_another_module_of_that_name_says_which(tmp_path, monkeypatch):
+    (tmp_path / "shadow_of_ocgan.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=f"cannot import 'shadow_of_ocgan.OCGAN' from {tmp_path}/shadow_of_ocgan.py"):
+        import_class("shadow_of_ocgan.OCGAN")
 
 
 def test_runs_folder_that_cannot_be_written(tmp_path, capsys):

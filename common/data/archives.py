@@ -195,7 +195,7 @@ def _abnormal_frames(path: Path) -> list[set[int]]:
     """The abnormal frames' numbers of each test clip, from lines such as ``….gt_frame = [5:90, 140:200];``."""
     if not path.is_file():
         raise InputError(f"no {path}, the frames' ground truth: unpack the archive again")
-    code = re.sub("%.*", "", path.read_text(errors="replace"))
+    code = re.sub("%.*", "", path.read_text(encoding="utf-8", errors="replace"))
     clips: list[set[int]] = []
     for ranges in re.findall(r"gt_frame\s*=\s*\[([\d\s:,]*)\]", code):
         numbers: set[int] = set()

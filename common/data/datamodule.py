@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -101,7 +102,7 @@ class OneClassDataModule(LightningDataModule):
             raise InputError(f"no normalization '{normalization}' or no channels {channels}: unit, symmetric, gcn; 1, 3")
         if fit not in get_args(Fit):
             raise InputError(f"no fit '{fit}': choose from {', '.join(get_args(Fit))}")
-        if batch_size < 1 or eval_batch_size < 1 or (workers or 0) < 0:
+        if min(batch_size or 0, eval_batch_size or 0) < 1 or (workers or 0) < 0:
             raise InputError("batch_size and eval_batch_size are at least 1, and workers at least 0")
         self.dataset, self.root, self.channels = dataset, Path(root) if root else default_root(), channels
         self.fit = fit
@@ -271,16 +272,17 @@ class OneClassDataModule(LightningDataModule):
 
 
 def default_root() -> Path:
-    """``$ONECLASS_DATA``, else ``oneclass`` in the user's cache directory, which is made."""
+    """``$ONECLASS_DATA``, else ``oneclass`` in the user's cache directory, which is made where it can be."""
     if given := os.environ.get("ONECLASS_DATA"):
         return Path(given)
     cache = _cache()
-    cache.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # the embedded digits need no folder
+        cache.mkdir(parents=True, exist_ok=True)
     return cache
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "oneclass"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "oneclass")
 
 
 def _height_and_width(size: int | list[int]) -> Size:

@@ -17,7 +17,7 @@ from common.data.folders import left_out_line, listed
 from common.data.images import ImageFiles
 from common.deploy.load import Detector, load_detector
 from common.errors import InputError, UnreadableError
-from common.evaluation import conformal_p_value, image_grid, score_histogram, threshold_by
+from common.evaluation import conformal_p_value, image_grid, samples_needed, score_histogram, threshold_by
 from common.files import whole
 
 BATCH = 64
@@ -74,6 +74,9 @@ def predict_folder(
         console.print(f"left out: {reason}")
     if np.isnan(limit):
         console.print("no labels: the checkpoint has no held-out scores; give a score as --threshold")
+    elif np.isinf(limit) and threshold is not None and threshold.startswith("alpha="):
+        needed = samples_needed(float(threshold.removeprefix("alpha=")))
+        console.print(f"no image can be flagged: {threshold} needs {needed} held-out scores, not {len(calibration)}")
     else:
         console.print(f"{table['label'].sum()} of {len(table)} images reach the threshold {limit:.6g}")
     console.print(f"written: {out}")

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor
@@ -20,8 +22,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"no checkpoint {path}")
     try:
         contents: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
     except Exception as error:
-        raise InputError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from error
+        reason = "it is damaged, or a file of another kind"
+        if is_zipfile(path) and isinstance(error, UnpicklingError):
+            reason = "it holds objects besides tensors and plain values, which are never run"
+        raise InputError(f"{path} is not a readable checkpoint: {reason}") from error
     if not isinstance(contents, dict) or "method" not in contents:
         raise InputError(f"{path} is not a checkpoint of this package")
     return contents
@@ -72,4 +79,8 @@ def load_detector(path: Path, device: torch.device | str = "cpu") -> Detector:
         decoding = {"depth": "uint8", **about.get("decoding", {})}  # earlier checkpoints have none
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} does not hold a whole {cls.__qualname__}: {str(error).splitlines()[0]}") from error
-    return Detector(module.eval().to(device, memory_format=torch.channels_last), stored, preprocessing, decoding)
+    try:
+        module.to(device)
+    except (AssertionError, RuntimeError) as error:  # PyTorch without CUDA asserts it
+        raise InputError(f"no device '{device}' here: {str(error).partition(chr(10))[0]}") from error
+    return Detector(module.eval().to(memory_format=torch.channels_last), stored, preprocessing, decoding)

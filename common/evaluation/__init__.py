@@ -2,7 +2,13 @@
 
 from common.evaluation.figures import image_grid, precision_recall_figure, roc_curve_figure, score_histogram
 from common.evaluation.metrics import evaluate, evaluate_at
-from common.evaluation.threshold import conformal_p_value, conformal_threshold, quantile_threshold, threshold_by
+from common.evaluation.threshold import (
+    conformal_p_value,
+    conformal_threshold,
+    quantile_threshold,
+    samples_needed,
+    threshold_by,
+)
 
 __all__ = [
     "conformal_p_value",
@@ -13,6 +19,7 @@ __all__ = [
     "precision_recall_figure",
     "quantile_threshold",
     "roc_curve_figure",
+    "samples_needed",
     "score_histogram",
     "threshold_by",
 ]

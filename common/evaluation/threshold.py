@@ -43,6 +43,17 @@ def conformal_threshold(scores: Values, alpha: float) -> float:
     return float(calibration[rank - 1]) if rank <= calibration.size else math.inf
 
 
+def samples_needed(alpha: float) -> int:
+    """The number of calibration samples from which on :func:`conformal_threshold` is finite.
+
+    Example:
+        >>> samples_needed(0.01), samples_needed(0.3)
+        (99, 3)
+    """
+    _check_share(alpha, "alpha")
+    return math.ceil(round(1 / alpha - 1, 9))
+
+
 def conformal_p_value(scores: Values, calibration: Values) -> Floats:
     """p(s) = (1 + #{calibration >= s}) / (n + 1), which for a fresh normal is <= alpha with probability <= alpha.
 

@@ -9,7 +9,8 @@ from typing import Any, get_args
 
 from rich.console import Console
 
-from common.cli import Parser, chosen_device, one_line_errors
+from common.cli import chosen_device
+from common.command_line import Parser, one_line_errors
 from common.data import DATASETS, load
 from common.data.datamodule import default_root
 from common.errors import DataMissingError, InputError
@@ -203,9 +204,9 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 1")
+    return int(text)
 
 
 def _list(cells: Sequence[Cell], settings: Settings, console: Console) -> None:

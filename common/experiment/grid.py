@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
+from common.command_line import for_the_user
 from common.data import dataset_label
 from common.data.datamodule import default_root
 from common.errors import InputError, WeightsMissingError
@@ -39,6 +40,7 @@ from common.experiment.cell import Cell, Settings
 from common.experiment.engines import Backend, Engine, engine, local_slots, result_of
 from common.experiment.records import Record
 from common.experiment.run import finished, run
+from common.files import write_whole
 
 ATTEMPTS = 3
 """Maximum number of attempts at a cell whose worker is killed."""
@@ -186,22 +188,21 @@ def _run(cell: Cell, work: _Work) -> Record | str:
     try:
         if begun == ATTEMPTS:
             raise ChildProcessError(f"its process was killed {begun} times, as where memory runs out: try fewer --jobs")
-        note.write_text(f"{work.name} {begun + 1} {platform.node()} {os.getpid()}")
+        note.write_text(f"{work.name} {begun + 1} {platform.node()} {os.getpid()}", encoding="utf-8")
         if settings.device == "cuda":
             settings = replace(settings, gpu=_place(work.cells_per_gpu)[0])
         return run(cell, replace(settings, force=settings.force and not begun))
-    except InputError as error:
-        if not _lacks_weights(error):
-            raise
-        return str(error)
     except SystemExit:  # Lightning's way to end at Ctrl-C
         raise KeyboardInterrupt from None
     except Exception as error:
-        directory = cell.directory(settings.runs)
-        directory.mkdir(exist_ok=True)
-        (directory / "error.txt").write_text(traceback.format_exc())
-        first_line, *_ = [*str(error).splitlines(), ""]
-        return f"{type(error).__name__}: {first_line}"
+        message = for_the_user(error)
+        if message is None:
+            write_whole(cell.directory(settings.runs) / "error.txt", traceback.format_exc())
+            first_line, *_ = [*str(error).splitlines(), ""]
+            message = f"{type(error).__name__}: {first_line}"
+        elif not _lacks_weights(error):
+            raise InputError(message) from error
+        return message
     finally:
         note.unlink(missing_ok=True)
         gc.collect()  # trainers hold themselves in cycles, and the next cell wants the memory
@@ -216,7 +217,7 @@ def _beside(cell: Cell, work: _Work, ending: str) -> Path:
 def _begun(cell: Cell, work: _Work) -> int:
     """How many attempts of this grid at the cell were killed, or still run."""
     note = _beside(cell, work, "begun")
-    text = note.read_text() if note.is_file() else ""
+    text = note.read_text(encoding="utf-8") if note.is_file() else ""
     name, times, *_ = text.split() or ("", "0")
     return int(times) if name == work.name else 0
 

@@ -19,7 +19,7 @@ from pytorch_lightning import seed_everything
 from threadpoolctl import threadpool_limits
 
 from common.classical import fit_and_score
-from common.cli import assemble, chosen_device, configure_process
+from common.cli import assemble, chosen_device, configure_process, data_module
 from common.data import OneClassDataModule
 from common.data.images import path_column
 from common.deploy.load import load_checkpoint
@@ -145,6 +145,9 @@ def complete(config: Config, directory: Path, metadata: Record, threads: int | N
     started = time.perf_counter()
     configure_process()
     threads = threads or os.cpu_count() or 1
+    for name, number, least in (("threads", threads, 1), ("seed_everything", config["seed_everything"], 0)):
+        if not isinstance(number, int) or number < least:
+            raise InputError(f"{name} must be a number of at least {least}, not {number}")
     torch.set_num_threads(threads)
     own = identity(config)
     refuse_changed_code(config)
@@ -216,7 +219,7 @@ def _of_checkpoint(cli: Any, path: Path) -> Record:
 
 def _run_classical(config: Config, directory: Path, detector: str) -> tuple[pd.DataFrame, Record]:
     write_whole(directory / "config.yaml", yaml.safe_dump(config, allow_unicode=True))
-    data = OneClassDataModule(**config["data"])
+    data = data_module(config["data"])
     scored, results = fit_and_score(detector, data, config["seed_everything"], config.get("backbone"))
     return _scores(scored, data), _classes(data) | results
 
@@ -236,6 +239,8 @@ def _logger(logger: Any, directory: Path) -> Any:
         return [_logger(one, directory) for one in logger]
     if not isinstance(logger, Mapping):
         return logger
+    if "class_path" not in logger:
+        raise InputError("trainer.logger names no class: give trainer.logger.class_path too")
     class_path = logger["class_path"]
     name = class_path if "." in class_path else f"pytorch_lightning.loggers.{class_path}"
     try:
@@ -257,7 +262,7 @@ def _begin(directory: Path, own: Identity) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if (directory / "checkpoints").is_dir():
-            noted = json.loads(note.read_text()) if note.is_file() else {}
+            noted = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
             if why := difference(noted, own):
                 raise InputError(f"{directory} was begun with something else ({why}): give --force to begin again")
         write_whole(note, json.dumps(own))

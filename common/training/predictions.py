@@ -9,6 +9,7 @@ from torch import Tensor
 
 from common.data import OneClassDataModule
 from common.data.images import path_column
+from common.files import write_whole
 from common.module import OneClassModule
 from common.training.checkpoints import run_folder
 
@@ -35,10 +36,9 @@ class Predictions(Callback):
         self._batches.clear()
         path = run_folder(trainer) / "predictions.csv"
         if trainer.is_global_zero:
-            path.parent.mkdir(parents=True, exist_ok=True)
             table = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
             data = trainer.datamodule  # type: ignore[attr-defined]
             if isinstance(data, OneClassDataModule):
                 table = table.assign(**path_column(data.data.images, table["index"]))
-            table.to_csv(path, index=False)
+            write_whole(path, table.to_csv(index=False))
             print(f"written: {path}")

@@ -21,6 +21,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from common.data import OneClassDataModule
 from common.data.transforms import resize
 from common.evaluation import figures
+from common.files import whole
 from common.module import OneClassModule
 from common.scoring import Scored
 from common.training.checkpoints import run_folder
@@ -70,7 +71,7 @@ class Figures(Callback):
         due = epoch % EVERY_N_EPOCHS == 0 or epoch == trainer.max_epochs
         if not due or data is None or not isinstance(module, OneClassModule) or not _draws(module):
             return
-        inputs = data.images(data.splits.val[:200]).to(module.device)
+        inputs = _as_seen(data.images(data.splits.val[:200]), module)
         drawn = dict(module.figures(inputs))
         reconstructions = module.reconstruct(inputs[:8])
         if reconstructions is not None and inputs.ndim == 4:
@@ -109,10 +110,10 @@ class Figures(Callback):
         logger, folder = _tensorboard(trainer), run_folder(trainer) / "figures"
         if not drawn or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        folder.mkdir(parents=True, exist_ok=True)
         for name, figure in drawn.items():
             pixels = _render(figure)
-            Image.fromarray(pixels).save(folder / f"{name}.png")
+            with whole(folder / f"{name}.png") as temporary:
+                Image.fromarray(pixels).save(temporary, "PNG")
             if logger is not None:
                 logger.experiment.add_image(f"figures/{name}", pixels, trainer.current_epoch, dataformats="HWC")
 
@@ -120,7 +121,7 @@ class Figures(Callback):
         chosen = np.linspace(0, len(scored.index) - 1, min(PROJECTED, len(scored.index))).astype(int)
         parts = np.array_split(scored.index[chosen], -(-len(chosen) // 100))
         with torch.no_grad():
-            latents = [module.embed(data.inputs(part).to(module.device)) for part in parts]
+            latents = [module.embed(_as_seen(data.inputs(part), module)) for part in parts]
         found = [latent for latent in latents if latent is not None]
         if not found:
             return
@@ -223,6 +224,11 @@ def _render(figure: Figure) -> NDArray[np.uint8]:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _as_seen(x: Tensor, module: OneClassModule) -> Tensor:
+    """Inputs on the module's device and in its precision."""
+    return x.to(module.device, module.dtype)  # type: ignore[arg-type]
 
 
 def _has_images(data: OneClassDataModule) -> bool:

@@ -1,0 +1,95 @@
+"""How every command tells a mistake of the user's: in one line, with exit status 2."""
+
+import argparse
+import io
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from jsonargparse import ArgumentError
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+from common.errors import InputError
+
+LIBRARIES = {
+    "Expected more than 1 value per channel": "batch norm cannot train on a single sample: give data.batch_size at least 2",
+    "numpy accepts from 0 to": f"a seed lies in [0, {2**32})",
+    "No supported gpu backend found": "PyTorch finds no GPU here: leave out --device cuda, or the trainer's accelerator",
+    "Could not determine home directory": "there is no home folder: set XDG_CACHE_HOME, and ONECLASS_DATA where data lie",
+    "codec can't": "text that is not ASCII, and the locale has another encoding: set PYTHONUTF8=1",
+    "Unexpected config:": "--config names a file without keys and values",
+}
+"""What libraries say to a mistake of the user's, and what we say instead."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Its errors are told as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        """A mistake on the command line."""
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the program with one line and exit status 2 for what the user can mend, 130 for Ctrl-C.
+
+    In the block a character that the terminal's encoding does not have is printed as ``?``.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's is none, and takes everything
+            stream.reconfigure(errors="replace")
+    try:
+        yield
+    except KeyboardInterrupt:
+        _exit(130, "interrupted: give the same command again to go on")
+    except Exception as error:
+        if (message := for_the_user(error)) is None:
+            raise
+        _exit(2, f"error: {message}")
+
+
+def for_the_user(error: BaseException) -> str | None:
+    """One line from an :class:`InputError`, however wrapped, or from a library that refuses what the user gave; else None."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, InputError):  # raised in a loader's worker it brings a traceback, and itself last
+            return str(cause).splitlines()[-1].removeprefix(f"{type(cause).__module__}.{type(cause).__name__}: ")
+        cause = cause.__cause__ or cause.__context__
+    message = " ".join(str(error).split())
+    for theirs, ours in LIBRARIES.items():
+        if theirs in message:
+            return ours
+    if isinstance(error, ArgumentError):
+        return _of_parser(message)
+    return message[:500] if isinstance(error, MisconfigurationException) else None
+
+
+def _of_parser(message: str) -> str:
+    '''What jsonargparse refuses: the key, what it must be and what it is.
+
+    Example:
+        >>> _of_parser("""Parser key "lr": Expected a <class 'float'>. Got value: fast""")
+        'lr must be float, not fast'
+    '''
+    none = " - Expected a <class 'NoneType'>"
+    if nested := re.search(f"given class_path '([^']+)': (.+){none} Given value type", message):
+        return f"{nested[1]}: {_of_parser(nested[2].partition(' - Not a valid subclass')[0])}"
+    refused = re.search(r'Parser key "([^"]+)": (?:- Expected a path .+? invalid - )?(.+)', message)
+    if refused is None:
+        return message[:500]
+    key, reason = refused.groups()
+    reason = reason.replace(none, "").replace("dot import path string", "class path")
+    types = re.findall(r"Expected an? (.+?)(?=\.? Got value|: | - | Given value|$)", reason)
+    value = re.search(r"G(?:ot|iven) value: (.+?)(?= - Expected|$)", reason)
+    if value is None or not types:
+        return f"{key}: {reason.rpartition('Errors: - ')[2].partition(' Given value')[0][:500]}"
+    names = [re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+)\]", r"\1\2", name) for name in types]
+    return f"{key} must be {' or '.join(dict.fromkeys(names))}, not {value[1]}"
+
+
+def _exit(status: int, message: str) -> None:
+    print(message, file=sys.stderr)
+    raise SystemExit(status)
