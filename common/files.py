@@ -1,7 +1,7 @@
 """Files that are there whole or not at all."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -40,3 +40,13 @@ def write_whole(path: Path, content: str) -> None:
     """Writes a text, see :func:`whole`."""
     with whole(path) as temporary:
         temporary.write_text(content)
+
+
+def refuse_input(out: Path, read: Iterable[Path]) -> None:
+    """Stops where a command would write over a file that it reads, by whatever path that is given.
+
+    Raises:
+        InputError: It would.
+    """
+    if out.exists() and any(path.exists() and out.samefile(path) for path in read):
+        raise InputError(f"{out} is read by this command: give another place for what it writes")

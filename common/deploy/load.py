@@ -9,20 +9,27 @@ from torch import Tensor
 
 from common.data import OneClassDataModule
 from common.data.transforms import Preprocessing
-from common.errors import InputError
+from common.errors import InputError, UnreadableError
 from common.module import OneClassModule, import_class
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents; an InputError says that it is none or holds pickled objects, which are never run."""
+    """A checkpoint's contents, read without running any code in it.
+
+    Raises:
+        UnreadableError: It is damaged, something else, or holds pickled objects.
+        InputError: There is no such file, or it cannot be opened.
+    """
     if not path.is_file():
         raise InputError(f"no checkpoint {path}")
     try:
         contents: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # any kind, some without a word, some with advice to run what is in the file
+        raise UnreadableError(f"{path} is not a readable checkpoint: damaged, or not of tensors and plain values") from error
     if not isinstance(contents, dict) or "method" not in contents:
-        raise InputError(f"{path} is not a checkpoint of this package")
+        raise UnreadableError(f"{path} is not a checkpoint of this package")
     return contents
 
 

@@ -190,18 +190,15 @@ def _run(cell: Cell, work: _Work) -> Record | str:
         if settings.device == "cuda":
             settings = replace(settings, gpu=_place(work.cells_per_gpu)[0])
         return run(cell, replace(settings, force=settings.force and not begun))
-    except InputError as error:
-        if not _lacks_weights(error):
-            raise
-        return str(error)
-    except SystemExit:  # Lightning's way to end at Ctrl-C
-        raise KeyboardInterrupt from None
     except Exception as error:
+        lacks_weights = _lacks_weights(error)
+        if isinstance(error, InputError) and not lacks_weights:
+            raise
         directory = cell.directory(settings.runs)
         directory.mkdir(exist_ok=True)
         (directory / "error.txt").write_text(traceback.format_exc())
         first_line, *_ = [*str(error).splitlines(), ""]
-        return f"{type(error).__name__}: {first_line}"
+        return first_line if lacks_weights else f"{type(error).__name__}: {first_line}"
     finally:
         note.unlink(missing_ok=True)
         gc.collect()  # trainers hold themselves in cycles, and the next cell wants the memory

@@ -7,6 +7,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from common.files import whole
 from common.module import OneClassModule
 from common.training.checkpoints import run_folder
 
@@ -30,6 +31,6 @@ class Predictions(Callback):
         self._batches.clear()
         path = run_folder(trainer) / "predictions.csv"
         if trainer.is_global_zero:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()}).to_csv(path, index=False)
+            with whole(path) as temporary:
+                pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()}).to_csv(temporary, index=False)
             print(f"written: {path}")
