@@ -43,8 +43,8 @@ def one_line_errors() -> Iterator[None]:
             stream.reconfigure(errors="replace")
     try:
         yield
-    except KeyboardInterrupt:
-        _exit(130, "interrupted: give the same command again to go on")
+    except KeyboardInterrupt as interrupt:
+        _exit(130, f"interrupted: {str(interrupt) or 'give the same command again to go on'}")
     except Exception as error:
         if (message := for_the_user(error)) is None:
             raise

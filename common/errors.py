@@ -14,4 +14,4 @@ class WeightsMissingError(InputError):
 
 
 class UnreadableError(InputError):
-    """Image files that cannot be read as such."""
+    """Image files, or a checkpoint, that cannot be read as such."""

@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -77,3 +77,13 @@ def _replaced(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def refuse_input(out: Path, read: Iterable[Path]) -> None:
+    """Stops where a command would write over a file that it reads, by whatever path that is given.
+
+    Raises:
+        InputError: It would.
+    """
+    if out.exists() and any(path.exists() and out.samefile(path) for path in read):
+        raise InputError(f"{out} is read by this command: give another place for what it writes")

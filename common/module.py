@@ -33,6 +33,19 @@ Schedule = Literal["constant", "cosine"]
 """A learning rate that stays as it is, or that follows a cosine to 0."""
 
 
+class Cosine(CosineAnnealingLR):
+    """A cosine that ends with the training as it is now, also where a checkpoint is of one with another number of epochs."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps its own length; if that is another one, the rate is that of the new cosine at the same iteration."""
+        iterations = self.T_max
+        super().load_state_dict(state_dict)
+        if self.T_max != iterations:
+            self.T_max = iterations
+            for group, rate in zip(self.optimizer.param_groups, self._get_closed_form_lr(), strict=True):
+                group["lr"] = rate
+
+
 class OneClassModule(ScoringModule):
     """A one-class method: the few things a paper overrides, and one way of training, scoring, testing and thresholding.
 
@@ -146,9 +159,16 @@ class OneClassModule(ScoringModule):
             optimizer.step()
 
     def cosine(self, optimizer: Optimizer) -> dict[str, Any]:
-        """A :meth:`scheduler` whose rate falls to 0 at the last iteration, along a cosine."""
+        """A :meth:`scheduler` whose rate falls to 0 at the last iteration, along a cosine.
+
+        Raises:
+            InputError: The training has no last iteration.
+        """
         # Lightning's number of stepping batches counts batches, as on_train_batch_end does, not optimiser steps
-        return {"scheduler": CosineAnnealingLR(optimizer, int(self.trainer.estimated_stepping_batches)), "interval": "step"}
+        iterations = self.trainer.estimated_stepping_batches
+        if math.isinf(iterations):
+            raise InputError("a cosine schedule falls to the end of the training: give trainer.max_epochs")
+        return {"scheduler": Cosine(optimizer, int(iterations)), "interval": "step"}
 
     @classmethod
     def argument_names(cls) -> set[str]:

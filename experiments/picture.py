@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from common.cli import Parser, one_line_errors
+from common.command_line import Parser, one_line_errors
 from common.data import OneClassDataModule
 from common.deploy.load import load_detector
 from common.errors import InputError
@@ -96,7 +96,7 @@ def _draw_scores(axes: Axes, table: pd.DataFrame, record: Record) -> None:
     edges = np.linspace(scores.min(), scores.quantile(0.995), 41)
     for label, name, color in ((0, "normal", NORMAL), (1, "anomalies", ANOMALOUS)):
         values = scores[table["label"] == label].clip(upper=edges[-1])
-        axes.hist(values, edges, density=True, alpha=0.5, color=color, label=f"{name} ({len(values)})")
+        axes.hist(values, list(edges), density=True, alpha=0.5, color=color, label=f"{name} ({len(values)})")
     axes.axvline(threshold, color="black", linewidth=1, label="threshold")
     auroc = record["metrics"][record["score"]]["auroc"]
     axes.set_title(f"AUROC {auroc:.3f}", fontsize=9)

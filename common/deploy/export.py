@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from common.deploy.load import Detector, load_detector
 from common.errors import InputError
-from common.files import whole
+from common.files import refuse_input, whole
 from common.module import OneClassModule
 
 Format = Literal["onnx", "torch"]
@@ -76,6 +76,7 @@ def export(checkpoint: Path, format: Format, out: Path | None = None) -> Path:
         raise InputError(f"no format '{format}': choose from {', '.join(get_args(Format))}")
     detector = load_detector(checkpoint)
     out = out or checkpoint.with_suffix(SUFFIX[format])
+    refuse_input(out, [checkpoint])
     write, read = {"onnx": (_write_onnx, _read_onnx), "torch": (_write_torch, _read_torch)}[format]
     net, shape, about = ChosenScore(detector.module).eval(), detector.module.hparams["shape"], json.dumps(metadata(detector))
     with whole(out) as temporary:

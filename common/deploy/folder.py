@@ -18,7 +18,7 @@ from common.data.images import ImageFiles
 from common.deploy.load import Detector, load_detector
 from common.errors import InputError, UnreadableError
 from common.evaluation import conformal_p_value, image_grid, samples_needed, score_histogram, threshold_by
-from common.files import whole
+from common.files import refuse_input, whole
 
 BATCH = 64
 ON_SHEET = 16
@@ -48,7 +48,7 @@ def predict_folder(
 
     Raises:
         InputError: What :func:`common.deploy.load.load_detector` refuses, a detector of table rows or of float arrays, no
-            such folder, no image in it that can be read, or a place that cannot be written.
+            such folder, no image in it that can be read, or a place that cannot be written or is one of the inputs.
     """
     console = Console(soft_wrap=True, highlight=False, markup=False)
     detector = load_detector(checkpoint, device)
@@ -60,6 +60,11 @@ def predict_folder(
         raise InputError(f"no images in {folder}" + (f"; {left_out_line(folder, left_out)}" if left_out else ""))
     calibration = detector.module.calibration.numpy()
     limit = float(detector.module.threshold) if threshold is None else threshold_by(threshold, calibration)
+    written = [out]
+    if figures is not None:
+        written += [figures / "contact_sheet.png", figures / "score_histogram.png"]
+    for path in written:
+        refuse_input(path, [checkpoint, *paths])
     with whole(out) as temporary:
         readable, scores, unreadable = judge(detector, paths, console)
         if not readable:

@@ -12,12 +12,17 @@ from torch import Tensor
 
 from common.data import OneClassDataModule
 from common.data.transforms import Preprocessing
-from common.errors import InputError
+from common.errors import InputError, UnreadableError
 from common.module import OneClassModule, import_class
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents; an InputError says that it is none or holds pickled objects, which are never run."""
+    """A checkpoint's contents, read without running any code in it.
+
+    Raises:
+        UnreadableError: It is damaged, something else, or holds pickled objects.
+        InputError: There is no such file, or it cannot be opened.
+    """
     if not path.is_file():
         raise InputError(f"no checkpoint {path}")
     try:
@@ -28,9 +33,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         reason = "it is damaged, or a file of another kind"
         if is_zipfile(path) and isinstance(error, UnpicklingError):
             reason = "it holds objects besides tensors and plain values, which are never run"
-        raise InputError(f"{path} is not a readable checkpoint: {reason}") from error
+        raise UnreadableError(f"{path} is not a readable checkpoint: {reason}") from error
     if not isinstance(contents, dict) or "method" not in contents:
-        raise InputError(f"{path} is not a checkpoint of this package")
+        raise UnreadableError(f"{path} is not a checkpoint of this package")
     return contents
 
 

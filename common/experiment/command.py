@@ -166,7 +166,7 @@ def _add_what(add: Callable[..., Any], experiment: Experiment) -> None:
         default=list(experiment.seeds),
         help="of the training; the first where nothing is random",
     )
-    add("--max-epochs", type=int, help="instead of the presets'")
+    add("--max-epochs", type=_positive, help="instead of the presets'")
     add("--image-size", type=int, help="height and width, instead of the presets' or the data's own")
     add("--oracle", action="store_true", help="score the test set after every epoch too; nothing is chosen by it")
     add("--smoke", action="store_true", help="the smoke presets on the embedded digits, two classes, one seed")

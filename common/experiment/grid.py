@@ -192,8 +192,6 @@ def _run(cell: Cell, work: _Work) -> Record | str:
         if settings.device == "cuda":
             settings = replace(settings, gpu=_place(work.cells_per_gpu)[0])
         return run(cell, replace(settings, force=settings.force and not begun))
-    except SystemExit:  # Lightning's way to end at Ctrl-C
-        raise KeyboardInterrupt from None
     except Exception as error:
         message = for_the_user(error)
         if message is None:

@@ -1,10 +1,8 @@
 """One cell to its record: trained, tested, written last; a stopped one goes on from its checkpoint."""
 
 import inspect
-import json
 import os
 import shlex
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -25,12 +23,14 @@ from common.data.images import path_column
 from common.deploy.load import load_checkpoint
 from common.errors import InputError
 from common.experiment.cell import Cell, Settings
+from common.experiment.folder import begin, clear
 from common.experiment.identity import Identity, difference, identity, refuse_changed_code, source_of
 from common.experiment.records import FILE, Record, base_of, commit, read_record, versions, write_record
 from common.files import write_whole
 from common.presets import Config, merged
 from common.scoring import Scored
 from common.training.checkpoints import CHOSEN
+from common.training.watcher import interruptible
 
 
 def finished(cell: Cell, settings: Settings) -> Record | None:
@@ -78,8 +78,8 @@ def run(cell: Cell, settings: Settings) -> Record:
         "command": cell.command(Settings(threads=settings.threads, max_epochs=settings.max_epochs,
                                          image_size=settings.image_size, oracle=settings.oracle)),
     }  # fmt: skip
-    if settings.force and directory.is_dir():
-        shutil.rmtree(directory)
+    if settings.force:
+        clear(directory)
     if cell.detector is not None:
         return complete(config, directory, metadata, settings.threads, cell.detector)
     gpu = "auto" if settings.gpu is None else [settings.gpu]
@@ -141,6 +141,7 @@ def complete(config: Config, directory: Path, metadata: Record, threads: int | N
 
     Raises:
         InputError: For what the user can mend.
+        KeyboardInterrupt: Ctrl-C was pressed.
     """
     started = time.perf_counter()
     configure_process()
@@ -151,9 +152,9 @@ def complete(config: Config, directory: Path, metadata: Record, threads: int | N
     torch.set_num_threads(threads)
     own = identity(config)
     refuse_changed_code(config)
-    _begin(directory, own)
+    begin(directory, own)
     seed_everything(config["seed_everything"], workers=True, verbose=False)
-    with threadpool_limits(threads):
+    with threadpool_limits(threads), interruptible():
         if detector is None:
             scores, results = _run_module(config, directory, metadata)
         else:
@@ -177,18 +178,24 @@ def _run_module(config: Config, directory: Path, metadata: Record) -> tuple[pd.D
     trainer = {**config["trainer"], "default_root_dir": str(directory)}
     trainer["logger"] = _logger(trainer.get("logger", True), directory)
     cli = assemble({**config, "trainer": trainer}, metadata)
-    write_whole(directory / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
+    if cli.trainer.max_epochs == cli.trainer.max_steps == -1 and not {"max_time", "callbacks"} & trainer.keys():
+        raise InputError("with trainer.max_epochs -1 the training never ends: give a number of epochs")
+    # without its folder: who trains by this file trains into another one
+    write_whole(directory / "config.yaml", cli.parser.dump(cli.parser.parse_object(config), skip_none=False))
     checkpoints = directory / "checkpoints"
     last = checkpoints / "last.ckpt"
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    if not last.is_file():
+        raise InputError(f"no epoch was trained in {directory}: look at the limits in trainer")
     chosen = checkpoints / CHOSEN[cli.config.rule]
     reached = chosen.is_file()
     if not reached:
         chosen = last
     rules: dict[str, Any] = {}
-    for rule, name in CHOSEN.items():
-        if rule != cli.config.rule and (checkpoints / name).is_file():
-            rules[rule] = _of_checkpoint(cli, checkpoints / name)
+    for rule in ("last", "rho"):
+        path = checkpoints / CHOSEN[rule]
+        if rule != cli.config.rule and path.is_file():
+            rules[rule] = _of_checkpoint(cli, path)
     if cli.oracle:
         rules["oracle"] = {"metrics": cli.oracle.results(), "curve": cli.oracle.curve, "monitored": cli.oracle.monitored}
     cli.trainer.test(cli.model, cli.datamodule, ckpt_path=str(chosen), weights_only=True, verbose=False)
@@ -250,24 +257,6 @@ def _logger(logger: Any, directory: Path) -> Any:
     own = {"save_dir": str(directory), "name": "", "version": ""}
     defaults = {key: value for key, value in own.items() if key in known}
     return {"class_path": name, "init_args": defaults | dict(logger.get("init_args") or {})}
-
-
-def _begin(directory: Path, own: Identity) -> None:
-    """Notes whose checkpoints a folder holds, so that no other run goes on from them.
-
-    Raises:
-        InputError: They are another run's, or the folder cannot be written.
-    """
-    note = directory / ".identity"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if (directory / "checkpoints").is_dir():
-            noted = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
-            if why := difference(noted, own):
-                raise InputError(f"{directory} was begun with something else ({why}): give --force to begin again")
-        write_whole(note, json.dumps(own))
-    except OSError as error:
-        raise InputError(f"cannot write in {directory}: {error.strerror}") from error
 
 
 def _with_root(config: Config, settings: Settings) -> Config:

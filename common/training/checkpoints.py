@@ -1,14 +1,18 @@
 """Which epochs of a run are kept, which of them is tested, and the folder where a run's files go."""
 
 import math
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
 from common.errors import InputError
+from common.files import whole
 from common.module import OneClassModule
 
 Rule = Literal["last", "validation", "rho"]
@@ -46,7 +50,7 @@ def checkpointing(module: OneClassModule, held_out: bool, rule: Rule) -> list[Ch
     """
     rho = module.hparams.get("rho")
     if rule != "last" and not held_out:
-        raise InputError(f"rule '{rule}' needs held-out normal samples: give data.val_fraction above 0")
+        raise InputError(f"rule '{rule}' needs held-out normal samples: give data.val_fraction above 0, and validate")
     if rule == "rho" and rho is None:
         raise InputError("rule 'rho' needs its bound: give model.init_args.rho, where the method has it")
     callbacks: list[Checkpoint] = []
@@ -69,13 +73,44 @@ class EpochCheckpoint(ModelCheckpoint):
         super().__init__(filename=filename, monitor=monitor, mode=mode, **always)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Takes the run's folder, whatever the logger says."""
+        """Takes the run's folder, whatever the logger says, and has every checkpoint of the trainer written whole."""
         self.dirpath = str(run_folder(trainer) / "checkpoints")
         super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
 
-    def state_dict(self) -> dict[str, Any]:
-        """The best epoch so far, without the folder: Lightning would forget that epoch where a resumed run was moved."""
-        return {key: value for key, value in super().state_dict().items() if key != "dirpath"}
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Has the last epoch validated, however rare validation is: the threshold must be that of the last weights."""
+        if trainer.current_epoch + 1 == trainer.max_epochs and trainer.check_val_every_n_epoch is not None:
+            trainer.check_val_every_n_epoch = 1
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over the best epoch so far if its checkpoint lies in this run's folder, by whatever path it was written.
+
+        Lightning compares paths as text. It would forget the epoch of a folder that was moved. It would delete the epoch of a
+        folder that is spelt differently, as it takes one file for two.
+        """
+        path, score = self.format_checkpoint_name({}), state_dict["best_model_score"]
+        if score is not None and Path(path).is_file():
+            best = {"best_model_path": path, "kth_best_model_path": path, "best_k_models": {path: score}}
+            super().load_state_dict({**state_dict, **best, "dirpath": self.dirpath})
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all, beside its place.
+
+    Lightning writes it to ``$TMPDIR`` first. From another disk it is copied, so that a kill or a full disk leaves half a file.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes a local file; other places are Lightning's matter."""
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        content = BytesIO()
+        torch.save(checkpoint, content)
+        with whole(Path(path)) as temporary:
+            temporary.write_bytes(content.getbuffer())
 
 
 class FirstBelow(Checkpoint):
@@ -90,7 +125,8 @@ class FirstBelow(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Compares and writes, after the epoch's validation."""
-        below = bool(trainer.callback_metrics[self.monitor] < self.rho)
+        criterion = trainer.callback_metrics.get(self.monitor)
+        below = criterion is not None and bool(criterion < self.rho)
         if below and not self.found:
             self.found = True
             trainer.save_checkpoint(run_folder(trainer) / "checkpoints" / "rho.ckpt")

@@ -1,7 +1,6 @@
 """What TensorBoard shows: figures of a run, and columns by which runs and methods are compared."""
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -154,7 +153,8 @@ def write_summary_runs(frame: pd.DataFrame, runs: Path) -> None:
             distinct = row[column].unique()
             cell[column] = str(distinct[0]) if len(distinct) == 1 else f"mean of {len(distinct)}"
         folder = f"{name} {dataset} {protocol}".replace("/", "_")
-        shutil.rmtree(runs / "summary" / folder, ignore_errors=True)
+        for earlier in (runs / "summary" / folder).glob("events.out.tfevents.*"):
+            earlier.unlink()
         logger = TensorBoardLogger(runs / "summary", folder, version="", default_hp_metric=False)
         _write_row(logger, _hparams_columns(cell, {}), means)
         logger.finalize("success")

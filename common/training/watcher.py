@@ -3,7 +3,8 @@
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -19,6 +20,17 @@ CHECKED_BATCHES = 50
 
 class NonFiniteLossError(RuntimeError):
     """A loss became NaN or infinite: training is over."""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """A block in which Ctrl-C ends a trainer with KeyboardInterrupt, where Lightning would make exit status 1 of it."""
+    try:
+        yield
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        raise KeyboardInterrupt from None
 
 
 class Interruption:

@@ -1,0 +1,82 @@
+"""The folder of a cell: whose checkpoints it holds, and what in it may be replaced."""
+
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from common.deploy.load import load_checkpoint
+from common.errors import InputError, UnreadableError
+from common.experiment.identity import Identity, difference
+from common.experiment.records import FILE
+from common.files import write_whole
+from common.training.checkpoints import CHOSEN
+from common.training.resuming import IDENTITY
+
+WRITTEN = (
+    "config.yaml",
+    "scores.csv",
+    "predictions.csv",
+    *(f"checkpoints/{name}" for name in CHOSEN.values()),
+    "figures/*.png",
+    "hparams.yaml",
+    "events.out.tfevents.*",
+    "projector_config.pbtxt",
+    "[0-9]*/latent/*",
+)
+"""What a run leaves, besides :data:`FILE`, which says that it is done, and :data:`IDENTITY`, which says whose it is."""
+
+
+def begin(directory: Path, own: Identity) -> None:
+    """Notes whose checkpoints a folder holds, so that no other run goes on from them; damaged ones are removed.
+
+    Raises:
+        InputError: They are another run's, the folder has files that are no run's, or it cannot be written.
+    """
+    note = directory / IDENTITY
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for unfinished in directory.glob("checkpoints/.*.tmp"):
+            unfinished.unlink()
+        noted = json.loads(note.read_text()) if note.is_file() else {}
+        if why := difference(noted, own):
+            _refuse_loss(directory, noted, why)
+            clear(directory)
+        elif damage := _damage(directory):
+            print(f"begun anew: {damage}", file=sys.stderr)
+            clear(directory)
+        write_whole(note, json.dumps(own))
+    except OSError as error:
+        raise InputError(f"cannot write in {directory}: {error.strerror}") from error
+
+
+def clear(directory: Path) -> None:
+    """Removes what a run has written and nothing else; the mark that it is ours goes last."""
+    for pattern in (FILE, *WRITTEN, "error.txt", IDENTITY):
+        for path in directory.glob(pattern):
+            path.unlink()
+
+
+def _refuse_loss(directory: Path, noted: Identity, why: str) -> None:
+    """Stops where a folder holds what another run has trained, or files that no run has written."""
+    for path in directory.glob("checkpoints/*.ckpt"):
+        with suppress(UnreadableError):
+            if load_checkpoint(path)["global_step"]:
+                raise InputError(
+                    f"{directory} was begun with something else ({why}): give --force to begin again, or another folder"
+                )
+    foreign = [name for name in WRITTEN if not noted and any(directory.glob(name))]
+    if foreign:
+        raise InputError(f"{directory} has files that no run has left, such as {foreign[0]}: give another folder")
+
+
+def _damage(directory: Path) -> str:
+    """What is wrong with a checkpoint of the run, after a full disk or a power cut; empty where nothing is."""
+    for name in CHOSEN.values():
+        path = directory / "checkpoints" / name
+        try:
+            if path.is_file():
+                load_checkpoint(path)
+        except UnreadableError as error:
+            return str(error)
+    return ""

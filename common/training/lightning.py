@@ -1,0 +1,177 @@
+"""Lightning's command line over this package's modules and data, with the callbacks that every run has."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+
+from common.command_line import for_the_user
+from common.data import OneClassDataModule
+from common.errors import InputError
+from common.module import OneClassModule
+from common.names import PARSER_MODE
+from common.presets import split_preset
+from common.training.checkpoints import Oracle, Rule, checkpointing, run_folder
+from common.training.predictions import Predictions
+from common.training.resuming import (
+    NAMED,
+    SaveConfig,
+    flags_of_model,
+    keep_apart,
+    refuse_contradictions,
+    refuse_folder_of_a_cell,
+)
+from common.training.speed import Speed
+from common.training.tensorboard import Figures
+from common.training.watcher import Watcher, interruptible
+
+LOGGER = {
+    "class_path": "pytorch_lightning.loggers.TensorBoardLogger",
+    "init_args": {"save_dir": "runs", "name": "fit", "default_hp_metric": False},
+}
+
+DESCRIPTION = """More commands, each with a --help of its own: oneclass check CLASS puts a method to the contract tests,
+oneclass predict-folder scores a folder of images, oneclass export writes a trained detector as a program of its own.
+--config takes a YAML file or a preset's name, such as ocgan-tuned."""
+
+
+class OneClassCLI(LightningCLI):
+    """Lightning's stock command line in subclass mode: any :class:`OneClassModule` by class path, one data module.
+
+    ``--rule`` says which epoch is tested: the ``last`` one, the best on normal-only ``validation`` by the module's
+    ``monitor``, or the first where that is below the module's ``rho`` (the last, where none is). ``--oracle`` scores the
+    test set after every epoch beside it. The module's ``shape`` comes from the data.
+
+    Args:
+        args: Command line, or a configuration.
+        run: Whether to run the subcommand of the command line.
+        metadata: What a record says of the cell, which TensorBoard shows; ``name`` and ``cell``.
+    """
+
+    def __init__(self, args: Any = None, run: bool = True, metadata: Mapping[str, Any] | None = None) -> None:
+        self.metadata = metadata
+        super().__init__(
+            OneClassModule,
+            OneClassDataModule,
+            args=args,
+            run=run,
+            subclass_mode_model=True,
+            seed_everything_default=0,
+            parser_kwargs={"exit_on_error": False, "description": DESCRIPTION, "parser_mode": PARSER_MODE},
+            save_config_callback=SaveConfig if run else None,
+            trainer_defaults={
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 1,
+                "max_epochs": 20,
+                "use_distributed_sampler": False,  # the data module's own deals its order out
+                "logger": LOGGER,
+            },
+            auto_configure_optimizers=False,
+        )
+
+    overruled: Mapping[str, Any] = {}
+    model: OneClassModule
+    datamodule: OneClassDataModule
+    watcher: Watcher
+    oracle: Oracle | None
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The link from data to module, the layout of the arithmetic, and the rule."""
+        parser.link_arguments("data.shape", "model.init_args.shape", compute_fn=list, apply_on="instantiate")
+        parser.add_lightning_class_args(Speed, "speed")
+        parser.add_argument("--rule", type=Rule, default="last", help="the epoch that is tested")
+        parser.add_argument("--oracle", type=bool, default=False, help="score the test set after every epoch, to look at")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Refuses flags that contradict the checkpoint: Lightning lets its hyper-parameters win over all others."""
+        super().parse_arguments(parser, args)
+        config = self.config.get(str(self.config.get("subcommand")), {})
+        path = config.get("ckpt_path")
+        if path not in {None, "hpc", *NAMED}:
+            words = sys.argv[1:] if args is None else args
+            self.overruled = refuse_contradictions(Path(path), config.as_dict(), flags_of_model(words))
+
+    def instantiate_classes(self) -> None:
+        """Makes model, data and trainer.
+
+        Raises:
+            InputError: A part refuses its values.
+        """
+        try:
+            super().instantiate_classes()
+        except (ValueError, RuntimeError) as error:
+            reason = str(error.__cause__ or error).partition("\n")[0]
+            raise InputError(for_the_user(error) or f"model or data cannot be made of these values: {reason}") from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Hands module and data what they need of one another, and adds the callbacks that every run has."""
+        rule = self._get(self.config_init, "rule")
+        config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        self.watcher = Watcher()
+        self.oracle = Oracle() if self._get(self.config_init, "oracle") else None
+        self.datamodule.extractor = self.model.frozen()
+        self.model.groups = self.datamodule.groups
+        self.model.speed = self._get(self.config_init, "speed")
+        callbacks: list[Callback] = [self.watcher, self._figures(), Predictions()]
+        if self.oracle is not None:
+            callbacks.append(self.oracle)
+        validated = len(self.datamodule.splits.val) > 0 and config.get("limit_val_batches") != 0
+        callbacks += checkpointing(self.model, validated, rule)
+        try:
+            trainer = self._instantiate_trainer(config, callbacks)
+        except (ValueError, TypeError, ImportError, RuntimeError) as error:
+            # such as two callbacks that cannot be told apart in a checkpoint
+            raise InputError(f"the trainer cannot be made: {str(error).splitlines()[0]}") from error
+        if trainer.precision in {"16-true", "bf16-true"}:
+            raise InputError(f"precision {trainer.precision} rounds scores and thresholds to three digits: give bf16-mixed")
+        if trainer.max_epochs == 0 and self.subcommand in {None, "fit"}:
+            raise InputError("trainer.max_epochs 0 trains nothing: give 1 or more")
+        keep_apart(trainer.checkpoint_callbacks)
+        watching = [callback for callback in trainer.callbacks if getattr(callback, "monitor", None)]  # type: ignore[attr-defined]
+        self.model.every_epoch_counts = self.oracle is not None or bool(watching)
+        return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        self._start_from(subcommand)
+        try:
+            with interruptible():
+                super()._run_subcommand(subcommand)
+        except KeyboardInterrupt:
+            saved = self.trainer.checkpoint_callbacks[-1].best_model_path  # type: ignore[attr-defined]
+            if subcommand != "fit" or not saved:
+                raise
+            raise KeyboardInterrupt(f"go on with --ckpt_path {saved}") from None
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            shape = list(self.datamodule.shape)
+            raise InputError(f"the checkpoint's net is none for samples of shape {shape}: give the size of its data") from error
+
+    def _start_from(self, subcommand: str) -> None:
+        """Finds the checkpoint that is given by name, and says what a run starts from where it is not what was given."""
+        config, folder = self.config_init[subcommand], run_folder(self.trainer)
+        if subcommand == "fit":
+            refuse_folder_of_a_cell(folder)
+        elif config.ckpt_path is None:
+            print("no --ckpt_path is given: the net is untrained", file=sys.stderr)
+        if config.ckpt_path in NAMED:
+            path = folder / "checkpoints" / NAMED[config.ckpt_path]
+            refuse_contradictions(path, self.config[subcommand].as_dict())
+            config.ckpt_path = str(path)
+        if self.overruled:
+            values = ", ".join(f"{name}={value}" for name, value in self.overruled.items())
+            print(f"taken from {config.ckpt_path}: {values}", file=sys.stderr)
+
+    def _figures(self) -> Figures:
+        if self.metadata is None:
+            return Figures()
+        cell = self.metadata["cell"]
+        _, options = split_preset(cell["preset"])
+        overrides = dict(option.split("=", 1) for option in options)
+        classes = "+".join(self.datamodule.class_names())
+        shown = {"method": self.metadata["name"], **cell, "normal": classes}
+        del shown["preset"]
+        return Figures(cell={key: str(value) for key, value in shown.items()}, overrides=overrides)
