@@ -22,6 +22,8 @@ from common.module import OneClassModule
 CURVE, RHO = (4.0, 2.0, 3.0, 1.0, 5.0), 2.5
 """What the monitored key is made to be in each epoch: below the bound in the second, best in the fourth, of five."""
 EPOCH = {"rho": 2, "validation": 4, "last": 5}
+FIXED = {"logit_difference": 0.0, "ocsvm": 0.0}
+"""Where OC-CNN's scores say by their meaning that a sample is none of the class."""
 
 
 class Run(NamedTuple):
@@ -49,7 +51,7 @@ class Run(NamedTuple):
         metrics = {}
         for name, values in self.scores(epoch, self.data.splits.test).items():
             own = threshold if name == chosen else None
-            metrics[name] = evaluate(values, label, own, self.module.fixed_thresholds.get(name))
+            metrics[name] = evaluate(values, label, own, FIXED.get(name))
         return metrics
 
 
