@@ -19,7 +19,7 @@ from common.testing import fit, optimizer_steps, toy_samples, trained
 from ocgan import OCGAN
 from ocgan.losses import critic_loss, fooling_loss, relative_error
 from ocgan.mining import mine
-from ocgan.networks import build, kept_statistics, latent_critic
+from ocgan.networks import build, kept_statistics
 
 CONFIGS = Path(__file__).parents[1] / "ocgan" / "configs"
 NARROW = {"width": 8, "latent": 6, "visual_width": 4, "classifier_width": 4, "network": "padded"}
@@ -329,7 +329,7 @@ def test_relative_error_knows_neither_brightness_nor_offset():
 
 
 def test_latent_discriminator_ends_in_one_logit_without_a_sigmoid():
-    net = latent_critic(16)
+    net = narrow(latent=16)().critics[LATENT]
     assert [layer.out_features for layer in net if isinstance(layer, nn.Linear)] == [128, 64, 32, 16, 1]
     assert not any(isinstance(layer, nn.Sigmoid) for layer in net)
     assert isinstance(net[-2], nn.Linear)
