@@ -381,6 +381,18 @@ def test_missing_weights_are_one_line_with_their_place(tmp_path, monkeypatch):
     assert "https://" in says
 
 
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("weights", ["DEFAULT", None])
+def test_frozen_layers_see_images_normalised_as_their_weights_want(weights):
+    frozen, _ = split("alexnet", weights)
+    mean, std = (0.5, 0.25)
+    if weights:
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    x = torch.rand(2, *RGB)
+    expected = TinyNet().eval().features((x - mean) / std).flatten(1)
+    torch.testing.assert_close(frozen(x), expected)
+
+
 HAS_SQUEEZENET = (
     Path(os.environ.get("TORCH_HOME", "~/.cache/torch")).expanduser() / "hub/checkpoints/squeezenet1_0-b66bff10.pth"
 )
