@@ -95,10 +95,11 @@ def test_layers_of_the_published_mnist_recipe():
             assert not layer.bias.any()
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("widths", "latent", "shape"), [((8, 4), 32, (1, 28, 28)), ((32, 64, 128), 128, (3, 32, 32))])
-def test_layers_of_deep_svdds_autoencoder(widths, latent, shape):
+def test_layers_of_deep_svdds_autoencoder(widths, latent, shape, training):
     """Ruff et al.'s nets by hand, in their order: activation before pooling, upsampling before convolution."""
-    encoder, decoder = (net.eval() for net in build("lenet", shape, widths, latent))
+    encoder, decoder = (net.train(training) for net in build("lenet", shape, widths, latent))
     layers = [layer for layer in (*encoder, *decoder) if list(layer.parameters())]
     norms = [layer for layer in (*encoder, *decoder) if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d)]
     for norm in norms:
@@ -106,7 +107,7 @@ def test_layers_of_deep_svdds_autoencoder(widths, latent, shape):
         norm.running_mean.uniform_(-0.1, 0.1)
         norm.running_var.uniform_(0.5, 2)
     assert all(layer.bias is None for layer in layers)
-    image = torch.rand(2, *shape)
+    image = torch.rand(8, *shape)
     weights, remaining = iter(layer.weight for layer in layers), iter(norms)
     x = image
     for _ in widths:
@@ -115,8 +116,8 @@ def test_layers_of_deep_svdds_autoencoder(widths, latent, shape):
     code = x.flatten(1) @ next(weights).T
     if len(widths) == 3:
         code = next(remaining)(code)
-    torch.testing.assert_close(encoder(image), code, rtol=1e-4, atol=1e-5)
-    x = functional.leaky_relu(code.view(2, -1, 4, 4), 0.01)
+    torch.testing.assert_close(encoder(image), code, rtol=1e-3, atol=1e-4)
+    x = functional.leaky_relu(code.view(8, -1, 4, 4), 0.01)
     pads = {2: (2, 3, 2), 3: (2, 2, 2, 2)}[len(widths)]
     for left, padding in enumerate(pads, -len(pads)):
         if left >= -3:
@@ -124,7 +125,7 @@ def test_layers_of_deep_svdds_autoencoder(widths, latent, shape):
         x = functional.conv_transpose2d(x, next(weights), padding=padding)
         if left < -1:
             x = functional.leaky_relu(next(remaining)(x), 0.01)
-    torch.testing.assert_close(decoder(code), x.sigmoid(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(decoder(code), x.sigmoid(), rtol=1e-3, atol=1e-4)
 
 
 def test_deep_svdds_cifar_nets_start_from_leaky_xavier_weights():

@@ -274,6 +274,10 @@ def test_kept_statistics_are_restored_after_an_error():
         norm(norm(torch.rand(4, 2, 3, 3)).flatten())
     assert norm.track_running_stats
     assert not norm.running_mean.any()
+    without = nn.BatchNorm2d(2, track_running_stats=False)
+    with kept_statistics(without):
+        pass
+    assert not without.track_running_stats
 
 
 def test_inference_codes_are_for_the_critics_alone():
@@ -316,15 +320,19 @@ def test_rates_and_betas_of_generator_and_critics(schedule, tmp_path):
 
 def test_critics_have_widths_of_their_own():
     module = narrow(visual_width=3, classifier_width=5)()
-    assert module.critics[VISUAL][0].out_channels == 3
-    assert module.critics[CLASSIFIER][0].out_channels == 5
+    widths = {
+        name: [layer.out_channels for layer in module.critics[name] if isinstance(layer, nn.Conv2d)]
+        for name in (VISUAL, CLASSIFIER)
+    }
+    assert widths == {VISUAL: [3, 6, 12], CLASSIFIER: [5, 10, 20]}
 
 
 def test_relative_error_knows_neither_brightness_nor_offset():
     image, reconstruction = torch.rand(5, 1, 8, 8), torch.rand(5, 1, 8, 8)
     error = relative_error(reconstruction, image)
     torch.testing.assert_close(relative_error(reconstruction + 3, image + 3), error)
-    torch.testing.assert_close(relative_error(2 * reconstruction, 2 * image), 2 * error)
+    for contrast in (2, 0.01):
+        torch.testing.assert_close(relative_error(contrast * reconstruction, contrast * image), contrast * error)
     assert relative_error(torch.zeros(1, 4), torch.zeros(1, 4)).isfinite()
 
 
@@ -406,6 +414,26 @@ def test_figures_in_a_validation_loop_leave_training_alone(steps):
     texts = [text.get_text() for axes in figures["random_latents"].axes for text in axes.texts]
     assert len([text for text in texts if text.startswith(("0.", "1."))]) == (0 if steps is None else 16)
     assert set(narrow("smoke")((30,)).figures(torch.rand(4, 30))) == {"latent_histogram"}
+
+
+def test_figures_show_the_whole_cube_before_and_after_mining(monkeypatch):
+    drawn, x = {}, toy_samples(32).image
+    for name in ("mining_grid", "latent_histogram"):
+        monkeypatch.setattr(f"ocgan.module.{name}", lambda *arguments, name=name: drawn.update({name: arguments}))
+    module = trained(narrow())
+    latents = []
+    module.decoder.register_forward_pre_hook(lambda net, inputs: latents.append(inputs[0]))
+    module.figures(x)
+    random, *_, mined = latents
+    assert random.min() < -0.9
+    assert random.max() > 0.9
+    images, logits = drawn["mining_grid"]
+    torch.testing.assert_close(mined, mine(module.decoder, module.critics[CLASSIFIER], random, 5, 2.0))
+    with torch.no_grad():
+        assert torch.equal(drawn["latent_histogram"][0], module.encoder(x))
+        for name, latent in (("random", random), ("mined", mined)):
+            assert torch.equal(images[name], module.decoder(latent))
+            assert torch.equal(logits[name], module.critics[CLASSIFIER](images[name]))
 
 
 def test_presets_of_the_papers_say_what_they_are():

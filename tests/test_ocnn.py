@@ -230,6 +230,11 @@ def test_orientation_on_an_easy_pair(tmp_path):
         assert scores[:64].max() < scores[64:].min(), name
 
 
+def test_the_epoch_is_chosen_by_the_papers_own_score():
+    assert (OCCNN.monitor, OCCNN.mode) == ("val/logit_difference", "min")
+    assert OCCNN.fixed_thresholds == {"logit_difference": 0, "ocsvm": 0}
+
+
 def test_flat_vectors_are_their_own_features(tmp_path):
     module = OCCNN(shape=(30,), backbone="none", sigma=1.0, lr=1e-2)
     x = toy_samples(shape=(30,)).image
@@ -391,6 +396,14 @@ def test_frozen_layers_see_images_normalised_as_their_weights_want(weights):
     x = torch.rand(2, *RGB)
     expected = TinyNet().eval().features((x - mean) / std).flatten(1)
     torch.testing.assert_close(frozen(x), expected)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_other_weights_have_another_key():
+    one, other = (split("alexnet", None)[0] for _ in range(2))
+    assert one.key() == other.key()
+    other.net.features[0].weight[0, 0, 0, 0] += 1
+    assert one.key() != other.key()
 
 
 HAS_SQUEEZENET = (
