@@ -8,6 +8,8 @@ import pytest
 import torch
 import yaml
 from torch import nn
+from torch.nn import functional
+from watched import Watched
 
 from alocc import ALOCC
 from alocc.losses import adversarial_loss, cross_entropy_to_noisy, discriminator_loss, good_and_bad_loss
@@ -77,14 +79,68 @@ def test_no_reconstruction_is_computed_twice(name, passes):
     assert len(count) == 3 * passes
 
 
-def test_r_is_judged_by_d_after_its_step(monkeypatch):
-    module, logits = narrow("paper")(), []
-    module.discriminator.register_forward_hook(lambda net, inputs, out: logits.append((inputs[0].detach(), out.detach())))
-    optimizer_steps(module, batches=1)
-    real, fake, again = logits
-    assert torch.equal(fake[0], again[0])
-    assert not torch.equal(fake[1], again[1])
-    assert not torch.equal(real[0], fake[0])
+def watched(module, batches):
+    nets = {"R": module.reconstructor, "D": module.discriminator}
+    if module.hparams.averaging:
+        nets |= dict(zip(("averaged R", "averaged D"), module.averaged.module, strict=True))
+    return Watched(module, nets, batches)
+
+
+ADVERSARIAL = {
+    "minimax": lambda logit: -functional.softplus(logit).mean(),
+    "non_saturating": lambda logit: functional.softplus(-logit).mean(),
+}
+RECONSTRUCTION = {
+    "clean": lambda x, image, noisy: (x - image).square().mean(),
+    "noisy_cross_entropy": lambda x, image, noisy: (functional.softplus(x) - noisy * x).mean(),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("paper", {}),
+        ("official", {"adversarial": "minimax"}),
+        ("official", {"r_steps": 3, "lambda_r": 0.7}),
+        ("stable", {"alpha": 0, "beta": 0}),
+    ],
+    ids=str,
+)
+def test_losses_of_two_steps_by_hand(name, changes):
+    """From what the nets say, as they are now: D is shown the clean image and R the noisy one, the same in all its steps."""
+    module = narrow(name, **changes)()
+    seen, h = watched(module, batches=2), module.hparams
+    adversarial, reconstruction = ADVERSARIAL[h.adversarial], RECONSTRUCTION[h.reconstruction_loss]
+    for batch, (image, losses) in enumerate(zip(seen.images, seen.losses, strict=True)):
+        r = seen.calls["R"][batch * h.r_steps :][: h.r_steps]
+        real, fake, *judged = seen.calls["D"][batch * (2 + h.r_steps) :][: 2 + h.r_steps]
+        noisy = r[0].x
+        assert 0.05 < (noisy - image).std() < 0.5
+        assert torch.equal(real.x, image)
+        assert torch.equal(fake.x, r[0].y)
+        assert losses["loss_d"] == pytest.approx((functional.softplus(-real.y) + functional.softplus(fake.y)).mean().item())
+        totals = []
+        for repaired, verdict in zip(r, judged, strict=True):
+            assert torch.equal(repaired.x, noisy)
+            assert torch.equal(verdict.x, repaired.y)
+            terms = adversarial(verdict.y).item(), reconstruction(repaired.y, image, noisy).item()
+            totals.append(terms[0] + h.lambda_r * terms[1])
+        assert seen.totals["R"][batch * h.r_steps :][: h.r_steps] == pytest.approx(totals)
+        assert (losses["loss_adversarial"], losses["loss_reconstruction"]) == pytest.approx(terms)
+        assert not torch.equal(judged[0].y, fake.y), "R is judged by D as it is after its step"
+    assert not any(seen.calls[net] for net in seen.calls if net.startswith("averaged"))
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop"])
+def test_each_net_has_an_optimiser_and_a_rate_of_its_own(name):
+    module = narrow("paper", optimizer=name, lr_d=2e-3, lr_r=3e-3)()
+    expected = {"D": (module.discriminator, 2e-3), "R": (module.reconstructor, 3e-3)}
+    for key, optimizer in module.named_optimizers().items():
+        net, rate = expected[key]
+        assert optimizer.param_groups[0]["params"] == list(net.parameters())
+        assert optimizer.defaults["lr"] == rate
+        settings = {"betas": (0.5, 0.999)} if name == "adam" else {"alpha": 0.9, "momentum": 0}
+        assert {key: optimizer.defaults[key] for key in settings} == settings
 
 
 def test_noise_is_fresh_and_of_the_stated_strength():
@@ -95,9 +151,16 @@ def test_noise_is_fresh_and_of_the_stated_strength():
     clipped = preset("official")().noisy(image)
     assert clipped.min() == 0
     assert clipped.max() <= 1
-    drawn = preset("stable")().noisy(image).flatten(1).std(1)
-    assert drawn.min() < 0.1
-    assert 0.4 < drawn.max() < 0.9
+    assert first.std(0).mean().item() == pytest.approx(0.155, rel=0.02), "each image has its own"
+    assert first.mean().abs() < 0.01
+
+
+def test_noise_of_a_range_has_a_strength_for_each_image():
+    noisy = preset("stable", sigma=[0.2, 0.6])().noisy(torch.zeros(500, 1, 20, 20)).flatten(1)
+    strength = noisy.std(1)
+    assert 0.16 < strength.min() < 0.24
+    assert 0.55 < strength.max() < 0.7
+    assert strength.mean().item() == pytest.approx(0.4, rel=0.05)
 
 
 def test_losses_by_hand():
@@ -160,6 +223,44 @@ def test_paper_nets_have_the_published_sizes():
     assert all(layer.eps == 1e-6 for layer in module.modules() if isinstance(layer, nn.BatchNorm2d))
 
 
+def kinds(net):
+    return [type(layer).__name__ for layer in net]
+
+
+@pytest.mark.parametrize("latent", [None, 4])
+def test_layers_of_r_and_d(latent):
+    module = narrow("official", latent=latent)()
+    down, up = ["Conv2d", "BatchNorm2d", "LeakyReLU"], ["ConvTranspose2d", "BatchNorm2d", "ReLU"]
+    to_code = [] if latent is None else ["Flatten", "Linear", "Tanh"]
+    from_code = [] if latent is None else ["Linear", "ReLU", "Unflatten", "ChannelsLast"]
+    assert kinds(module.reconstructor.encoder) == [*down * 2, *to_code]
+    assert kinds(module.reconstructor.decoder) == [*from_code, *up, "ConvTranspose2d", "Tanh"]
+    first, last = ["Conv2d", "LeakyReLU"], ["Flatten", "Linear", "Flatten"]
+    assert kinds(module.discriminator) == [*first, *down, *last]
+    assert kinds(narrow("official", discriminator_norm="none")().discriminator) == [*first * 2, *last]
+    assert {layer.negative_slope for layer in module.modules() if isinstance(layer, nn.LeakyReLU)} == {0.2}
+    assert module.reconstruct(100 * torch.randn(4, 1, 16, 16)).abs().max() <= 1
+
+
+def test_vectors_are_repaired_to_any_range():
+    module = narrow("official")((30,))
+    assert module.reconstruct(1e6 * torch.randn(8, 30)).abs().max() > 1
+
+
+def test_initial_weights_are_the_official_codes():
+    """A deviation of 0.02, in convolutions cut at two deviations, and no biases."""
+    module = preset("official")()
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            cut = isinstance(layer, nn.Conv2d)
+            assert layer.weight.std().item() == pytest.approx(0.0176 if cut else 0.02, rel=0.15)
+            assert (layer.weight.abs().max() <= 0.04) == cut
+            assert not layer.bias.any()
+    default = preset("official", initial_weights="default")()
+    assert default.reconstructor.encoder[0].bias.any()
+    assert default.discriminator[0].weight.abs().max() > 0.04
+
+
 def test_layers_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="one entry less"):
         ALOCC(shape=(1, 8, 8), encoder_widths=[8, 16], decoder_widths=[8, 8])
@@ -197,28 +298,41 @@ def test_averaged_weights_are_the_exponential_average_and_make_the_scores(tmp_pa
     module = narrow("stable", averaging=0.3, schedule="constant")()
     history = []
     update = module.averaged.update_parameters
-    module.averaged.update_parameters = lambda nets: (update(nets), history.append(state(nets)))
+
+    def floats(nets):
+        return {name: value.clone() for name, value in nets.state_dict().items() if value.is_floating_point()}
+
+    module.averaged.update_parameters = lambda nets: (update(nets), history.append(floats(nets)))
     fit(module, 1, tmp_path)
     expected = history[0]
+    assert any("running_mean" in name for name in expected)
     for n, later in enumerate(history[1:], 1):
         decay = min(0.3, (1 + n) / (10 + n))
-        expected = [decay * old + (1 - decay) * new for old, new in zip(expected, later, strict=True)]
-    for ours, by_hand in zip(module.averaged.module.parameters(), expected, strict=True):
-        torch.testing.assert_close(ours, by_hand)
+        expected = {name: decay * old + (1 - decay) * later[name] for name, old in expected.items()}
+    torch.testing.assert_close(floats(module.averaged.module), expected)
     x = toy_samples(4).image
     with torch.no_grad():
-        before = module.eval()(x)
+        before = [*module.eval().scores(x).values(), module.embed(x), module.reconstruct(x)]
         for net in (module.discriminator, module.reconstructor):
             for p in net.parameters():
                 p.zero_()
-        assert torch.equal(module(x), before)
+        after = [*module.scores(x).values(), module.embed(x), module.reconstruct(x)]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
-def test_cosine_schedule_ends_at_zero(tmp_path):
-    module = narrow("stable")()
-    trainer = fit(module, 2, tmp_path)
+def test_the_average_follows_the_steps_of_both_nets_and_their_statistics():
+    """With hardly any memory it is what they are after the last step, counters and running statistics too."""
+    module = narrow("stable", averaging=1e-9, discriminator_norm="batch")()
+    optimizer_steps(module, batches=3)
+    for averaged, net in zip(module.averaged.module, (module.reconstructor, module.discriminator), strict=True):
+        torch.testing.assert_close(averaged.state_dict(), net.state_dict())
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_cosine_schedule_ends_at_zero(schedule, tmp_path):
+    trainer = fit(narrow("stable", schedule=schedule)(), 2, tmp_path)
     rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    assert rates == pytest.approx([0, 0], abs=1e-12)
+    assert rates == pytest.approx([1e-3, 2e-3] if schedule == "constant" else [0, 0], abs=1e-12)
 
 
 def test_pasted_pixels_come_from_one_rectangle_of_another_image():
@@ -234,11 +348,61 @@ def test_pasted_pixels_come_from_one_rectangle_of_another_image():
     assert not torch.equal(pasted(image), mixed)
 
 
-def test_pasted_vectors_take_features_from_one_other():
-    image = torch.arange(8.0)[:, None].expand(8, 40).contiguous()
+def test_pasted_rectangles_are_of_the_stated_size_and_come_from_another_place():
+    """Every pixel's value says whose it is and where it was."""
+    b, side = 64, 28
+    image = torch.arange(b * side * side, dtype=torch.float32).view(b, 1, side, side)
+    shifts, others, heights = set(), set(), []
+    for _ in range(10):
+        source = pasted(image).long()
+        owner = source.div(side * side, rounding_mode="floor")
+        foreign = owner != torch.arange(b).view(b, 1, 1, 1)
+        down = (torch.arange(side).view(side, 1) - source % (side * side) // side).remainder(side)
+        across = (torch.arange(side) - source % side).remainder(side)
+        assert len(down[foreign].unique()) == len(across[foreign].unique()) == 1, "one shift for the whole batch"
+        shifts |= {(int(down[foreign][0]), int(across[foreign][0]))}
+        others |= {tuple(owner.amax((1, 2, 3)).tolist())}
+        heights += [int(mask[0].any(1).sum()) for mask in foreign if mask.any()]
+    assert len(others) == 10
+    assert len({down for down, _ in shifts}) > 3
+    assert len({across for _, across in shifts}) > 3
+    assert {axis for shift in shifts for axis in shift} <= {*range(10), *range(19, 28)}, "up to a third, around the edges"
+    assert min(heights) == 8
+    assert 20 <= max(heights) <= 22
+
+
+def test_pasted_vectors_take_a_share_of_features_from_one_other():
+    image = torch.arange(256.0)[:, None].expand(256, 200).contiguous()
     mixed = pasted(image)
     assert all(len(row.unique()) <= 2 for row in mixed)
-    assert not torch.equal(mixed, image)
+    share = (mixed != image).float().mean(1)
+    assert share.min() < 0.1
+    assert share.max() > 0.9
+
+
+def test_crossed_codes_have_a_share_of_their_own_from_one_other(monkeypatch):
+    """Without their noise, which has a test of its own."""
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    latent = torch.arange(256.0)[:, None].expand(256, 200).contiguous()
+    mixed = crossed(latent)
+    assert all(len(row.unique()) <= 2 for row in mixed)
+    share = (mixed != latent).float().mean(1)
+    assert share.min() < 0.1
+    assert share.max() > 0.9
+    assert not torch.equal(crossed(latent)[:, 0], mixed[:, 0])
+
+
+def test_noise_of_crossed_codes_is_of_up_to_three_deviations_of_each_entry():
+    """Of codes that are all but two the same there is nothing to see but noise, and no clamping."""
+    latent = torch.zeros(800, 300)
+    latent[0], latent[1] = torch.linspace(1, 100, 300), -torch.linspace(1, 100, 300)
+    noise = crossed(latent) / latent.std(0)
+    strength = noise[noise.abs().amax(1) < 15].square().mean(1).sqrt()
+    assert len(strength) > 700
+    assert strength.min() < 0.1
+    assert strength.mean().item() == pytest.approx(1.5, rel=0.1)
+    assert strength.max().item() == pytest.approx(3, rel=0.1)
+    assert noise.median(0).values.abs().max() < 0.4
 
 
 @pytest.mark.parametrize("shape", [(32, 5), (32, 3, 4, 4)])
@@ -261,19 +425,36 @@ def test_pseudo_anomalies_are_only_made_for_the_preset_that_wants_them(monkeypat
         optimizer_steps(narrow("stable")(), batches=1)
 
 
-def test_d_of_the_stable_preset_is_shown_the_four_kinds_in_their_places(monkeypatch):
+@pytest.mark.parametrize(("alpha", "beta"), [(0.3, 0.8), (0.3, 0), (0, 0.8)])
+def test_d_is_shown_the_four_kinds_in_their_places(alpha, beta, monkeypatch):
     """Clean, repaired clean, repaired noisy, repaired pseudo-anomalies; R repairs the second and fourth in eval mode."""
-    module, seen = narrow("stable")(), []
-    monkeypatch.setattr("alocc.module.pasted", lambda image: image * 0 + 3)
-    monkeypatch.setattr("alocc.module.crossed", lambda latent: latent * 0)
-    module.discriminator.register_forward_pre_hook(lambda net, inputs: seen.append(inputs[0].detach().clone()))
-    image, noisy = toy_samples(6).image, torch.rand(6, 1, 16, 16)
+    module, shown, made = narrow("stable", alpha=alpha, beta=beta)(), [], {}
+
+    def watch(make):
+        def watched(x):
+            made[make] = x.clone(), make(x)
+            return made[make][1]
+
+        monkeypatch.setattr(f"alocc.module.{make.__name__}", watched)
+
+    watch(pasted)
+    watch(crossed)
+    module.discriminator.register_forward_hook(lambda net, x, logits: shown.append((x[0].detach().clone(), logits)))
+    image, repaired_noisy = toy_samples(7).image, torch.rand(7, 1, 16, 16)
+    loss = module.discriminator_loss(image, repaired_noisy)
+    assert all(net.training for net in module.modules())
+    r = module.reconstructor.eval()
     with torch.no_grad():
-        module.discriminator_loss(image, noisy)
-        expected = module.reconstructor.eval()(image)
-        pseudo = module.reconstructor(torch.full_like(image[:3], 3))
-        from_code = module.reconstructor.decoder(torch.zeros(3, 32))
-    torch.testing.assert_close(seen[0], torch.cat([image, expected, noisy, pseudo, from_code]))
+        latent = r.encoder(image)
+        pseudo = torch.cat([r(made[pasted][1]), r.decoder(made[crossed][1])])
+        expected = torch.cat([image, r(image), repaired_noisy, pseudo])
+    assert torch.equal(made[pasted][0], image[:3])
+    torch.testing.assert_close(made[crossed][0], latent[3:])
+    ((x, logits),) = shown
+    torch.testing.assert_close(x, expected)
+    torch.testing.assert_close(loss, good_and_bad_loss(*logits.chunk(4), alpha, beta))
+    loss.backward()
+    assert all(p.grad is None for p in r.parameters()), "R is fixed"
 
 
 def test_only_noisy_images_move_the_batch_statistics_of_r():

@@ -17,9 +17,10 @@ from common.cli import main
 from common.data import OneClassDataModule
 from common.data.transforms import Preprocessing
 from common.deploy import export as exporting
+from common.deploy import folder as folder_module
 from common.deploy.load import load_checkpoint, load_detector
 from common.errors import InputError
-from common.evaluation import conformal_p_value
+from common.evaluation import conformal_p_value, image_grid
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("autoencoder", "alocc", "ocgan", "ocnn")
@@ -168,6 +169,27 @@ def test_an_export_follows_links(checkpoints):
 def test_a_device_that_is_not_here(checkpoints, digits, capsys):
     says = refused(capsys, "predict-folder", checkpoints["autoencoder"], digits[0], "--device", "cuda")
     assert "no device 'cuda' here" in says
+
+
+def test_a_score_that_is_the_threshold_is_flagged(checkpoints, digits):
+    path, folder = str(checkpoints["autoencoder"]), str(digits[0])
+    main(["predict-folder", path, folder])
+    third = pd.read_csv("predictions.csv", float_precision="round_trip")["score"].nlargest(3).iloc[-1]
+    main(["predict-folder", path, folder, "--threshold", repr(float(third))])
+    assert pd.read_csv("predictions.csv")["label"].sum() == 3
+
+
+def test_the_sheet_shows_the_most_and_the_least_anomalous_in_order(checkpoints, digits, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(folder_module, "image_grid", lambda *a: (drawn.append(a), image_grid(*a))[1])
+    main(["predict-folder", str(checkpoints["autoencoder"]), str(digits[0]), "--figures", "look"])
+    table = pd.read_csv("predictions.csv").sort_values("score", ascending=False)
+    ((groups, titles, _),) = drawn
+    for name, shown in (("most", table[:16]), ("least", table[:-17:-1])):
+        numbers = [int(Path(path).stem) for path in shown["path"]]
+        assert torch.equal(groups[name], digits[1][numbers])
+    assert [float(title) for title in titles[:16]] == pytest.approx(table["score"][:16].tolist(), rel=1e-3)
+    assert [float(title) for title in titles[16:]] == pytest.approx(table["score"][:-17:-1].tolist(), rel=1e-3)
 
 
 def test_without_held_out_scores_there_is_no_label(tmp_path, digits, capsys):

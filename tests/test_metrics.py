@@ -192,6 +192,9 @@ def test_accuracy_at_a_fixed_threshold():
     assert metrics["accuracy_fixed"] == pytest.approx(3 / 5)
     assert metrics["balanced_accuracy_fixed"] == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert "flagged" not in metrics
+    both = evaluate([-2.0, -1.0, 1.0, -1.0, 3.0], [0, 0, 0, 1, 1], threshold=2.0, fixed=0.0)
+    assert {name: both[name] for name in metrics} == metrics
+    assert both["accuracy_threshold"] == pytest.approx(4 / 5)
 
 
 @pytest.mark.parametrize("threshold", [None, math.nan, math.inf, -math.inf])

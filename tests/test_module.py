@@ -181,6 +181,9 @@ def test_predict_names_what_reaches_the_threshold(tmp_path, data):
     (batch,) = run.predict(own, data)
     assert set(batch) == {"index", "reconstruction", "anomalous"}
     assert torch.equal(batch["anomalous"], batch["reconstruction"] >= own.threshold)
+    own.threshold.fill_(batch["reconstruction"][7])
+    (batch,) = run.predict(own, data)
+    assert batch["anomalous"][7], "a score that is the threshold reaches it"
 
 
 def test_logged_loss_is_the_mean_over_images(tmp_path, data):

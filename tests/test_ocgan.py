@@ -8,7 +8,10 @@ import pytest
 import torch
 import yaml
 from pytorch_lightning import Trainer
+from scipy.stats import kstest, uniform
 from torch import nn
+from torch.nn import functional
+from watched import Watched
 
 from common.data.loaders import ResidentLoader
 from common.errors import InputError
@@ -16,7 +19,7 @@ from common.testing import fit, optimizer_steps, toy_samples, trained
 from ocgan import OCGAN
 from ocgan.losses import critic_loss, fooling_loss, relative_error
 from ocgan.mining import mine
-from ocgan.networks import build, kept_statistics, latent_critic
+from ocgan.networks import build, kept_statistics
 
 CONFIGS = Path(__file__).parents[1] / "ocgan" / "configs"
 NARROW = {"width": 8, "latent": 6, "visual_width": 4, "classifier_width": 4, "network": "padded"}
@@ -40,18 +43,8 @@ def same(one, other):
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-class Watched:
-    """What every net is given and returns, in order, over one batch."""
-
-    def __init__(self, module, batches=1):
-        self.calls = []
-        nets = {"encoder": module.encoder, "decoder": module.decoder, **module.critics}
-        for name, net in nets.items():
-            net.register_forward_hook(lambda _, x, y, name=name: self.calls.append((name, x[0].detach(), y.detach())))
-        optimizer_steps(module, batches)
-
-    def of(self, name):
-        return [(x, y) for net, x, y in self.calls if net == name]
+def watched(module, batches=1):
+    return Watched(module, {"encoder": module.encoder, "decoder": module.decoder, **module.critics}, batches)
 
 
 CLASSIFIER, LATENT, VISUAL = "classifier", "latent_discriminator", "visual_discriminator"
@@ -91,37 +84,64 @@ def test_a_new_term_of_the_generators_loss_is_added_and_logged(monkeypatch):
     assert totals[-1] == pytest.approx(expected)
 
 
-def test_each_critic_is_shown_what_algorithm_1_says():
-    module = narrow(noise_std=0, mining_steps=2)()
-    seen = Watched(module)
-    ((image, code),) = seen.of("encoder")
-    (_, reconstruction), (random, fake), *mining, (mined, mined_image) = seen.of("decoder")
+def test_each_net_is_shown_what_algorithm_1_says():
+    seen = watched(narrow(mining_steps=2)())
+    ((noisy, code, _),) = seen.calls["encoder"]
+    noise = noisy - seen.images[0]
+    assert noise.std().item() == pytest.approx(0.4472, rel=0.03)
+    assert noise.std(0).mean().item() == pytest.approx(0.4472, rel=0.05), "each image has its own"
+    (trained_code, reconstruction, _), (random, fake, _), *mining, (mined, mined_image, _) = seen.calls["decoder"]
+    assert torch.equal(trained_code, code)
     assert len(mining) == 2
-    (c_real, _), (c_fake, _), *_ = seen.of("classifier")
-    (l_real, _), (l_fake, before), (l_again, after) = seen.of("latent_discriminator")
-    (v_real, _), (v_fake, _), (v_again, _) = seen.of("visual_discriminator")
+    c_real, c_fake, *_ = seen.inputs(CLASSIFIER)
     assert torch.equal(c_real, reconstruction)
     assert torch.equal(c_fake, fake)
+    (l_real, _, _), (l_fake, before, _), (l_again, after, _) = seen.calls[LATENT]
     assert torch.equal(l_real, random)
     assert torch.equal(l_fake, code)
-    assert torch.equal(v_real, image)
-    assert torch.equal(v_fake, fake)
     assert torch.equal(l_again, code)
     assert not torch.equal(after, before), "the encoder is judged by the latent discriminator as it is after its step"
+    v_real, v_fake, v_again = seen.inputs(VISUAL)
+    assert torch.equal(v_real, seen.images[0])
+    assert torch.equal(v_fake, fake)
     assert torch.equal(v_again, mined_image)
     assert not torch.equal(mined, random)
-    assert random.min() > -1
-    assert random.max() < 1
-    assert random.std().item() == pytest.approx(1 / math.sqrt(3), rel=0.2)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_losses_of_a_step_by_hand(steps):
+    """From what the nets say, with noise, with and without mining, each term under a weight of its own."""
+    weights = {"lambda_mse": 3.0, "weight_latent": 5.0, "weight_visual": 7.0}
+    seen = watched(narrow(mining_steps=steps, random_share=0.5, **weights)())
+    (losses,), error = seen.losses, seen.outputs("decoder")[0] - seen.images[0]
+    for name in (CLASSIFIER, LATENT, VISUAL):
+        real, fake = seen.outputs(name)[:2]
+        expected = functional.softplus(-real).mean() + functional.softplus(fake).mean()
+        assert losses[f"loss_{name}"] == pytest.approx(expected.item())
+    assert losses["loss_reconstruction"] == pytest.approx(error.square().sum((1, 2, 3)).mean().item())
+    for name, critic in (("loss_latent", LATENT), ("loss_visual", VISUAL)):
+        assert losses[name] == pytest.approx(functional.softplus(-seen.outputs(critic)[2]).mean().item())
+    total = 3 * losses["loss_reconstruction"] + 5 * losses["loss_latent"] + 7 * losses["loss_visual"]
+    assert seen.totals["generator"] == pytest.approx([total])
+
+
+def test_each_step_gives_gradients_to_its_own_nets_alone():
+    for name, nets in watched(narrow()()).learning:
+        assert nets == ({"encoder", "decoder"} if name == "generator" else {name})
+
+
+def test_random_latents_are_uniform_and_fresh():
+    random = torch.cat(watched(narrow(latent=64)(), batches=4).inputs(LATENT)[::3])
+    assert kstest(random.flatten().numpy(), uniform(-1, 2).cdf).pvalue > 0.01
+    assert len(random.unique(dim=0)) == len(random) == 64
 
 
 def test_the_generator_sees_other_images_where_mining_is_on():
     images = {}
     for steps in (0, 5):
         torch.manual_seed(0)
-        seen = Watched(narrow(mining_steps=steps)())
-        random = seen.of("decoder")[1]
-        images[steps] = (random[1], seen.of("visual_discriminator")[-1][0])
+        seen = watched(narrow(mining_steps=steps)())
+        images[steps] = (seen.outputs("decoder")[1], seen.inputs(VISUAL)[-1])
     assert torch.equal(images[0][0], images[0][1]), "unmined, the discriminators' image is the generator's"
     assert torch.equal(images[0][0], images[5][0]), "the discriminators see random latents, mined or not"
     assert not torch.allclose(images[5][0], images[5][1], atol=1e-3)
@@ -137,15 +157,34 @@ def test_mining_waits_for_its_epoch(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("steps", "passes"), [(None, 2), (0, 2), (1, 4), (5, 8)])
 def test_no_forward_pass_is_made_twice(steps, passes):
     """One reconstruction and one decoding of random latents for all steps; mining adds its own and the mined latents'."""
-    seen = Watched(narrow(mining_steps=steps)(), batches=3)
-    assert len(seen.of("encoder")) == 3
-    assert len(seen.of("decoder")) == 3 * passes
+    seen = watched(narrow(mining_steps=steps)(), batches=3)
+    assert len(seen.calls["encoder"]) == 3
+    assert len(seen.calls["decoder"]) == 3 * passes
 
 
-def test_a_share_of_random_latents():
-    seen = Watched(narrow(random_share=0.25)())
-    assert [len(latent) for latent, _ in seen.of("decoder")[:2]] == [16, 4]
-    assert [len(latent) for latent, _ in seen.of("latent_discriminator")] == [16, 16, 16]
+@pytest.mark.parametrize(("share", "n"), [(0.25, 4), (0.22, 4), (0.01, 2)])
+def test_a_share_of_random_latents_is_decoded_and_mined(share, n, monkeypatch):
+    """From where they are, by the classifier, in steps of the stated number and size."""
+    mined = []
+
+    def watch(*arguments):
+        end = mine(*arguments)
+        mined.append((*arguments, end))
+        return end
+
+    monkeypatch.setattr("ocgan.module.mine", watch)
+    module = narrow(random_share=share, mining_steps=3, mining_step_size=0.7)()
+    seen = watched(module)
+    ((decoder, classifier, start, *how, end),) = mined
+    assert decoder is module.decoder
+    assert classifier is module.critics["classifier"]
+    assert how == [3, 0.7]
+    decoded = seen.inputs("decoder")
+    assert torch.equal(start, decoded[1])
+    assert torch.equal(end, decoded[-1])
+    assert torch.equal(start, seen.inputs(LATENT)[0][:n])
+    assert [len(latent) for latent in seen.inputs(LATENT)] == [16, 16, 16]
+    assert [len(image) for image in seen.inputs(VISUAL)] == [16, n, n]
 
 
 def test_mining_lowers_the_belief_that_decoded_latents_are_normal(tmp_path):
@@ -235,18 +274,29 @@ def test_kept_statistics_are_restored_after_an_error():
         norm(norm(torch.rand(4, 2, 3, 3)).flatten())
     assert norm.track_running_stats
     assert not norm.running_mean.any()
+    without = nn.BatchNorm2d(2, track_running_stats=False)
+    with kept_statistics(without):
+        pass
+    assert not without.track_running_stats
 
 
 def test_inference_codes_are_for_the_critics_alone():
-    module = narrow(inference_codes=True, noise_std=0, mining_steps=0)()
-    seen = Watched(module)
-    (_, trained_code), (_, inferred) = seen.of("encoder")
-    (_, _), (code, _), (again, _) = seen.of("latent_discriminator")
-    assert torch.equal(code, inferred)
-    assert torch.equal(again, trained_code)
+    """Both passes see the same noisy images, and the nets go on training."""
+    seen = watched(narrow(inference_codes=True, mining_steps=0)(), batches=2)
+    assert [call.training for call in seen.calls["encoder"]] == 2 * [True, False]
+    assert [call.training for call in seen.calls["decoder"]] == 2 * [True, False, True]
+    noisy, again = seen.inputs("encoder")[:2]
+    assert torch.equal(noisy, again)
+    assert not torch.equal(noisy, seen.images[0])
+    trained_code, inferred = seen.outputs("encoder")[:2]
+    _, on_inferred, on_trained = seen.inputs(LATENT)[:3]
+    assert torch.equal(on_inferred, inferred)
+    assert torch.equal(on_trained, trained_code)
     assert not torch.allclose(trained_code, inferred)
-    (_, _), (_, inferred_image), _ = seen.of("decoder")
-    assert torch.equal(seen.of("classifier")[0][0], inferred_image)
+    trained_image, inferred_image = seen.outputs("decoder")[:2]
+    assert torch.equal(seen.inputs(CLASSIFIER)[0], inferred_image)
+    error = (trained_image - seen.images[0]).square().sum((1, 2, 3)).mean().item()
+    assert seen.losses[0]["loss_reconstruction"] == pytest.approx(error)
 
 
 def test_losses_by_hand():
@@ -257,63 +307,97 @@ def test_losses_by_hand():
     assert fooling_loss(real).item() == pytest.approx(-(log_sigmoid(0) + log_sigmoid(2)) / 2)
 
 
-def test_generator_loss_has_the_weights_of_the_text(monkeypatch):
-    totals = []
-    descend = OCGAN.descend
-    monkeypatch.setattr(OCGAN, "descend", lambda self, o, loss: (totals.append(loss.item()), descend(self, o, loss))[1])
-    module, outputs = narrow(weight_latent=3.0, weight_visual=2.0)(), []
-    step = OCGAN.training_step
-    monkeypatch.setattr(OCGAN, "training_step", lambda self, *a: (outputs.append(step(self, *a)), outputs[-1])[1])
-    optimizer_steps(module, batches=1)
-    out = {name: value.item() for name, value in outputs[0].items()}
-    assert totals[-1] == pytest.approx(10 * out["loss_reconstruction"] + 3 * out["loss_latent"] + 2 * out["loss_visual"])
-    per_pixel = out["loss_reconstruction"] / 256
-    assert 0.05 < per_pixel < 2, "the squared norm, a sum over pixels"
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_rates_and_betas_of_generator_and_critics(schedule, tmp_path):
+    module = narrow(lr=3e-3, lr_critics=2e-3, schedule=schedule)()
+    optimizers = module.named_optimizers()
+    rates = {name: optimizer.defaults["lr"] for name, optimizer in optimizers.items()}
+    assert rates == {CLASSIFIER: 2e-3, LATENT: 2e-3, VISUAL: 2e-3, "generator": 3e-3}
+    assert {optimizer.defaults["betas"] for optimizer in optimizers.values()} == {(0.5, 0.999)}
+    last = [optimizer.param_groups[0]["lr"] for optimizer in fit(module, 2, tmp_path).optimizers]
+    assert last == pytest.approx(list(rates.values()) if schedule == "constant" else [0] * 4, abs=1e-12)
+
+
+def test_critics_have_widths_of_their_own():
+    module = narrow(visual_width=3, classifier_width=5)()
+    widths = {
+        name: [layer.out_channels for layer in module.critics[name] if isinstance(layer, nn.Conv2d)]
+        for name in (VISUAL, CLASSIFIER)
+    }
+    assert widths == {VISUAL: [3, 6, 12], CLASSIFIER: [5, 10, 20]}
 
 
 def test_relative_error_knows_neither_brightness_nor_offset():
     image, reconstruction = torch.rand(5, 1, 8, 8), torch.rand(5, 1, 8, 8)
     error = relative_error(reconstruction, image)
     torch.testing.assert_close(relative_error(reconstruction + 3, image + 3), error)
-    torch.testing.assert_close(relative_error(2 * reconstruction, 2 * image), 2 * error)
+    for contrast in (2, 0.01):
+        torch.testing.assert_close(relative_error(contrast * reconstruction, contrast * image), contrast * error)
     assert relative_error(torch.zeros(1, 4), torch.zeros(1, 4)).isfinite()
 
 
 def test_latent_discriminator_ends_in_one_logit_without_a_sigmoid():
-    net = latent_critic(16)
+    net = narrow(latent=16)().critics[LATENT]
     assert [layer.out_features for layer in net if isinstance(layer, nn.Linear)] == [128, 64, 32, 16, 1]
     assert not any(isinstance(layer, nn.Sigmoid) for layer in net)
     assert isinstance(net[-2], nn.Linear)
+
+
+def kinds(net):
+    return [type(layer).__name__ for layer in net]
 
 
 def test_released_nets():
     nets = build((3, 61, 61), 64, 16, "released")
     image = torch.rand(2, 3, 61, 61)
     assert [layer(image).shape for layer in (nets.encoder, nn.Sequential(*nets[:2]))] == [(2, 16), (2, 3, 61, 61)]
-    assert nets.critic(12)(image).shape == (2,)
-    norms = [layer for net in (*nets[:2], nets.critic(12)) for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
-    assert {norm.momentum for norm in norms} == {0.9}
-    assert sum(isinstance(layer, nn.Dropout) for layer in nets.decoder) == 1
+    critic = nets.critic(12)
+    assert critic(image).shape == (2,)
+    down = ["Conv2d", "LeakyReLU", *["Conv2d", "BatchNorm2d", "LeakyReLU"] * 2]
+    up = ["ConvTranspose2d", "BatchNorm2d"]
+    assert kinds(nets.encoder) == [*down, "Conv2d", "BatchNorm2d", "Tanh", "Flatten"]
+    assert kinds(nets.decoder) == ["Unflatten", *[*up, "ReLU"] * 2, *up, "Dropout", "ReLU", "ConvTranspose2d", "Tanh"]
+    assert kinds(critic) == [*down, "Conv2d", "Flatten"]
+    layers = [layer for net in (*nets[:2], critic) for layer in net]
+    assert {layer.momentum for layer in layers if isinstance(layer, nn.BatchNorm2d)} == {0.9}
+    assert {layer.negative_slope for layer in layers if isinstance(layer, nn.LeakyReLU)} == {0.2}
+    assert {layer.p for layer in layers if isinstance(layer, nn.Dropout)} == {0.5}
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
     with pytest.raises(InputError, match="61x61 images, not 28x28: give image_size 61"):
         build((1, 28, 28), 64, 16, "released")
     with pytest.raises(InputError, match=r"\(C, H, W\) or \(F,\)"):
         build((28, 28), 64, 16, "padded")
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 33, 47), (30,)])
-def test_codes_lie_in_the_cube(shape):
-    module = narrow()(shape).eval()
-    code = module.embed(100 * torch.randn(8, *shape))
+@pytest.mark.parametrize(("network", "size"), [("padded", (28, 28)), ("padded", (33, 47)), ("released", (61, 61))])
+def test_codes_lie_in_the_cube_and_images_in_range(network, size):
+    """However large what goes in, at both ends of both."""
+    module = narrow(network=network)((3, *size)).eval()
+    code = module.embed(1e6 * torch.randn(8, 3, *size))
+    image = module.decoder(1e6 * torch.randn(8, 6))
     assert code.shape == (8, 6)
-    assert code.abs().max() <= 1
+    for values in (code, image):
+        assert (values.min().item(), values.max().item()) == pytest.approx((-1, 1), abs=1e-3)
+
+
+def test_vectors_have_codes_in_the_cube_and_any_range():
+    module = narrow()((30,)).eval()
+    assert module.embed(1e6 * torch.randn(8, 30)).abs().max() == 1
+    assert module.decoder(1e6 * torch.randn(8, 6)).abs().max() > 1
 
 
 def test_scores_are_of_the_clean_image():
-    module = trained(narrow("smoke"))
+    """The reconstruction's is the mean over pixels, also where the loss is a sum."""
+    module = trained(narrow())
     x = toy_samples(8).image
     with torch.no_grad():
-        scores, error = module.scores(x), (module.decoder(module.encoder(x)) - x).square()
-    torch.testing.assert_close(scores["reconstruction"], error.mean((1, 2, 3)))
+        scores, reconstruction = module.scores(x), module.decoder(module.encoder(x))
+    error = (reconstruction - x).square().mean((1, 2, 3))
+    contrast = (x - x.amin((1, 2, 3), keepdim=True)).square().mean((1, 2, 3)).sqrt()
+    torch.testing.assert_close(scores["reconstruction"], error)
+    torch.testing.assert_close(scores["relative_reconstruction"], error / contrast)
     torch.testing.assert_close(scores["discriminator"], -module.critics["visual_discriminator"](x).detach())
     assert set(trained(narrow(weight_visual=0)).scores(x)) == {"reconstruction", "relative_reconstruction"}
 
@@ -330,6 +414,26 @@ def test_figures_in_a_validation_loop_leave_training_alone(steps):
     texts = [text.get_text() for axes in figures["random_latents"].axes for text in axes.texts]
     assert len([text for text in texts if text.startswith(("0.", "1."))]) == (0 if steps is None else 16)
     assert set(narrow("smoke")((30,)).figures(torch.rand(4, 30))) == {"latent_histogram"}
+
+
+def test_figures_show_the_whole_cube_before_and_after_mining(monkeypatch):
+    drawn, x = {}, toy_samples(32).image
+    for name in ("mining_grid", "latent_histogram"):
+        monkeypatch.setattr(f"ocgan.module.{name}", lambda *arguments, name=name: drawn.update({name: arguments}))
+    module = trained(narrow())
+    latents = []
+    module.decoder.register_forward_pre_hook(lambda net, inputs: latents.append(inputs[0]))
+    module.figures(x)
+    random, *_, mined = latents
+    assert random.min() < -0.9
+    assert random.max() > 0.9
+    images, logits = drawn["mining_grid"]
+    torch.testing.assert_close(mined, mine(module.decoder, module.critics[CLASSIFIER], random, 5, 2.0))
+    with torch.no_grad():
+        assert torch.equal(drawn["latent_histogram"][0], module.encoder(x))
+        for name, latent in (("random", random), ("mined", mined)):
+            assert torch.equal(images[name], module.decoder(latent))
+            assert torch.equal(logits[name], module.critics[CLASSIFIER](images[name]))
 
 
 def test_presets_of_the_papers_say_what_they_are():

@@ -15,6 +15,7 @@ from pytorch_lightning import Trainer
 from sklearn.svm import OneClassSVM
 from torch import nn
 from torch.nn import functional
+from watched import Watched
 
 from common import backbones
 from common.backbones import split
@@ -105,6 +106,49 @@ def test_noise_is_fresh_at_each_step_and_not_normalised():
     noise = torch.cat([first, second])
     assert noise.std().item() == pytest.approx(0.25, rel=0.1)
     assert noise.mean(1).abs().max() > 1e-3, "rows of noise keep their own mean"
+    assert noise.mean().abs() < 0.02
+    assert len(noise.unique(dim=0)) == len(noise), "each row is drawn by itself"
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_step_by_hand():
+    """With dropout in the trained layers: B normalised features over B rows of noise, and the loss that both nets descend."""
+    module = tiny_module(head_layers=2, sigma=0.5)
+    seen = Watched(module, {"head": module.head, "classifier": module.classifier})
+    head, classifier = seen.calls["head"][0], seen.calls["classifier"][0]
+    assert head.training
+    with torch.no_grad():
+        torch.testing.assert_close(head.x, module.extractor(seen.images[0]))
+    real, noise = classifier.x.chunk(2)
+    torch.testing.assert_close(real, losses.instance_norm(head.y))
+    assert noise.std().item() == pytest.approx(0.5, rel=0.15)
+    classes = torch.tensor([losses.TARGET] * 16 + [losses.NOISE] * 16)
+    loss = -classifier.y.log_softmax(1)[torch.arange(32), classes].mean().item()
+    assert seen.losses[0] == pytest.approx({"loss": loss})
+    assert seen.totals == {"['backbone', 'classifier']": [pytest.approx(loss)]}
+
+
+@pytest.mark.usefixtures("tiny")
+def test_both_optimisers_are_adam_at_the_stated_rate():
+    for optimizer in tiny_module(lr=3e-3).named_optimizers().values():
+        assert type(optimizer) is torch.optim.Adam
+        settings = {"lr": 3e-3, "betas": (0.9, 0.999), "weight_decay": 0}
+        assert {name: optimizer.defaults[name] for name in settings} == settings
+
+
+def kinds(net):
+    return [type(layer).__name__ for layer in net]
+
+
+def test_layers_of_the_small_net_and_of_the_classifier():
+    module = OCCNN(shape=(1, 16, 16), backbone="none", classifier_widths=(8, 6))
+    assert kinds(module.head) == [*["Conv2d", "LeakyReLU"] * 3, "Flatten", "Linear"]
+    assert kinds(module.classifier) == ["ReLU", "Linear"] * 3
+    assert {layer.negative_slope for layer in module.head if isinstance(layer, nn.LeakyReLU)} == {0.2}
+    for name, weight in module.head.named_parameters():
+        assert name.endswith("weight")
+        gain = nn.init.calculate_gain("leaky_relu", 0.2)
+        assert weight.std().item() == pytest.approx(gain / weight[0].numel() ** 0.5, rel=0.15)
 
 
 def tiny_like_none(**changes):
@@ -186,6 +230,11 @@ def test_orientation_on_an_easy_pair(tmp_path):
         assert scores[:64].max() < scores[64:].min(), name
 
 
+def test_the_epoch_is_chosen_by_the_papers_own_score():
+    assert (OCCNN.monitor, OCCNN.mode) == ("val/logit_difference", "min")
+    assert OCCNN.fixed_thresholds == {"logit_difference": 0, "ocsvm": 0}
+
+
 def test_flat_vectors_are_their_own_features(tmp_path):
     module = OCCNN(shape=(30,), backbone="none", sigma=1.0, lr=1e-2)
     x = toy_samples(shape=(30,)).image
@@ -194,15 +243,16 @@ def test_flat_vectors_are_their_own_features(tmp_path):
 
 
 def test_the_svm_is_scikit_learns(tmp_path):
-    module = OCCNN(shape=(1, 16, 16), **preset("smoke"))
+    module = OCCNN(shape=(1, 16, 16), **preset("smoke", nu=0.2))
     assert module.scores(toy_samples().image)["ocsvm"].eq(0).all(), "before the last epoch there is none"
     fit(module, 2, tmp_path)
     module.eval()
     with torch.no_grad():
         training, others = (module.features(toy_samples(seed=s).image).relu().double().numpy() for s in (0, 2))
         scores = module.scores(toy_samples(seed=2).image)["ocsvm"].numpy()
-    svm = OneClassSVM(kernel="linear", nu=0.5).fit(training)
+    svm = OneClassSVM(kernel="linear", nu=0.2).fit(training)
     np.testing.assert_allclose(scores, -svm.decision_function(others), rtol=1e-3, atol=1e-2)
+    assert (training > 0).mean() < 0.9, "after ReLU"
 
 
 def test_the_svm_travels_with_the_checkpoint(tmp_path):
@@ -334,6 +384,26 @@ def test_missing_weights_are_one_line_with_their_place(tmp_path, monkeypatch):
     assert "\n" not in says
     assert str(tmp_path / "hub" / "checkpoints" / "squeezenet1_0-b66bff10.pth") in says
     assert "https://" in says
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("weights", ["DEFAULT", None])
+def test_frozen_layers_see_images_normalised_as_their_weights_want(weights):
+    frozen, _ = split("alexnet", weights)
+    mean, std = (0.5, 0.25)
+    if weights:
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    x = torch.rand(2, *RGB)
+    expected = TinyNet().eval().features((x - mean) / std).flatten(1)
+    torch.testing.assert_close(frozen(x), expected)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_other_weights_have_another_key():
+    one, other = (split("alexnet", None)[0] for _ in range(2))
+    assert one.key() == other.key()
+    other.net.features[0].weight[0, 0, 0, 0] += 1
+    assert one.key() != other.key()
 
 
 HAS_SQUEEZENET = (

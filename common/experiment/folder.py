@@ -38,7 +38,7 @@ def begin(directory: Path, own: Identity) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         for unfinished in directory.glob("checkpoints/.*.tmp"):
             unfinished.unlink()
-        noted = json.loads(note.read_text()) if note.is_file() else {}
+        noted = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
         if why := difference(noted, own):
             _refuse_loss(directory, noted, why)
             clear(directory)
