@@ -51,12 +51,12 @@ def picture(run: Path) -> Figure:
     data.setup()
     table = pd.read_csv(run / "scores.csv").sort_values(record["score"])
     chosen = pd.concat([_evenly(table[table["label"] == label]) for label in (0, 1)])
-    images = data.images(chosen["index"].to_numpy())
+    images = data.images(chosen["index"].to_numpy(copy=True))
     with torch.inference_mode():
         decoded = detector.module.reconstruct(images)
     if decoded is None:
         raise InputError(f"{record['name']} does not reconstruct its input: choose a run of OCGAN, ALOCC or an autoencoder")
-    figure = Figure(figsize=(9.2, 2.9), layout="constrained")
+    figure = Figure(figsize=(9.2, 2.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(2.1, 1))
     flagged = (chosen[record["score"]] >= record["threshold"]).to_numpy()
     _draw_images(left, images.numpy(), decoded.numpy(), flagged)
