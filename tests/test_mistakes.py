@@ -75,6 +75,7 @@ def test_a_folder_of_images_runs_by_class_name(tmp_path):
         (["--presets", "nope-smoke"], "no such method"),
         (["--presets", "classical-nope"], "unknown classical detector 'nope'"),
         (["--seeds", "one"], "invalid int value: 'one'"),
+        (["--max-epochs", "-1"], "-1 is not at least 1"),
         (["--bogus"], "unrecognized arguments: --bogus"),
         (["--report-only"], "no cell is done"),
     ],

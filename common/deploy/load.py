@@ -1,6 +1,7 @@
 """Trained detectors, from their checkpoints: tensors and plain values, never code."""
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"no checkpoint {path}")
     try:
-        contents: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        stored = BytesIO(path.read_bytes())
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        contents: dict[str, Any] = torch.load(stored, map_location="cpu", weights_only=True)
     except Exception as error:  # any kind, some without a word, some with advice to run what is in the file
         raise UnreadableError(f"{path} is not a readable checkpoint: damaged, or not of tensors and plain values") from error
     if not isinstance(contents, dict) or "method" not in contents:
