@@ -1,6 +1,7 @@
 """The ``oneclass`` command: every preset parses, and mistakes are told in one line."""
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from common.deploy.load import load_checkpoint
 from common.errors import InputError
 from common.experiment import Cell
 from common.experiment.cell import Settings
+from common.module import OneClassModule
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted(ROOT.glob("*/configs/*.yaml"))
@@ -123,6 +125,10 @@ def test_fit_test_and_predict(checkpoint, tmp_path, capsys):
         (["--rule", "best-on-test"], "rule"),
         (["--rule", "validation", "--data.val_fraction", "0"], "rule 'validation' needs held-out normal samples"),
         (["--ckpt_path", "nope.ckpt"], "no checkpoint nope.ckpt"),
+        (["--ckpt_path", "last"], "no checkpoint runs/fit/version_0/checkpoints/last.ckpt"),
+        (["--ckpt_path", "best"], "no checkpoint runs/fit/version_0/checkpoints/best.ckpt"),
+        (["--trainer.max_epochs", "0"], "trains nothing"),
+        (["--trainer.max_epochs", "-1", "--model.schedule", "cosine"], "give trainer.max_epochs"),
         (["--config", "nope.yaml"], "nope.yaml"),
     ],
 )
@@ -164,6 +170,74 @@ def test_checkpoint_of_another_method(checkpoint, capsys, tmp_path):
     torch.save({**contents, "method": "OCGAN"}, tmp_path / "other.ckpt")
     says = refused(capsys, "test", "--config", SMOKE, "--ckpt_path", tmp_path / "other.ckpt", *QUIET)
     assert "the checkpoint is one of OCGAN, not of Autoencoder" in says
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_flags_that_contradict_the_checkpoint_are_refused(command, checkpoint, capsys):
+    common = [command, "--config", SMOKE, "--ckpt_path", checkpoint, *QUIET]
+    says = refused(capsys, *common, "--model.init_args.lr", "1e-5", "--model.threshold_quantile=0.95")
+    assert f"{checkpoint} has lr 0.005, not 1e-05" in says
+    assert "has threshold_quantile 0.95, not 0.5" in refused(capsys, *common, "--model.threshold_quantile=0.5")
+
+
+def test_a_checkpoint_of_other_data_or_of_another_net_is_refused(checkpoint, capsys):
+    ocgan = ROOT / "ocgan" / "configs" / "smoke.yaml"
+    says = refused(capsys, "test", "--config", ocgan, "--ckpt_path", checkpoint, *QUIET)
+    assert "the checkpoint is one of Autoencoder, not of OCGAN" in says
+    common = ["--config", SMOKE, "--ckpt_path", checkpoint, *QUIET]
+    says = refused(capsys, "test", *common, "--data.normalization", "symmetric")
+    assert "was trained with normalization unit: give --data.normalization unit" in says
+    for command in ("fit", "test"):
+        says = refused(capsys, command, *common, "--data.image_size", "16", "--trainer.max_epochs", "3")
+        assert "the checkpoint's net is none for samples of shape [1, 16, 16]" in says
+
+
+def test_a_configuration_takes_the_checkpoints_arguments_and_says_so(checkpoint, capsys):
+    config = yaml.safe_load(SMOKE.read_text())
+    config["model"]["init_args"]["latent"] = 4
+    Path("mine.yaml").write_text(yaml.safe_dump(config))
+    main(["test", "--config", "mine.yaml", "--ckpt_path", str(checkpoint), *QUIET])
+    assert capsys.readouterr().err == f"taken from {checkpoint}: latent=8\n"
+    main(["test", "--config", str(SMOKE), *QUIET])
+    assert capsys.readouterr().err == "no --ckpt_path is given: the net is untrained\n"
+
+
+def same_weights(*paths):
+    first, second = (load_checkpoint(Path(path))["state_dict"] for path in paths)
+    return all(torch.equal(second[name], value) for name, value in first.items())
+
+
+def test_last_goes_on_where_it_was_stopped_and_ctrl_c_says_from_where(checkpoint, capsys, monkeypatch):
+    fit, start = ["fit", "--config", str(SMOKE), *QUIET], OneClassModule.on_train_epoch_start
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def press(module):
+        if module.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        start(module)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OneClassModule, "on_train_epoch_start", press)
+        with pytest.raises(SystemExit) as ended:
+            main(fit)
+    signal.signal(signal.SIGINT, before)
+    assert ended.value.code == 130
+    saved = "runs/fit/version_0/checkpoints/last.ckpt"
+    assert capsys.readouterr().err == f"interrupted: go on with --ckpt_path {saved}\n"
+    assert load_checkpoint(Path(saved))["epoch"] == 0
+    main([*fit, "--ckpt_path", saved])
+    assert same_weights(checkpoint, "runs/fit/version_1/checkpoints/last.ckpt")
+    main([*fit, "--ckpt_path", "last", "--trainer.default_root_dir", "runs/fit/version_0"])
+    assert same_weights(checkpoint, saved)
+
+
+def test_a_configuration_of_the_users_stays_as_it_is():
+    content = f"# mine\n{SMOKE.read_text()}"
+    Path("config.yaml").write_text(content)
+    for number in (1, 2):
+        main(["fit", "--config", "config.yaml", *QUIET, "--trainer.logger", "false", "--model.latent", str(number)])
+        assert Path("config.yaml").read_text() == content
+        assert yaml.safe_load(Path(f"config-{number}.yaml").read_text())["model"]["init_args"]["latent"] == number
 
 
 def test_checkpoint_that_is_truncated_or_something_else(checkpoint, capsys, tmp_path):

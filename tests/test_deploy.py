@@ -324,3 +324,19 @@ def test_a_checkpoint_is_not_loaded_as_another_method(checkpoints):
     torch.save({**contents, "class_path": "alocc.module.ALOCC"}, "mixed.ckpt")
     with pytest.raises(InputError, match="does not hold a whole ALOCC"):
         load_detector(Path("mixed.ckpt"))
+
+
+def test_no_command_writes_over_what_it_reads(checkpoints, tmp_path, capsys):
+    checkpoint, image = tmp_path / "a.ckpt", tmp_path / "in" / "contact_sheet.png"
+    checkpoint.write_bytes(checkpoints["autoencoder"].read_bytes())
+    image.parent.mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(image)
+    before = image.read_bytes()
+    Path("link").symlink_to(checkpoint)
+    predict = ["predict-folder", checkpoint, "in", "--device", "cpu"]
+    for out in ([*predict, "--out", "in/../a.ckpt"], [*predict, "--out", image], [*predict, "--figures", "in"],
+                ["export", checkpoint, "--format", "torch", "--out", "link"]):  # fmt: skip
+        assert "is read by this command" in refused(capsys, *out)
+    assert checkpoint.read_bytes() == checkpoints["autoencoder"].read_bytes()
+    assert image.read_bytes() == before
+    assert not Path("predictions.csv").exists()

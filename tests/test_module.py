@@ -10,7 +10,7 @@ from autoencoder import Autoencoder
 from common import scoring
 from common.data import OneClassDataModule
 from common.errors import InputError
-from common.module import OneClassModule
+from common.module import Cosine, OneClassModule
 from common.training.watcher import NonFiniteLossError, Watcher
 
 
@@ -265,3 +265,29 @@ def test_hyperparameters_are_plain(tmp_path, data):
     contents = torch.load(tmp_path / "one.ckpt", weights_only=True)
     assert contents["hyper_parameters"]["shape"] == (1, 8, 8)
     assert isinstance(Autoencoder.load_from_checkpoint(tmp_path / "one.ckpt", weights_only=True), LightningModule)
+
+
+@pytest.mark.parametrize("length", [10, 20])
+def test_a_resumed_cosine_ends_with_the_training_as_it_is_now(length):
+    """A rate that was to end after ten iterations would rise again in a training of twenty."""
+
+    def cosine(iterations):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        return optimizer, Cosine(optimizer, iterations)
+
+    def steps(optimizer, schedule, n):
+        rates = []
+        for _ in range(n):
+            optimizer.step()
+            schedule.step()
+            rates.append(optimizer.param_groups[0]["lr"])
+        return rates
+
+    whole = steps(*cosine(length), length)
+    (before, began), (optimizer, schedule) = cosine(10), cosine(length)
+    steps(before, began, 5)
+    optimizer.load_state_dict(before.state_dict())
+    schedule.load_state_dict(began.state_dict())
+    resumed = steps(optimizer, schedule, length - 5)
+    assert resumed == (whole[5:] if length == 10 else pytest.approx(whole[5:]))
+    assert resumed[-1] == pytest.approx(0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -26,10 +27,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"no checkpoint {path}")
     try:
-        contents: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        stored = BytesIO(path.read_bytes())
     except OSError as error:
         raise InputError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
-    except Exception as error:
+    try:
+        contents: dict[str, Any] = torch.load(stored, map_location="cpu", weights_only=True)
+    except Exception as error:  # any kind, some without a word, some with advice to run what is in the file
         reason = "it is damaged, or a file of another kind"
         if is_zipfile(path) and isinstance(error, UnpicklingError):
             reason = "it holds objects besides tensors and plain values, which are never run"
