@@ -26,6 +26,10 @@ FIXED = {"logit_difference": 0.0, "ocsvm": 0.0}
 """Where OC-CNN's scores say by their meaning that a sample is none of the class."""
 
 
+CHANGES = {"alocc": {"rho": RHO}, "ocnn": {"lr": 1e-2, "score": "ocsvm"}}
+"""OC-CNN's score that counts is not the first of its scores."""
+
+
 class Run(NamedTuple):
     """A finished cell, and its weights after each epoch as a test of ours saw them."""
 
@@ -67,8 +71,8 @@ def finished(method: str, rule: str, folder: Path) -> Run:
 
     def with_rule(cell, settings):
         made = config(cell, settings)
-        arguments = made["model"]["init_args"] | ({"rho": RHO} if method == "alocc" else {"lr": 1e-2})
-        return {**made, "rule": rule, "model": {**made["model"], "init_args": arguments}}
+        made["model"]["init_args"] |= CHANGES[method]
+        return {**made, "rule": rule}
 
     cell = Cell(f"{method}-smoke", "digits", "standard", "3", 0)
     with pytest.MonkeyPatch.context() as patch:

@@ -347,6 +347,27 @@ def kinds(net):
     return [type(layer).__name__ for layer in net]
 
 
+def test_layers_of_the_padded_nets():
+    """With DCGAN's start: weights N(0, 0.02²), batch norm's gains N(1, 0.02²), no biases."""
+    module = OCGAN((1, 28, 28))
+    block = ["BatchNorm2d", "LeakyReLU"]
+    assert kinds(module.encoder) == [*["Conv2d", *block] * 3, "Flatten", "Linear", "BatchNorm1d", "Tanh"]
+    up = ["Linear", "Unflatten", "ChannelsLast", *block, *["ConvTranspose2d", *block] * 2, "ConvTranspose2d", "Tanh"]
+    assert kinds(module.decoder) == up
+    critic = ["Conv2d", "LeakyReLU", *["Conv2d", *block] * 2, "Flatten", "Linear", "Flatten"]
+    assert kinds(module.critics[VISUAL]) == kinds(module.critics[CLASSIFIER]) == critic
+    for layer in module.modules():
+        if isinstance(layer, nn.LeakyReLU):
+            assert layer.negative_slope == 0.2
+    for layer in (*module.encoder, *module.decoder):
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            assert layer.weight.mean().item() == pytest.approx(1, abs=0.03)
+            assert 0.005 < layer.weight.std() < 0.04
+        elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
+            assert layer.bias is None or not layer.bias.any()
+
+
 def test_released_nets():
     nets = build((3, 61, 61), 64, 16, "released")
     image = torch.rand(2, 3, 61, 61)
@@ -384,6 +405,8 @@ def test_codes_lie_in_the_cube_and_images_in_range(network, size):
 
 def test_vectors_have_codes_in_the_cube_and_any_range():
     module = narrow()((30,)).eval()
+    widths = [layer.out_features for net in (module.encoder, module.decoder) for layer in net if isinstance(layer, nn.Linear)]
+    assert widths == [32, 16, 6, 16, 32, 30]
     assert module.embed(1e6 * torch.randn(8, 30)).abs().max() == 1
     assert module.decoder(1e6 * torch.randn(8, 6)).abs().max() > 1
 
