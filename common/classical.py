@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from scipy.stats import zscore
 from sklearn.base import BaseEstimator
 from sklearn.covariance import EllipticEnvelope
 from sklearn.ensemble import IsolationForest
 from sklearn.neighbors import LocalOutlierFactor
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import OneClassSVM
 from sklearn.utils import gen_batches
 from torch import Tensor
@@ -106,7 +108,8 @@ def fit_and_score(
         preset: A key of :data:`DETECTORS`.
         data: Set up here; the preset's own data settings are the caller's to give.
         seed: Of detectors with random parts.
-        backbone: Arguments of :func:`common.backbones.split`, whose frozen features are taken instead of pixels.
+        backbone: Arguments of :func:`common.backbones.split`, whose frozen features are taken instead of pixels; and
+            ``instance_norm``, whether each image's features are standardised first, as OC-CNN sees them.
 
     Returns:
         The scored test set, and the record's entries about the run.
@@ -121,11 +124,14 @@ def fit_and_score(
     """
     estimator = _estimator(preset, data.shape, seed)
     if backbone:
+        options = dict(backbone)
+        if options.pop("instance_norm", False):
+            estimator = make_pipeline(FunctionTransformer(zscore, kw_args={"axis": 1}), estimator)
         try:
-            data.extractor, _ = split(**backbone)
+            data.extractor, _ = split(**options)
         except TypeError as error:
-            options = "backbone, weights, head_layers, pooling and image_size"
-            raise InputError(f"options of a detector: {options} ({error})") from error
+            known = "backbone, weights, head_layers, pooling, instance_norm and image_size"
+            raise InputError(f"options of a detector: {known} ({error})") from error
     data.setup()
 
     def score(loader: Any) -> Scored:

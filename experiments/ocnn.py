@@ -18,7 +18,10 @@ def compared(features: str, size: int) -> tuple[str, ...]:
     return tuple(f"classical-{detector},{features},image_size={size}" for detector in DETECTORS)
 
 
-ON_SQUEEZENET = compared("backbone=squeezenet1_0,head_layers=0", 224)
+ON_SQUEEZENET = (
+    *compared("backbone=squeezenet1_0,head_layers=0", 224),
+    *compared("backbone=squeezenet1_0,head_layers=0,instance_norm=true", 224),
+)
 ON_CLASSES = compared("backbone=squeezenet1_0,head_layers=1", 224)
 ON_FC7 = compared("backbone=alexnet,head_layers=2", 224)
 PAPER = ("paper", "paper,backbone=vgg16", "official", "official,backbone=vgg16", *ON_FC7)
@@ -38,7 +41,9 @@ CONVOLUTIONS = (
     ),
     f"keras,{VGG16},pooling=avg",
     *compared(f"{VGG16},pooling=avg", 224),
+    *compared(f"{VGG16},pooling=avg,instance_norm=true", 224),
     *compared(f"{ALEXNET},pooling=avg", 224),
+    *compared(f"{ALEXNET},pooling=avg,instance_norm=true", 224),
 )
 
 ABLATION = (
@@ -68,7 +73,11 @@ EXPERIMENT = Experiment(
         Grid(CONVOLUTIONS, ("cats_dogs",), metrics=METRICS),
         Grid(("keras",), ("cats_dogs",), metrics=METRICS),
         Grid((*PRESETS, *compared("backbone=squeezenet1_0,head_layers=0", 96), *BASELINES), ("cifar10",), metrics=("auroc",)),
-        Grid((f"tuned,{VGG16},pooling=avg", *compared(f"{VGG16},pooling=avg", 96)), ("cifar10",), metrics=("auroc",)),
+        Grid(
+            (f"tuned,{VGG16},pooling=avg", *compared(f"{VGG16},pooling=avg,instance_norm=true", 96)),
+            ("cifar10",),
+            metrics=("auroc",),
+        ),
         # the paper's Tables I and II: each class is tested beside the abnormal images of its own
         *(Grid(PAPER, ("abnormality1001",), (f"standard,anomalous={k + 6}",), (str(k),), ("auroc",)) for k in range(6)),
         Grid(PAPER, ("umdaa02",), metrics=("auroc",)),

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from common.backbones import split
+from common.classical import fit_and_score
 from common.data import OneClassDataModule, datasets
 from common.deploy.export import export
 from common.deploy.load import load_detector
@@ -22,6 +23,7 @@ from common.experiment.cell import Settings
 from common.experiment.identity import config_digest
 from common.experiment.run import finished, run
 from ocnn import OCCNN
+from ocnn.losses import instance_norm
 
 X = torch.rand(3, 3, 40, 40)
 GET_MODEL = torchvision.models.get_model
@@ -326,3 +328,17 @@ def test_occnn_takes_the_pooled_map(convolutions):
     arguments = {"backbone": "alexnet", "weights": convolutions, "classifier_widths": [4]}
     sizes = [OCCNN(shape=(3, 40, 40), pooling=pooling, **arguments).coef.numel() for pooling in (None, "avg")]
     assert sizes == [24, 6]
+
+
+def test_a_detector_sees_standardised_features_where_it_is_asked(tmp_path):
+    """Distances of instance-normalised features, by hand."""
+    options = {"name": "squeezenet1_0", "weights": None, "head_layers": 0}
+    data = OneClassDataModule("digits", root=tmp_path, normal="3", image_size=40, channels=3, protocol="no_split,limit=12")
+    torch.manual_seed(0)
+    scored, _ = fit_and_score("knn", data, 0, options | {"instance_norm": True})
+    features = instance_norm(data.inputs(np.arange(1797)).double(), ())
+    distances = torch.cdist(features[scored.index], features[data.splits.train]).sort(1).values[:, :2].mean(1)
+    np.testing.assert_allclose(scored.scores["knn"], distances, rtol=1e-4, atol=1e-4)
+    torch.manual_seed(0)
+    raw, _ = fit_and_score("knn", data, 0, options)
+    assert not np.allclose(raw.scores["knn"], scored.scores["knn"], rtol=0.1)
