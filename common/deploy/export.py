@@ -112,13 +112,13 @@ def _read_torch(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float6
     return lambda images: loaded(torch.from_numpy(images)).detach().double().numpy()
 
 
-def _write_onnx(net: ChosenScore, example: Tensor, about: str, path: Path) -> None:
+def _write_onnx(net: ChosenScore, example: Tensor, about: str, temporary: Path) -> None:
     exported = torch.onnx.export(
         net, (example,), input_names=["image"], output_names=["score"], dynamic_shapes=ANY_BATCH, dynamo=True, verbose=False
     )
     assert exported is not None
     exported.model.metadata_props["oneclass"] = about
-    exported.save(path)
+    exported.save(temporary)
 
 
 def _read_onnx(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
