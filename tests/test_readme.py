@@ -178,7 +178,7 @@ def test_a_class_of_ones_own_is_checked(folder):
 def test_what_one_brings_is_taken_by_the_names_that_the_readme_gives(folder):
     """Data by file and by function, a protocol, and overrides."""
     call("python -c 'import my_data'", folder)
-    (overrides,) = re.findall(r'`--presets tuned "tuned(,\S+)"`', TEXT)
+    (overrides,) = re.findall(r'--presets tuned "tuned(,\S+)"', TEXT)
     row = "my/l1.yaml" + overrides.replace("=50", "=1")
     line = f"python -m experiments.ocgan --presets '{row}' classical-lof --normal 3 --seeds 0 --jobs 1"
     for dataset in re.findall(r"`--datasets (my\S+)`", TEXT):

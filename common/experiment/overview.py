@@ -24,11 +24,11 @@ def write_overview(table: pd.DataFrame, experiment: Experiment, folder: Path) ->
     figure = overview(table, experiment)
     if figure is None:
         return []
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=110)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
     path = folder / f"{experiment.name}.png"
     with whole(path) as temporary:
-        Image.open(drawn).convert("RGB").quantize(COLORS).save(temporary, "PNG", optimize=True)
+        Image.open(buffer).convert("RGB").quantize(COLORS).save(temporary, "PNG", optimize=True)
     return [path]
 
 

@@ -107,10 +107,10 @@ class WholeCheckpoints(TorchCheckpointIO):
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        content = BytesIO()
-        torch.save(checkpoint, content)
+        buffer = BytesIO()
+        torch.save(checkpoint, buffer)
         with whole(Path(path)) as temporary:
-            temporary.write_bytes(content.getbuffer())
+            temporary.write_bytes(buffer.getbuffer())
 
 
 class FirstBelow(Checkpoint):

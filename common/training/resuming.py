@@ -38,8 +38,8 @@ def flags_of_model(words: Sequence[str]) -> set[str]:
     """The module's arguments that a command line sets.
 
     Example:
-        >>> flags_of_model(["--config", "my.yaml", "--model.init_args.lr=0.1", "--model.latent", "4", "--data.normal", "3"])
-        {'lr', 'latent'}
+        >>> sorted(flags_of_model(["--model.init_args.lr=0.1", "--model.latent", "4", "--data.normal", "3"]))
+        ['latent', 'lr']
     """
     found = (re.match(r"--model\.(?:init_args\.|dict_kwargs\.)?(\w+)", word) for word in words)
     return {match[1] for match in found if match}
