@@ -255,12 +255,13 @@ def test_ungrouped_data_has_no_groups():
 def test_highest_of_each():
     n = 200
     groups, low = RANDOM.integers(0, 9, n) * 7, RANDOM.normal(size=n) - 50
-    parts = Scored(RANDOM.permutation(n), groups % 3, groups % 2, {"a": RANDOM.normal(size=n), "b": low})
+    target, label = RANDOM.integers(0, 3, n), RANDOM.integers(0, 2, n)
+    parts = Scored(RANDOM.permutation(n), target, label, {"a": RANDOM.normal(size=n), "b": low})
     wholes = highest_of_each(parts, groups, "b")
     for row, group in enumerate(range(0, 63, 7)):
         of_group = np.flatnonzero(groups == group)
         shown = of_group[low[of_group].argmax()]
-        assert (wholes.index[row], wholes.target[row], wholes.label[row]) == (parts.index[shown], group % 3, group % 2)
+        assert (wholes.index[row], wholes.target[row], wholes.label[row]) == (parts.index[shown], target[shown], label[shown])
         assert {name: values[row] for name, values in wholes.scores.items()} == {
             name: values[of_group].max() for name, values in parts.scores.items()
         }
