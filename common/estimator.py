@@ -24,7 +24,7 @@ from common.data.arrays import is_channels_last
 from common.errors import InputError
 from common.evaluation import quantile_threshold
 from common.module import OneClassModule
-from common.presets import Config, read_preset
+from common.presets import Config, preset_path, read_config
 from common.training.seeding import isolated
 from common.training.watcher import Watcher
 
@@ -106,7 +106,7 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """Trains on samples that are taken as normal, at least 3; ``y`` is ignored."""
         samples = self._validated(X, reset=True)
         variants = ("vectors", "digits") if samples.ndim == 2 else ("digits",)
-        config = read_preset(f"{self.method}-{self.preset}", *variants)
+        config = read_config(preset_path(f"{self.method}-{self.preset}", *variants))
         data, options = config.get("data", {}), config["trainer"]
         if self.max_epochs is not None:
             options["max_epochs"] = self.max_epochs

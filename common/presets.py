@@ -23,26 +23,13 @@ TEXT_KEYS = CLASS_KEYS | {"data.dataset", "data.protocol", "data.root", "directo
 """Keys whose values stay text, so that a class called 01 is not taken for a number."""
 
 
-def read_preset(preset: str, *variants: str) -> Config:
-    """Reads the YAML of a preset.
+def preset_path(preset: str, *variants: str) -> Path:
+    """The YAML of a preset; a file's folder and the current one become importable, for the class that it names.
 
     Args:
         preset: ``<method>-<preset>``, or the path of a YAML file.
         variants: What the preset is wanted for, such as the name of a data set, the closest first: a package's
             ``<preset>.<variant>.yaml`` is taken where there is one, else ``<preset>.yaml``.
-
-    Raises:
-        InputError: Unknown method or preset, or a file that is not a preset.
-
-    Example:
-        >>> read_preset("autoencoder-smoke", "digits")["model"]["class_path"]
-        'autoencoder.Autoencoder'
-    """
-    return read_config(preset_path(preset, *variants))
-
-
-def preset_path(preset: str, *variants: str) -> Path:
-    """The YAML of a preset; a file's folder and the current one become importable, for the class that it names.
 
     Raises:
         InputError: There is no such preset.

@@ -27,7 +27,7 @@ from common.deploy.export import metadata
 from common.deploy.folder import predict_folder
 from common.deploy.load import load_detector
 from common.errors import InputError
-from common.presets import read_preset
+from common.presets import preset_path, read_config
 
 RANDOM = np.random.default_rng(0)
 N = 40
@@ -285,7 +285,7 @@ def table(tmp_path_factory):
 
 def trained(dataset, folder, **data):
     """A run of the smoke preset with everything that ``oneclass fit`` does."""
-    config = read_preset("autoencoder-smoke")
+    config = read_config(preset_path("autoencoder-smoke"))
     config["model"]["init_args"] |= {"latent": 2}
     config["data"] = {**config.get("data", {}), "dataset": dataset, **data}
     logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": str(folder), "name": "", "version": ""}}

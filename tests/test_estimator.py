@@ -21,7 +21,7 @@ from common.data import Preprocessing, image_data
 from common.errors import InputError
 from common.estimator import OneClassEstimator
 from common.evaluation import quantile_threshold
-from common.presets import read_preset
+from common.presets import preset_path, read_config
 
 METHODS = ("autoencoder", "alocc", "ocgan", "ocnn")
 DIGITS = load_digits()
@@ -139,7 +139,7 @@ def test_uint8_images_are_scaled_by_255_whatever_their_range():
 
 @pytest.mark.parametrize("preset", ["small", "dcae", "dcae.cifar10"])
 def test_samples_are_scaled_as_those_of_a_data_set(table, preset):
-    data = read_preset(f"autoencoder-{preset}")["data"]
+    data = read_config(preset_path(f"autoencoder-{preset}"))["data"]
     for x in (table, ZEROS, (ZEROS * 15).astype(np.uint8)):
         detector = quick(preset=preset, max_epochs=1, contamination=0.1, batch_size=400).fit(x)
         stored = image_data(x, np.zeros(len(x), int)).images

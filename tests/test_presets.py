@@ -9,7 +9,7 @@ from common.errors import InputError
 from common.experiment import Cell
 from common.experiment.cell import Settings
 from common.experiment.plan import bases
-from common.presets import flags, merged, preset_path, read_preset, row_name, split_preset
+from common.presets import flags, merged, preset_path, read_config, row_name, split_preset
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def mine(tmp_path):
 
 def test_a_preset_file_names_its_row_and_makes_its_folder_importable(mine, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
-    assert read_preset(str(mine))["trainer"]["max_epochs"] == 3
+    assert read_config(preset_path(str(mine)))["trainer"]["max_epochs"] == 3
     assert str(mine.parent) in sys.path
     cell = Cell(f"{mine},lr=0.1", "digits", "standard", "3", 0)
     assert cell.name == row_name(f"{mine},lr=0.1") == "mine,lr=0.1"
@@ -105,19 +105,19 @@ def two_folders(tmp_path, monkeypatch):
 
 
 def test_a_class_is_that_beside_its_preset_wherever_python_searches_first(two_folders):
-    read_preset(str(two_folders / "second" / "mine.yaml"))
+    read_config(preset_path(str(two_folders / "second" / "mine.yaml")))
     assert sys.modules["my_module"].WHERE == "second"
     assert sys.path[0] == str(two_folders / "first")
     with pytest.raises(
         InputError, match=r"first/mine.yaml means .*first/my_module.py, and 'my_module' is .*second/my_module.py"
     ):
-        read_preset(str(two_folders / "first" / "mine.yaml"))
+        read_config(preset_path(str(two_folders / "first" / "mine.yaml")))
 
 
 def test_a_module_that_fails_is_told_in_one_line(two_folders):
     (two_folders / "first" / "my_module.py").write_text("1 / 0\n")
     with pytest.raises(InputError, match=r"first/my_module.py cannot be imported: ZeroDivisionError: division by zero"):
-        read_preset(str(two_folders / "first" / "mine.yaml"))
+        read_config(preset_path(str(two_folders / "first" / "mine.yaml")))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_preset_file_that_is_none_is_named(content, says, tmp_path):
     if content is not None:
         (tmp_path / "bad.yaml").write_text(content)
     with pytest.raises(InputError, match=says):
-        read_preset(str(tmp_path / "bad.yaml"))
+        read_config(preset_path(str(tmp_path / "bad.yaml")))
 
 
 def test_the_file_of_a_data_set_is_taken_where_there_is_one():

@@ -20,7 +20,7 @@ from common.data.features import Extractor, features, writable_folder
 from common.data.images import ImageData, ImageFiles, Images, Size, is_table
 from common.data.loaders import Loader, ResidentLoader, Sample, streamed
 from common.data.protocols import Indices, Splits
-from common.data.splitting import parse_protocol, split
+from common.data.splitting import class_numbers, parse_protocol, split
 from common.data.transforms import Normalization, Preprocessing
 from common.errors import InputError
 
@@ -144,7 +144,7 @@ class OneClassDataModule(LightningDataModule):
     @cached_property
     def normal(self) -> list[int]:
         """The normal classes' numbers."""
-        return self._class_numbers(self._normal)
+        return class_numbers(self._normal, self.data.classes, self.dataset)
 
     def class_names(self, numbers: Sequence[int] | None = None) -> list[str]:
         """The names of classes by their numbers; of the normal classes by default."""
@@ -155,7 +155,7 @@ class OneClassDataModule(LightningDataModule):
         """Index arrays of training, validation and test; a group is not divided."""
         options = dict(self._options)
         if "anomalous" in options:
-            options["anomalous"] = self._class_numbers(options["anomalous"])
+            options["anomalous"] = class_numbers(options["anomalous"], self.data.classes, self.dataset)
         data = self.data
         if data.groups is None:
             return split(self.protocol, data.targets, data.official_test, self.normal, self.split_seed, options)
@@ -246,29 +246,6 @@ class OneClassDataModule(LightningDataModule):
     @property
     def _device(self) -> torch.device | str:
         return self.trainer.strategy.root_device if self.trainer else "cpu"
-
-    def _class_numbers(self, chosen: Classes) -> list[int]:
-        numbers = []
-        for text in chosen if isinstance(chosen, list) else [chosen]:
-            words = str(text).split("+")
-            while words:
-                # "+" may be part of a name: the longest one counts
-                lengths = range(len(words), 1, -1)
-                length = next((n for n in lengths if "+".join(words[:n]) in self.data.classes), 1)
-                numbers.append(self._class_number("+".join(words[:length]), isinstance(text, str)))
-                words = words[length:]
-        return numbers
-
-    def _class_number(self, name: str, is_text: bool) -> int:
-        """The number of a class; a text is no number where it may be meant for a name, as 1 for a class called 01."""
-        classes = self.data.classes
-        if name in classes:
-            return classes.index(name)
-        if name.isdecimal() and int(name) < len(classes):
-            values = [int(other) for other in classes if other.isdecimal()]
-            if not (is_text and int(name) in values):
-                return int(name)
-        raise InputError(f"'{self.dataset}' has no class '{name}': choose from {', '.join(classes)}")
 
 
 def default_root() -> Path:

@@ -39,6 +39,29 @@ def parse_protocol(text: str, arguments: Mapping[str, Any] | None = None) -> dic
     return {"protocol": name, **options}
 
 
+def class_numbers(chosen: int | str | Sequence[int | str], classes: Sequence[str], dataset: str) -> list[int]:
+    """The numbers of classes that are given by number or by name, several of them in a list or joined by ``+``.
+
+    A name may hold ``+``: the longest one counts. A name that looks like a number counts before the number.
+
+    Raises:
+        InputError: There is no such class, or the text ``1`` may be meant for a class called ``01``.
+
+    Example:
+        >>> class_numbers("c+++0", ["c", "c++", "d"], "mine"), class_numbers([2, "d"], ["c", "c++", "d"], "mine")
+        ([1, 0], [2, 2])
+    """
+    numbers = []
+    for given in [chosen] if isinstance(chosen, int | str) else chosen:
+        words = str(given).split("+")
+        while words:
+            lengths = range(len(words), 1, -1)
+            length = next((n for n in lengths if "+".join(words[:n]) in classes), 1)
+            numbers.append(_class_number("+".join(words[:length]), isinstance(given, str), classes, dataset))
+            words = words[length:]
+    return numbers
+
+
 def split(
     protocol: str,
     targets: Indices,
@@ -67,6 +90,16 @@ def split(
         call = "function(targets, official_test, normal, seed=0, **options)"
         raise InputError(f"protocol '{protocol}' is called as {call}: {error}") from error
     return _checked(protocol, function(targets, official_test, normal, **arguments), len(targets))
+
+
+def _class_number(name: str, is_text: bool, classes: Sequence[str], dataset: str) -> int:
+    if name in classes:
+        return classes.index(name)
+    if name.isdecimal() and int(name) < len(classes):
+        values = [int(other) for other in classes if other.isdecimal()]
+        if not (is_text and int(name) in values):
+            return int(name)
+    raise InputError(f"'{dataset}' has no class '{name}': choose from {', '.join(classes)}")
 
 
 def _function(protocol: str) -> Callable[..., Any]:
