@@ -194,12 +194,12 @@ def _run(cell: Cell, work: _Work) -> Record | str:
         return run(cell, replace(settings, force=settings.force and not begun))
     except Exception as error:
         message = for_the_user(error)
+        if message is not None and not _lacks_weights(error):
+            raise InputError(message) from error
+        write_whole(cell.directory(settings.runs) / "error.txt", traceback.format_exc())
         if message is None:
-            write_whole(cell.directory(settings.runs) / "error.txt", traceback.format_exc())
             first_line, *_ = [*str(error).splitlines(), ""]
             message = f"{type(error).__name__}: {first_line}"
-        elif not _lacks_weights(error):
-            raise InputError(message) from error
         return message
     finally:
         note.unlink(missing_ok=True)
