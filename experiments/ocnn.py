@@ -22,6 +22,7 @@ ON_SQUEEZENET = (
     *compared("backbone=squeezenet1_0,head_layers=0", 224),
     *compared("backbone=squeezenet1_0,head_layers=0,instance_norm=true", 224),
 )
+ON_CIFAR10 = compared("backbone=squeezenet1_0,head_layers=0", 96)
 ON_CLASSES = compared("backbone=squeezenet1_0,head_layers=1", 224)
 ON_FC7 = compared("backbone=alexnet,head_layers=2", 224)
 PAPER = ("paper", "paper,backbone=vgg16", "official", "official,backbone=vgg16", *ON_FC7)
@@ -64,6 +65,33 @@ ABLATION = (
     "small,fine_tuned=false",
 )
 
+SHORT = (
+    (f"{VGG16},pooling=avg", "VGG16"),
+    (f"{ALEXNET},pooling=avg", "AlexNet"),
+    (VGG16, "VGG16 grid"),
+    (ALEXNET, "AlexNet grid"),
+    ("backbone=squeezenet1_0,head_layers=0", "SqueezeNet"),
+    ("backbone=squeezenet1_0,head_layers=1", "SqueezeNet classes"),
+    (",image_size=224", ""),
+    (",image_size=96", ""),
+    (",", ", "),
+)
+"""What stands for parts of a row's name in pictures and in the terminal."""
+
+
+def short_name(preset: str) -> str:
+    """A row's name as people say it: the method, the net, then what differs.
+
+    Example:
+        >>> short_name(f"classical-knn,{VGG16},pooling=avg,instance_norm=true,image_size=224")
+        'knn, VGG16, instance_norm=true'
+    """
+    text = preset.removeprefix("classical-")
+    for part, name in SHORT:
+        text = text.replace(part, name)
+    return text
+
+
 EXPERIMENT = Experiment(
     name="ocnn",
     title="OC-CNN: one-class convolutional neural network",
@@ -72,7 +100,7 @@ EXPERIMENT = Experiment(
         Grid(ABLATION, ("cats_dogs",), metrics=METRICS),
         Grid(CONVOLUTIONS, ("cats_dogs",), metrics=METRICS),
         Grid(("keras",), ("cats_dogs",), metrics=METRICS),
-        Grid((*PRESETS, *compared("backbone=squeezenet1_0,head_layers=0", 96), *BASELINES), ("cifar10",), metrics=("auroc",)),
+        Grid((*PRESETS, *ON_CIFAR10, *BASELINES), ("cifar10",), metrics=("auroc",)),
         Grid(
             (f"tuned,{VGG16},pooling=avg", *compared(f"{VGG16},pooling=avg,instance_norm=true", 96)),
             ("cifar10",),
@@ -88,6 +116,10 @@ EXPERIMENT = Experiment(
         for preset in ("keras", "keras,backbone=squeezenet1_0,head_layers=0", "tuned", row_name(f"tuned,{VGG16},pooling=avg"))
     },
     labels={
+        row_name(preset if preset.startswith("classical-") else f"ocnn-{preset}"): short_name(preset)
+        for preset in (*PRESETS, *CONVOLUTIONS, *ON_SQUEEZENET, *ON_CLASSES, *ABLATION, *ON_CIFAR10)
+    }
+    | {
         "logit_difference": "Δlogit",
         "ocsvm": "OC-SVM+",
         "auroc": "AUROC",

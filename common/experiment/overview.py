@@ -15,7 +15,7 @@ from common.files import whole
 
 OURS, BASELINE, REPORTED = "#0072B2", "#999999", "#D55E00"
 INCHES_PER_ROW = 0.2
-COLORS = 96
+COLORS = 40
 """Of the picture's file: a palette takes a third of the bytes of full colours."""
 
 
