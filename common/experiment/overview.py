@@ -15,7 +15,7 @@ from common.files import whole
 
 OURS, BASELINE, REPORTED = "#0072B2", "#999999", "#D55E00"
 INCHES_PER_ROW = 0.2
-COLORS = 40
+COLORS = 96
 """Of the picture's file: a palette takes a third of the bytes of full colours."""
 
 
@@ -25,7 +25,7 @@ def write_overview(table: pd.DataFrame, experiment: Experiment, folder: Path) ->
     if figure is None:
         return []
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=88)
     path = folder / f"{experiment.name}.png"
     with whole(path) as temporary:
         Image.open(buffer).convert("RGB").quantize(COLORS).save(temporary, "PNG", optimize=True)
