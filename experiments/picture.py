@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -19,6 +18,7 @@ from common.errors import InputError
 from common.evaluation.figures import ANOMALOUS, NORMAL
 from common.experiment.records import FILE, Record, read_record
 from common.files import whole
+from common.presets import read_config
 from common.training.checkpoints import CHOSEN
 
 IMAGES = 6
@@ -45,9 +45,9 @@ def picture(run: Path) -> Figure:
         InputError: The folder holds no finished cell, or its module does not reconstruct.
     """
     record = read_record(run / FILE)
-    detector = load_detector(run / "checkpoints" / CHOSEN[record["rule"]])
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    data = OneClassDataModule(**config["data"])
+    rule = record["rule"] if record["reached"] else "last"
+    detector = load_detector(run / "checkpoints" / CHOSEN[rule])
+    data = OneClassDataModule(**read_config(run / "config.yaml")["data"])
     data.setup()
     table = pd.read_csv(run / "scores.csv").sort_values(record["score"])
     chosen = pd.concat([_evenly(table[table["label"] == label]) for label in (0, 1)])
@@ -62,7 +62,7 @@ def picture(run: Path) -> Figure:
     _draw_images(left, images.numpy(), decoded.numpy(), flagged)
     _draw_scores(right, table, record)
     cell = record["cell"]
-    figure.suptitle(f"{record['name']} on {cell['dataset']}, normal class {record['classes'][0]}", fontsize=10)
+    figure.suptitle(f"{record['name']} on {cell['dataset']}, normal class {'+'.join(record['classes'])}", fontsize=10)
     return figure
 
 

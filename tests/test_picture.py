@@ -1,5 +1,8 @@
 """The picture of a finished run."""
 
+import json
+import shutil
+
 import pandas as pd
 import pytest
 
@@ -38,3 +41,13 @@ def test_every_image_stands_above_what_is_decoded_of_it_and_flagged_ones_are_fra
 def test_a_method_that_does_not_reconstruct_is_refused(runs):
     with pytest.raises(InputError, match="does not reconstruct"):
         picture(runs["ocnn"])
+
+
+def test_a_bound_that_was_never_reached_shows_the_last_epoch(runs, tmp_path):
+    """The record names the rule, and the run has no checkpoint of it."""
+    folder = tmp_path / "seed=0"
+    shutil.copytree(runs["autoencoder"], folder)
+    record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    (folder / "metrics.json").write_text(json.dumps(record | {"rule": "rho", "reached": False}), encoding="utf-8")
+    shown, same = picture(folder).axes[0].images, picture(runs["autoencoder"]).axes[0].images
+    assert all((a.get_array() == b.get_array()).all() for a, b in zip(shown, same, strict=True))
