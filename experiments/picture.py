@@ -19,7 +19,7 @@ from common.evaluation.figures import ANOMALOUS, NORMAL
 from common.experiment.records import FILE, Record, read_record
 from common.files import whole
 from common.presets import read_config
-from common.training.checkpoints import CHOSEN
+from common.training.checkpoints import CHOSEN, Rule
 
 IMAGES = 6
 """Normal and anomalous images each, at even steps of their ranks by score: none is picked by hand."""
@@ -45,7 +45,7 @@ def picture(run: Path) -> Figure:
         InputError: The folder holds no finished cell, or its module does not reconstruct.
     """
     record = read_record(run / FILE)
-    rule = record["rule"] if record["reached"] else "last"
+    rule: Rule = record["rule"] if record["reached"] else "last"
     detector = load_detector(run / "checkpoints" / CHOSEN[rule])
     data = OneClassDataModule(**read_config(run / "config.yaml")["data"])
     data.setup()
