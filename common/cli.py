@@ -1,85 +1,77 @@
-"""The ``oneclass`` command, and the parser that turns a preset into a module, a data module and a trainer."""
+"""The ``oneclass`` command: what it is asked is understood here, before PyTorch is imported."""
 
-import ctypes
-import logging
-import os
-import platform
 import re
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
 
-import torch
-from jsonargparse import ArgumentParser
-
-from common import testing
-from common.command_line import Parser, for_the_user, one_line_errors
-from common.data import OneClassDataModule
-from common.deploy.export import Format, export
-from common.deploy.folder import predict_folder
+from common.command_line import Parser, one_line_errors
 from common.errors import InputError
+from common.hidden import naming_hidden_packages
 from common.names import joined
 from common.presets import CLASS_KEYS, make_importable, preset_path
-from common.training.lightning import OneClassCLI
 
+HELP = """usage: oneclass COMMAND ...
 
-def assemble(config: dict[str, Any], metadata: Mapping[str, Any] | None = None) -> OneClassCLI:
-    """The module, data module and trainer of a configuration in the parser's format.
+One-class novelty detection: train a method, test it, use it. Every command has
+a --help of its own.
 
-    Raises:
-        InputError: A key or value that the parser does not accept.
-    """
-    with _as_input_errors():
-        return OneClassCLI(config, run=False, metadata=metadata)
+train and test
+  fit             train a method on one normal class
+  validate        score the held-out normal samples with a checkpoint
+  test            score the test set with a checkpoint, and evaluate
+  predict         write the test set's scores as a table
 
+use a trained detector
+  predict-folder  score every image of a folder
+  export          write it as a program of its own: ONNX or torch.export
 
-def data_module(options: dict[str, Any]) -> OneClassDataModule:
-    """The data module of a configuration's ``data``.
+build on it
+  check           put a method of your own to the contract tests
 
-    Raises:
-        InputError: A key or value that the parser does not accept.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(OneClassDataModule, "data")
-    with _as_input_errors():
-        module: OneClassDataModule = parser.instantiate_classes(parser.parse_object({"data": options})).data
-    return module
+--version prints the version. A paper's table is a command of its own:
+python -m experiments.ocgan --help, likewise alocc, ocnn, autoencoder, classical
+and quickstart; experiments.report makes every table from the records.
+"""
 
+FIT_HELP = """usage: oneclass {command} [--config PRESET] [--KEY VALUE ...]
 
-@contextmanager
-def _as_input_errors() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if (message := for_the_user(error)) is None:
-            raise
-        raise InputError(message) from error
+  --config PRESET        a preset such as ocgan-tuned, or a YAML file; what
+                         follows it on the command line overrides it
 
+method
+  --model CLASS          a class path, such as ocgan.OCGAN or my_idea.MyMethod
+  --model.KEY VALUE      one of its arguments; --model.help CLASS lists them
 
-def chosen_device(name: str) -> str:
-    """For ``auto``, ``cuda`` where there is one, else ``cpu``: Apple's GPUs have no float64, which thresholds are kept in."""
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+data
+  --data.dataset NAME    digits, mnist, fashion_mnist, cifar10, ...; folder;
+                         FILE.npz; or module:function
+  --data.root DIR        where data sets lie; for folder, the folder itself
+  --data.normal CLASS    the normal class by number or name; A+B joins several
+  --data.protocol NAME   standard, balanced, ...; NAME,OPTION=VALUE sets options
+  --data.image_size N    height and width, instead of the data's own
+  --data.batch_size N    samples in a step
+  --data.val_fraction P  share of the normal training samples that is held out
 
+training
+  --trainer.max_epochs N
+  --trainer.accelerator  cpu or gpu; found by itself where it is not given
+  --seed_everything N    the seed of every random part
+  --rule RULE            the epoch that is tested: last, validation or rho
+  --oracle true          score the test set after every epoch, to look at it
+  --ckpt_path FILE       go on from a checkpoint, or test it; last or best find
+                         those of the run
+  --directory DIR        fit one cell of a table: train, test, write a record
 
-def configure_process() -> None:
-    """Settles a process for training: Lightning keeps its tips to itself, and the C library keeps its memory.
+  --print_config         the whole configuration as YAML
+  --help-all             every flag, those of Lightning's trainer too
+"""
 
-    glibc gives every large block back to the system and asks for it anew in the next step; to let it keep them is worth
-    5 to 15 % of the speed of small nets on a CPU, and changes no number. Where there is no GPU, this is written down: as
-    Lightning sets PyTorch, every optimiser step would else look for a driver, for some quarter of a millisecond.
-    """
-    if not torch.cuda.is_available():
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    if platform.libc_ver()[0] == "glibc":
-        mmap_threshold, trim_threshold = -3, -1
-        for parameter in (mmap_threshold, trim_threshold):
-            ctypes.CDLL(None).mallopt(parameter, 2**30)
-    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch.utils.tensorboard")
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+LIGHTNING = ("fit", "validate", "test", "predict")
+OTHER_FLAGS = {"threads", "speed", "verbose", "weights_only", "return_predictions"}
+"""First parts of flags that :data:`FIT_HELP` leaves to ``--help-all``."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -91,25 +83,61 @@ def main(argv: Sequence[str] | None = None) -> None:
     Example:
         >>> main(["fit", "--config", "autoencoder-smoke", "--directory", "runs/one"])  # doctest: +SKIP
     """
-    configure_process()
     arguments = list(sys.argv[1:] if argv is None else argv)
     make_importable(Path.cwd())
     own: dict[str, Callable[[Sequence[str]], None]] = {
-        "check": testing.main, "predict-folder": _predict_folder, "export": _export
+        "check": _check, "predict-folder": _predict_folder, "export": _export
     }  # fmt: skip
     with one_line_errors():
         command, rest = (arguments or [""])[0], arguments[1:]
-        if command in own:
+        if command in {"-h", "--help"}:
+            print(HELP, end="")
+        elif command == "--version":
+            print(f"oneclass {version('oneclass')}")
+        elif command in own:
             own[command](rest)
-        elif command == "fit" and any(word.partition("=")[0] == "--directory" for word in rest):
-            _fit_cell(rest)
+        elif command in LIGHTNING and {"-h", "--help"} & set(rest):
+            print(FIT_HELP.format(command=command), end="")
         else:
-            sys.argv[1:] = _presets_as_files(arguments)  # Lightning starts the other processes of DDP with the same command
-            OneClassCLI()
+            _refuse_misspelt(arguments)
+            _lightning(arguments)
+
+
+def _refuse_misspelt(arguments: Sequence[str]) -> None:
+    """Answers at once to a command or a flag that cannot be meant, seconds before Lightning's parser could."""
+    commands = (*LIGHTNING, "check", "predict-folder", "export")
+    if not arguments:
+        raise InputError(f"give a command: {', '.join(commands)}; see oneclass --help")
+    if not arguments[0].startswith("-"):
+        _refuse_unknown("command", arguments[0], commands)
+    flags = sorted({f"--{name}" for name in (*re.findall(r"--([a-z_-]+)", FIT_HELP), *OTHER_FLAGS)})
+    for word in arguments:
+        if re.match(r"--[a-zA-Z]", word):
+            _refuse_unknown("flag", re.split(r"[.=+]", word)[0], flags)
+
+
+def _refuse_unknown(kind: str, word: str, known: Sequence[str]) -> None:
+    if word not in known:
+        near = get_close_matches(word, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)};"
+        raise InputError(f"unknown {kind} '{word}': {hint} see oneclass --help")
+
+
+def _lightning(arguments: Sequence[str]) -> None:
+    with naming_hidden_packages():
+        from common.training.lightning import OneClassCLI
+        from common.training.process import configure_process
+    configure_process()
+    if arguments[0] == "fit" and any(word.partition("=")[0] == "--directory" for word in arguments):
+        _fit_cell(arguments[1:])
+        return
+    words = ["--help" if word == "--help-all" else word for word in arguments]
+    sys.argv[1:] = _presets_as_files(words)  # Lightning starts the other processes of DDP with the same command
+    OneClassCLI()
 
 
 def _fit_cell(argv: Sequence[str]) -> None:
-    from common.experiment.run import run_command  # which needs this module
+    from common.experiment.run import run_command
 
     record = run_command(argv)
     metrics = record["metrics"][record["score"]]
@@ -138,6 +166,25 @@ def _presets_as_files(arguments: Sequence[str]) -> list[str]:
     return words
 
 
+CHECK_HELP = """usage: oneclass check CLASS [--KEY VALUE ...]
+
+Put a method to the contract tests. CLASS is its path, such as my_idea.MyMethod,
+importable from the current folder; --KEY VALUE are arguments of the class, and
+small nets make the checks fast. --help after CLASS lists them.
+"""
+
+
+def _check(argv: Sequence[str]) -> None:
+    if {"-h", "--help"} & set(argv[:1]):
+        print(CHECK_HELP, end="")
+        return
+    if not argv or argv[0].startswith("-"):
+        raise InputError("give the path of a class, then its arguments: oneclass check my_idea.MyMethod --latent 8")
+    with naming_hidden_packages():
+        from common.testing import main as check
+    check(argv)
+
+
 def _predict_folder(argv: Sequence[str]) -> None:
     parser = Parser(prog="oneclass predict-folder", description="Score every image of a folder with a trained detector.")
     add = parser.add_argument
@@ -148,12 +195,18 @@ def _predict_folder(argv: Sequence[str]) -> None:
     add("--figures", type=Path, metavar="DIR", help="where a contact sheet and a histogram go")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     arguments = vars(parser.parse_args(argv))
+    with naming_hidden_packages():
+        from common.deploy.folder import predict_folder
+        from common.training.process import chosen_device
     predict_folder(**arguments | {"device": chosen_device(arguments["device"])})
 
 
 def _export(argv: Sequence[str]) -> None:
     parser = Parser(prog="oneclass export", description="Write a trained detector as a program of its own.")
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="as oneclass fit or an experiment leaves it")
-    parser.add_argument("--format", choices=get_args(Format), default="onnx")
+    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx")
     parser.add_argument("--out", type=Path, metavar="FILE", help="CKPT with the ending .onnx or .pt2 by default")
-    print(f"written: {export(**vars(parser.parse_args(argv)))}")
+    arguments = vars(parser.parse_args(argv))
+    with naming_hidden_packages():
+        from common.deploy.export import export
+    print(f"written: {export(**arguments)}")

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from jsonargparse import ArgumentError
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from common.errors import InputError
 
@@ -64,7 +63,8 @@ def for_the_user(error: BaseException) -> str | None:
             return ours
     if isinstance(error, ArgumentError):
         return _of_parser(message)
-    return message[:500] if isinstance(error, MisconfigurationException) else None
+    by_lightning = any(cls.__name__ == "MisconfigurationException" for cls in type(error).__mro__)  # not imported for its name
+    return message[:500] if by_lightning else None
 
 
 def _of_parser(message: str) -> str:

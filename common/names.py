@@ -1,5 +1,6 @@
 """Names of classes and folders stay as they are written, those too that YAML takes for numbers, dates or truth values."""
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -39,6 +40,18 @@ def joined(text: str) -> str:
         ('01+02', '01')
     """
     return "+".join(map(str, yaml.load(text, yaml.BaseLoader))) if text.startswith("[") else text
+
+
+def dataset_label(name: str) -> str:
+    """What a data set is called in tables and folders.
+
+    Example:
+        >>> [dataset_label(name) for name in ("mnist", "path/my.npz", "my_data:load")]
+        ['mnist', 'my', 'my_data.load']
+    """
+    if name.endswith(".npz"):
+        return Path(name).stem
+    return name.replace(":", ".")
 
 
 def _keep(data: Any, written: Any) -> None:

@@ -1,40 +1,21 @@
-"""The papers' tables, one module each; and the first module that every command of ours imports.
+"""The papers' tables, one module each; and the first module that every command of ours imports."""
 
-Python may search the current folder first, or those of ``PYTHONPATH``. A file there can hide a package that we need, even
-``common`` itself, so a command that cannot begin says here which files do.
-"""
-
-import os
 import sys
-from importlib.machinery import PathFinder
-from itertools import takewhile
+from importlib.util import find_spec
+from pathlib import Path
 
-
-def hiding(folders: list[str]) -> list[str]:
-    """The files in a user's own folders that hide modules which Python would find later.
-
-    Args:
-        folders: Python's search path; those before the standard library are the user's.
-    """
-    files = []
-    repository = os.path.dirname(os.path.dirname(__file__))
-    own = takewhile(lambda folder: folder != os.path.dirname(os.__file__), folders)
-    for position, folder in enumerate(own):
-        entries = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-        for name in (entry.removesuffix(".py") for entry in entries):
-            here = PathFinder.find_spec(name, [folder])
-            behind = PathFinder.find_spec(name, [*folders[position + 1 :], repository])
-            if here and here.origin and behind and behind.origin not in {None, here.origin}:
-                files.append(here.origin)
-    return files
-
+_found = find_spec("common")
+if _found is None or _found.origin != str(Path(__file__).parents[1] / "common" / "__init__.py"):
+    place = _found and (_found.origin or next(iter(_found.submodule_search_locations or ())))
+    print(f"error: rename {place}, which Python finds instead of our package common", file=sys.stderr)
+    sys.exit(2)
 
 try:
-    from common.cli import main as oneclass  # noqa: F401 - the command
-except Exception as error:
-    files = hiding(sys.path)
-    if not files:
-        raise
-    reason = " ".join(str(error).split())
-    print(f"error: {reason}: rename {' and '.join(files)}, which Python finds instead of a package", file=sys.stderr)
+    from common.errors import InputError
+    from common.hidden import naming_hidden_packages
+
+    with naming_hidden_packages():
+        from common.cli import main as oneclass  # noqa: F401 - the command
+except InputError as error:
+    print(f"error: {error}", file=sys.stderr)
     sys.exit(2)

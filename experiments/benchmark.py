@@ -22,12 +22,12 @@ import torchvision
 from pytorch_lightning import seed_everything
 
 from common.backbones import split
-from common.cli import assemble, configure_process
 from common.command_line import Parser, one_line_errors
 from common.data import OneClassDataModule
 from common.data.features import BATCH, extract
 from common.experiment.cell import Cell, Settings
-from common.training.lightning import OneClassCLI
+from common.training.lightning import OneClassCLI, assemble
+from common.training.process import configure_process
 from common.training.speed import fuse
 
 PRESETS = (

@@ -10,7 +10,6 @@ from rich.console import Console
 
 import experiments
 from common.command_line import Parser, one_line_errors
-from common.data import dataset_label
 from common.errors import InputError
 from common.experiment import Experiment
 from common.experiment.identity import is_current
@@ -21,6 +20,7 @@ from common.experiment.records import FILE, Record, read_published, read_record
 from common.experiment.render import write_tables
 from common.experiment.terminal import show
 from common.files import write_whole
+from common.names import dataset_label
 
 FALLBACK = "quickstart"
 """The experiment whose table holds the records that no other one declares."""

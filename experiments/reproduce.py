@@ -7,20 +7,20 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from common.cli import chosen_device
 from common.command_line import Parser, one_line_errors
 from common.data import load
 from common.data.datamodule import default_root
 from common.errors import InputError
 from common.experiment.cell import Cell, Settings
-from common.experiment.command import check_writable, refuse_stale
 from common.experiment.grid import run_grid
+from common.experiment.perform import check_writable, refuse_stale
 from common.experiment.published import RESULTS, measured
 from common.experiment.records import read_published
 from common.experiment.render import interval
 from common.experiment.run import finished
 from common.experiment.table import KEY, long
 from common.experiment.terminal import plain
+from common.training.process import chosen_device
 from experiments.report import declared
 
 ROW = ["name", "dataset", "protocol", "normal"]

@@ -10,7 +10,6 @@ import torch
 import yaml
 
 from common.classical import fit_and_score
-from common.cli import assemble
 from common.data import (
     ImageData,
     OneClassDataModule,
@@ -28,6 +27,7 @@ from common.deploy.folder import predict_folder
 from common.deploy.load import load_detector
 from common.errors import InputError
 from common.presets import preset_path, read_config
+from common.training.lightning import assemble
 
 RANDOM = np.random.default_rng(0)
 N = 40

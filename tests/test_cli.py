@@ -11,12 +11,14 @@ import torch
 import yaml
 from pytorch_lightning import seed_everything
 
-from common.cli import assemble, chosen_device, configure_process, main
+from common.cli import main
 from common.deploy.load import load_checkpoint
 from common.errors import InputError
 from common.experiment import Cell
 from common.experiment.cell import Settings
 from common.module import OneClassModule
+from common.training.lightning import assemble
+from common.training.process import chosen_device, configure_process
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted(ROOT.glob("*/configs/*.yaml"))

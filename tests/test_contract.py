@@ -416,7 +416,6 @@ def test_the_command_fails_with_what_is_wrong(capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "give the path of a class"),
         (["nowhere.Method"], "cannot import 'nowhere.Method'"),
         (["my_idea.Missing"], "cannot import 'my_idea.Missing'"),
         (["my_idea.other"], "not a class derived from"),

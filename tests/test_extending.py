@@ -6,9 +6,9 @@ import pytest
 import torch
 import yaml
 
-from common.cli import assemble
 from common.deploy.load import load_detector
 from common.testing import CHECKS, fit, optimizer_steps, toy_samples
+from common.training.lightning import assemble
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "extending"
 SMALL = {

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import experiments
 from common.errors import InputError
 from common.experiment import Cell, Experiment, Grid, run_experiment
+from common.hidden import hiding
 from common.module import import_class
 
 ROOT = Path(__file__).parents[1]
@@ -178,19 +178,30 @@ def test_files_of_the_user_that_hide_packages_are_named(tmp_path):
     command = [sys.executable, "-m", "experiments.ocgan"]
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert ended.stderr.startswith(
-        f"error: No module named 'common.cli'; 'common' is not a package: rename {tmp_path}/common.py"
-    )
+    assert ended.stderr == f"error: rename {tmp_path}/common.py, which Python finds instead of our package common\n"
+
+
+@pytest.mark.parametrize("name", ["yaml", "scipy"])
+def test_hidden_libraries_are_named_whenever_they_are_imported(tmp_path, name):
+    """YAML is imported before the flags are read, SciPy after."""
+    (tmp_path / f"{name}.py").write_text("")
+    environment = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+    command = [sys.executable, "-m", "experiments.ocgan", "--runs", "runs"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.endswith(f"rename {tmp_path}/{name}.py, which Python finds instead of a package\n")
     assert ended.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
 
 
 def test_hidden_packages_are_ours_theirs_and_pythons(tmp_path):
     for name in ("torch.py", "random.py", "ocgan.py", "my_idea.py", "yaml/__init__.py", "runs/notes.txt", "torch.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
-    found = experiments.hiding([str(tmp_path), *sys.path])
+    found = hiding([str(tmp_path), *sys.path])
     assert found == [str(tmp_path / name) for name in ("ocgan.py", "random.py", "torch.py", "yaml/__init__.py")]
-    assert experiments.hiding([str(tmp_path / "nowhere"), *sys.path]) == []
+    assert hiding([str(tmp_path / "nowhere"), *sys.path]) == []
 
 
 def test_a_class_of_another_module_of_that_name_says_which(tmp_path, monkeypatch):

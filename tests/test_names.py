@@ -8,12 +8,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from common.cli import OneClassCLI, _presets_as_files
+from common.cli import _presets_as_files
 from common.data import OneClassDataModule
 from common.errors import InputError
 from common.experiment import Cell, Experiment, Grid, run_experiment
 from common.names import keep_names
 from common.presets import REPOSITORY, merged
+from common.training.lightning import OneClassCLI
 
 SMOKE = REPOSITORY / "autoencoder" / "configs" / "smoke.yaml"
 SPELLINGS = ["01", "02", "007", "0x10", "1_000", "1e3", "1.0", "1:30", "yes", "null", "~", "nan", "2020-01-01", "a + b", "c++"]

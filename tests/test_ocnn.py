@@ -19,7 +19,6 @@ from watched import Watched
 
 from common import backbones
 from common.backbones import split
-from common.cli import assemble
 from common.data import OneClassDataModule, datasets, load
 from common.data import features as kept
 from common.data.loaders import ResidentLoader
@@ -28,6 +27,7 @@ from common.errors import DataMissingError, InputError
 from common.experiment import Experiment, Grid, run_experiment
 from common.shallow import SVDD, MinimaxProbabilityMachine, NoiseSVM
 from common.testing import fit, optimizer_steps, toy_samples
+from common.training.lightning import assemble
 from ocnn import OCCNN, losses
 
 CONFIGS = Path(__file__).parents[1] / "ocnn" / "configs"

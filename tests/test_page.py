@@ -12,8 +12,8 @@ import pytest
 from fake_records import of_classes, record
 from PIL import Image
 
+from common.experiment import Experiment, Grid
 from common.experiment.page import Chapter, page
-from common.experiment.plan import Experiment, Grid
 from common.experiment.published import published
 from common.experiment.render import PACKAGES, latex, sections
 from common.experiment.table import TEXT, as_summary

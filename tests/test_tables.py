@@ -11,7 +11,7 @@ from fake_records import of_classes, record
 from rich.console import Console
 
 from common.errors import InputError
-from common.experiment.plan import Experiment, Grid
+from common.experiment import Experiment, Grid
 from common.experiment.published import RESULTS, aggregates, commands, published, reported, tabulate, unmeasured
 from common.experiment.render import latex, markdown, write_tables
 from common.experiment.table import COLUMNS, LONG, as_summary, bootstrap_interval, long, status, summarise

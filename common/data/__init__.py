@@ -2,7 +2,7 @@
 
 from common.data.arrays import image_data, load_arrays, save_arrays
 from common.data.datamodule import OneClassDataModule
-from common.data.datasets import DATASETS, dataset_label, load
+from common.data.datasets import DATASETS, load
 from common.data.images import ImageData, content_digest
 from common.data.loaders import ResidentLoader, Sample
 from common.data.protocols import PROTOCOLS, Splits
@@ -19,7 +19,6 @@ __all__ = [
     "Sample",
     "Splits",
     "content_digest",
-    "dataset_label",
     "image_data",
     "load",
     "load_arrays",

@@ -14,7 +14,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from common.data.arrays import checked
-from common.data.datasets import dataset_label, load
+from common.data.datasets import load
 from common.data.decoding import Fit
 from common.data.features import Extractor, features, writable_folder
 from common.data.images import ImageData, ImageFiles, Images, Size, is_table
@@ -23,6 +23,7 @@ from common.data.protocols import Indices, Splits
 from common.data.splitting import class_numbers, parse_protocol, split
 from common.data.transforms import Normalization, Preprocessing
 from common.errors import InputError
+from common.names import dataset_label
 
 Classes = str | int | list[str | int]
 """Classes by name or number; in one text they are joined by ``+``. ``str`` comes first: the parser keeps ``01`` as it is."""

@@ -47,18 +47,6 @@ def load(name: str, root: Path, size: Size | None = None, channels: int | None =
     return _load(name, root, size, channels, _version(name, root))
 
 
-def dataset_label(name: str) -> str:
-    """What a data set is called in tables and folders.
-
-    Example:
-        >>> [dataset_label(name) for name in ("mnist", "path/my.npz", "my_data:load")]
-        ['mnist', 'my', 'my_data.load']
-    """
-    if name.endswith(".npz"):
-        return Path(name).stem
-    return name.replace(":", ".")
-
-
 def named_function(name: str) -> Callable[..., Any]:
     """The function called ``module:function``, a user's data set or protocol; the current folder can be imported from.
 

@@ -1,8 +1,27 @@
-"""Cells of a table, the grid that runs them, and the tables that their records make."""
+"""Cells of a table, the grid that runs them, and the tables that their records make.
 
-from common.experiment.cell import Cell, Settings
+``Cell``, ``Settings`` and ``compare`` need PyTorch, which takes seconds to import, and are imported when they are asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
 from common.experiment.command import run_experiment
-from common.experiment.compare import compare
-from common.experiment.plan import Experiment, Grid
+from common.experiment.declaration import Experiment, Grid
+
+if TYPE_CHECKING:
+    from common.experiment.cell import Cell, Settings
+    from common.experiment.comparison import compare
 
 __all__ = ["Cell", "Experiment", "Grid", "Settings", "compare", "run_experiment"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in {"Cell", "Settings"}:
+        from common.experiment import cell
+
+        return getattr(cell, name)
+    if name == "compare":
+        from common.experiment.comparison import compare
+
+        return compare
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from common.classical import detector
-from common.data import DATASETS, dataset_label, load
+from common.data import DATASETS, load
 from common.data.datamodule import default_root
 from common.data.images import is_table
 from common.errors import InputError
+from common.names import dataset_label
 from common.presets import (
     Config,
     assign,

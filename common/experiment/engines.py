@@ -14,15 +14,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from loky import cpu_count, get_reusable_executor
 
 from common.errors import InputError
+from common.experiment.declaration import Backend
 from common.presets import importable_folders, make_importable
-
-Backend = Literal["loky", "ray", "dask"]
 
 
 @dataclass(frozen=True)

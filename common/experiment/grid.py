@@ -33,14 +33,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from common.command_line import for_the_user
-from common.data import dataset_label
 from common.data.datamodule import default_root
 from common.errors import InputError, WeightsMissingError
 from common.experiment.cell import Cell, Settings
-from common.experiment.engines import Backend, Engine, engine, local_slots, result_of
+from common.experiment.declaration import Backend
+from common.experiment.engines import Engine, engine, local_slots, result_of
 from common.experiment.records import Record
 from common.experiment.run import finished, run
 from common.files import write_whole
+from common.names import dataset_label
 
 ATTEMPTS = 3
 """Maximum number of attempts at a cell whose worker is killed."""

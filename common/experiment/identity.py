@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from common.backbones import weights_file
-from common.data import content_digest, dataset_label, load
+from common.data import content_digest, load
 from common.data.datamodule import default_root
 from common.data.datasets import named_function
 from common.errors import InputError
 from common.module import OneClassModule, import_class
+from common.names import dataset_label
 from common.presets import REPOSITORY, Config
 
 Identity = dict[str, str]

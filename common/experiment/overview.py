@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from common.experiment.plan import Experiment
+from common.experiment.declaration import Experiment
 from common.experiment.table import is_mean
 from common.files import whole
 

@@ -10,11 +10,11 @@ import jinja2
 import pandas as pd
 from PIL import Image
 
-from common.data import dataset_label
-from common.experiment.plan import Experiment
+from common.experiment.declaration import Experiment
 from common.experiment.records import Record
 from common.experiment.render import difference, made_by, numbered, rows_text, sections
 from common.experiment.table import is_mean
+from common.names import dataset_label
 
 SATURATED = 0.2
 """The difference from which on a heat map's colours are the darkest ones."""
@@ -52,7 +52,7 @@ def page(chapters: Sequence[Chapter]) -> str:
     """The page; a click on a header sorts its table, and without scripts everything is there all the same.
 
     Example:
-        >>> from common.experiment.plan import Grid
+        >>> from common.experiment.declaration import Grid
         >>> from common.experiment.table import as_summary
         >>> print(page([Chapter(Experiment("trial", "A trial", Grid((), ())), as_summary([]))])[:15])
         <!doctype html>

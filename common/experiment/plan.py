@@ -1,80 +1,17 @@
-"""Experiments as grids of cells: what is declared, and what the flags of a command make of it."""
+"""The cells that the flags of a command make of an experiment's grids."""
 
 import argparse
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from common.data import DATASETS, dataset_label, load
+from common.data import DATASETS, load
 from common.data.datamodule import default_root
 from common.errors import InputError
 from common.experiment.cell import Cell, Settings
+from common.experiment.declaration import Experiment, Grid, full_name
 from common.module import import_class
 from common.presets import is_file, preset_path, read_config, row_name, split_preset
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A product of choices; every class in turn is normal where ``normal`` is not given."""
-
-    presets: tuple[str, ...]
-    datasets: tuple[str, ...]
-    protocols: tuple[str, ...] = ("standard",)
-    normal: tuple[str, ...] | None = None
-    metrics: tuple[str, ...] = ("auroc",)
-
-
-class Place(NamedTuple):
-    """A row of an experiment that its table should hold.
-
-    Attributes:
-        name: Of the row, ``<method>-<preset>`` or a file's stem, with overrides.
-        dataset: Its label.
-        protocol: With its options.
-        metrics: To show, the most important first.
-        normal: The only normal choices that are asked for; all classes in turn by default.
-    """
-
-    name: str
-    dataset: str
-    protocol: str
-    metrics: Sequence[str] = ("auroc",)
-    normal: Sequence[str] | None = None
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A paper's tables.
-
-    Attributes:
-        name: Of ``python -m experiments.<name>`` and of the files in ``reported`` and ``results``.
-        title: Of the result page.
-        main: The grid whose values the flags of the command line replace.
-        also: Further grids, run where no flag narrows the experiment; else those that a flag asks for, see :func:`narrowed`.
-        compare: Whose reported numbers stand beside ours, see :func:`common.experiment.table.summarise`.
-        labels: Short names of methods, scores and metrics, for the terminal.
-        seeds: By default.
-    """
-
-    name: str
-    title: str
-    main: Grid
-    also: tuple[Grid, ...] = ()
-    compare: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)
-    seeds: tuple[int, ...] = (0, 1, 2)
-
-    @cached_property
-    def places(self) -> list[Place]:
-        """The rows that the tables should hold."""
-        found = []
-        for grid in (self.main, *self.also):
-            for preset, dataset, protocol in itertools.product(grid.presets, grid.datasets, grid.protocols):
-                name = row_name(full_name(preset, self.name))
-                found.append(Place(name, dataset_label(dataset), protocol, grid.metrics, grid.normal))
-        return found
 
 
 def narrowed(experiment: Experiment, arguments: argparse.Namespace) -> list[Grid]:
@@ -99,17 +36,6 @@ def narrowed(experiment: Experiment, arguments: argparse.Namespace) -> list[Grid
             home = next((grid for grid in homes if protocol in grid.protocols), homes[0])
             chosen.append(replace(home, **given, datasets=(dataset,), protocols=(protocol,)))
     return chosen
-
-
-def full_name(preset: str, experiment: str) -> str:
-    """A preset with its method's name, which the experiment's own may be given without; files stay as they are.
-
-    Example:
-        >>> full_name("stable,sigma=1e-1", "alocc"), full_name("classical-lof", "alocc"), full_name("my/l1.yaml", "ocgan")
-        ('alocc-stable,sigma=1e-1', 'classical-lof', 'my/l1.yaml')
-    """
-    head, _ = split_preset(preset)
-    return preset if "-" in head or is_file(head) else f"{experiment}-{preset}"
 
 
 def cells_of(grid: Grid, seeds: Sequence[int], settings: Settings, missing: Iterable[str] = ()) -> list[Cell]:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from common.data import dataset_label
 from common.errors import InputError
-from common.experiment.plan import Experiment, Place
+from common.experiment.declaration import Experiment, Place
 from common.experiment.records import Record, cell_key, read_published
 from common.experiment.table import KEY, as_summary, long, summarise
+from common.names import dataset_label
 from common.presets import REPOSITORY
 
 RESULTS = REPOSITORY / "experiments" / "results"

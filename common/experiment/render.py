@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from common.experiment.plan import Experiment
+from common.experiment.declaration import Experiment
 from common.experiment.table import is_mean
 from common.files import write_whole
 

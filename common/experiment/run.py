@@ -17,7 +17,6 @@ from pytorch_lightning import seed_everything
 from threadpoolctl import threadpool_limits
 
 from common.classical import fit_and_score
-from common.cli import assemble, chosen_device, configure_process, data_module
 from common.data import OneClassDataModule
 from common.data.images import path_column
 from common.deploy.load import load_checkpoint
@@ -30,6 +29,8 @@ from common.files import write_whole
 from common.presets import Config, merged
 from common.scoring import Scored
 from common.training.checkpoints import CHOSEN
+from common.training.lightning import assemble, data_module
+from common.training.process import chosen_device, configure_process
 from common.training.watcher import interruptible
 
 

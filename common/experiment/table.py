@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from common.data import dataset_label
 from common.experiment.records import Record
+from common.names import dataset_label
 
 LONG = (
     "name", "base", "dataset", "protocol", "normal", "class_name", "seed", "rule", "score", "metric", "value", "chosen",

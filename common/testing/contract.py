@@ -61,8 +61,6 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         InputError: The class cannot be imported, is no module, or does not take an argument.
     """
-    if not argv or argv[0].startswith("-"):
-        raise InputError("give the path of a class, then its arguments: oneclass check my_idea.MyMethod --latent 8")
     make_importable(Path.cwd())
     cls = import_class(argv[0])
     arguments = _arguments(cls, argv)

@@ -1,10 +1,12 @@
 """Lightning's command line over this package's modules and data, with the callbacks that every run has."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
@@ -33,10 +35,6 @@ LOGGER = {
     "init_args": {"save_dir": "runs", "name": "fit", "default_hp_metric": False},
 }
 
-DESCRIPTION = """More commands, each with a --help of its own: oneclass check CLASS puts a method to the contract tests,
-oneclass predict-folder scores a folder of images, oneclass export writes a trained detector as a program of its own.
---config takes a YAML file or a preset's name, such as ocgan-tuned."""
-
 
 class OneClassCLI(LightningCLI):
     """Lightning's stock command line in subclass mode: any :class:`OneClassModule` by class path, one data module.
@@ -60,7 +58,7 @@ class OneClassCLI(LightningCLI):
             run=run,
             subclass_mode_model=True,
             seed_everything_default=0,
-            parser_kwargs={"exit_on_error": False, "description": DESCRIPTION, "parser_mode": PARSER_MODE},
+            parser_kwargs={"exit_on_error": False, "parser_mode": PARSER_MODE},
             save_config_callback=SaveConfig if run else None,
             trainer_defaults={
                 "num_sanity_val_steps": 0,
@@ -175,3 +173,36 @@ class OneClassCLI(LightningCLI):
         shown = {"method": self.metadata["name"], **cell, "normal": classes}
         del shown["preset"]
         return Figures(cell={key: str(value) for key, value in shown.items()}, overrides=overrides)
+
+
+def assemble(config: dict[str, Any], metadata: Mapping[str, Any] | None = None) -> OneClassCLI:
+    """The module, data module and trainer of a configuration in the parser's format.
+
+    Raises:
+        InputError: A key or value that the parser does not accept.
+    """
+    with _as_input_errors():
+        return OneClassCLI(config, run=False, metadata=metadata)
+
+
+def data_module(options: dict[str, Any]) -> OneClassDataModule:
+    """The data module of a configuration's ``data``.
+
+    Raises:
+        InputError: A key or value that the parser does not accept.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(OneClassDataModule, "data")
+    with _as_input_errors():
+        module: OneClassDataModule = parser.instantiate_classes(parser.parse_object({"data": options})).data
+    return module
+
+
+@contextmanager
+def _as_input_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if (message := for_the_user(error)) is None:
+            raise
+        raise InputError(message) from error

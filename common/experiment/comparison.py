@@ -8,14 +8,15 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from rich.console import Console
 
-from common.cli import chosen_device
 from common.data.arrays import save_arrays
 from common.errors import InputError
 from common.experiment.cell import Settings
-from common.experiment.command import check_writable, records_of, refuse_stale
+from common.experiment.declaration import Experiment, Grid
 from common.experiment.grid import run_grid
-from common.experiment.plan import Experiment, Grid, cells_of
+from common.experiment.perform import check_writable, records_of, refuse_stale
+from common.experiment.plan import cells_of
 from common.experiment.published import tabulate
+from common.training.process import chosen_device
 
 
 def compare(

@@ -1,0 +1,192 @@
+"""What the command of an experiment does, once its flags are understood."""
+
+import argparse
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from common.data import DATASETS, load
+from common.data.datamodule import default_root
+from common.errors import DataMissingError, InputError
+from common.experiment.cell import Cell, Settings
+from common.experiment.declaration import Experiment, Grid
+from common.experiment.grid import Failure, cells_at_a_time, run_grid, threads_per_cell
+from common.experiment.overview import write_overview
+from common.experiment.plan import bases, cells_of, narrowed, refuse_one_name
+from common.experiment.published import RESULTS, published, tabulate
+from common.experiment.records import Record, publish
+from common.experiment.render import write_tables
+from common.experiment.run import finished
+from common.experiment.table import long
+from common.experiment.terminal import show
+from common.training.process import chosen_device
+from common.training.tensorboard import write_summary_runs
+
+
+def perform(experiment: Experiment, arguments: argparse.Namespace) -> None:
+    """Runs an experiment's cells, prints its tables and writes them, as the flags say.
+
+    Raises:
+        InputError: For what the user can mend.
+    """
+    console = Console()
+    settings = _settings(arguments)
+    if not (arguments.dry_run or arguments.report_only):
+        check_writable(settings.runs)
+    grids = narrowed(experiment, arguments)
+    missing = {} if arguments.datasets else _missing_data(grids, settings)
+    seeds = arguments.seeds[:1] if arguments.smoke else arguments.seeds
+    wanted: list[Cell] = []
+    for grid in grids:
+        wanted += cells_of(grid, seeds, settings, missing)
+    wanted = list(dict.fromkeys(wanted))
+    refuse_one_name(dict.fromkeys(cell.preset for cell in wanted))
+    if arguments.dry_run:
+        limit = cells_at_a_time(wanted, settings, arguments.jobs, arguments.cells_per_gpu)
+        _list(wanted, replace(settings, threads=threads_per_cell(limit)), console)
+        return
+    _say_what_is_run(wanted, missing, settings, console)
+    if not arguments.keep:
+        refuse_stale(wanted, settings)
+    failures: list[Failure] = []
+    if not arguments.report_only:
+        failures = run_grid(wanted, settings, arguments.jobs, console, arguments.backend, arguments.cells_per_gpu)
+    records = records_of(wanted, settings)
+    if not records:
+        raise InputError("no cell is done: there is nothing to report")
+    _report(experiment, grids, records, arguments, console)
+    if failures:
+        console.print(f"{len(failures)} cells failed; each has an error.txt in its folder", style="red")
+        raise SystemExit(1)
+
+
+def records_of(cells: Sequence[Cell], settings: Settings) -> list[Record]:
+    """The records of the cells that are done; a preset file's name the row that it is a variant of."""
+    found = bases(dict.fromkeys(cell.preset for cell in cells))
+    records = []
+    for cell in cells:
+        record = finished(cell, replace(settings, force=False))
+        if record is not None:
+            records.append(record | {"base": record["base"] or found.get(cell.name)})
+    return records
+
+
+def _report(
+    experiment: Experiment, grids: Sequence[Grid], records: Sequence[Record], arguments: argparse.Namespace, console: Console
+) -> None:
+    """Prints and writes the tables, and with ``--publish`` adds the records to the committed ones."""
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    table = tabulate(replace(experiment, main=grids[0], also=tuple(grids[1:])), records)
+    show(table, console, experiment.labels)
+    for path in write_tables(table, experiment, arguments.out or arguments.runs):
+        say(f"written: {path}")
+    write_summary_runs(long([record for record in records if not record["stale"]]), arguments.runs)
+    if arguments.publish:
+        say(f"published: {publish_records(experiment, records)} new lines in {RESULTS / experiment.name}.jsonl")
+    say(f"look at the runs: tensorboard --logdir {arguments.runs}")
+
+
+def publish_records(experiment: Experiment, records: Sequence[Record]) -> int:
+    """Adds records to an experiment's committed ones and makes its page and picture again; returns the number of new lines.
+
+    Raises:
+        InputError: Uncommitted code made one of them.
+    """
+    dirty = [record for record in records if record["git"].endswith("-dirty") or not record["git"]]
+    if dirty:
+        raise InputError(f"uncommitted code made {len(dirty)} of {len(records)} records: commit, then run them with --force")
+    n = publish(records, RESULTS / f"{experiment.name}.jsonl")
+    table = published(experiment)
+    write_tables(table, experiment, RESULTS, ("md",))
+    write_overview(table, experiment, RESULTS)
+    return n
+
+
+def refuse_stale(cells: Sequence[Cell], settings: Settings) -> None:
+    """Stops where records are not what their cells would give now.
+
+    Raises:
+        InputError: There are such; it says which, and why.
+    """
+    reasons: dict[str, list[Cell]] = {}
+    for cell in cells:
+        record = finished(cell, settings)
+        if record is not None and record["stale"]:
+            reasons.setdefault(record["stale"], []).append(cell)
+    if reasons:
+        said = [
+            f"{len(group)} of {', '.join(dict.fromkeys(cell.name for cell in group))}: {why}" for why, group in reasons.items()
+        ]
+        raise InputError(
+            f"stale records in {settings.runs} ({'; '.join(said)}): --force runs them again, --keep shows them, marked"
+        )
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    return Settings(
+        root=arguments.root,
+        runs=arguments.runs,
+        device=chosen_device(arguments.device),
+        max_epochs=arguments.max_epochs,
+        image_size=arguments.image_size,
+        force=arguments.force,
+        keep=arguments.keep,
+        oracle=arguments.oracle,
+    )
+
+
+def _list(cells: Sequence[Cell], settings: Settings, console: Console) -> None:
+    """Prints each cell's command, good to paste, and its state as a comment."""
+    for cell in cells:
+        record = finished(cell, settings)
+        state = "done"
+        if record is None:
+            state = "to do"
+        elif record["stale"]:
+            state = f"stale: {record['stale']}"
+        console.print(f"{cell.command(settings)}  # {state}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _say_what_is_run(cells: Sequence[Cell], missing: Mapping[str, str], settings: Settings, console: Console) -> None:
+    for reason in missing.values():
+        console.print(f"not run: {reason}", highlight=False, soft_wrap=True)
+    for dataset in dict.fromkeys(cell.dataset for cell in cells):
+        if dataset not in DATASETS or dataset == "folder":
+            load(dataset, settings.root or default_root())  # here, where it says what is left out, and not in every worker
+            console.print(
+                f"{dataset} has no presets of its own: the general ones are used, those for tables if it is one",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+def _missing_data(grids: Sequence[Grid], settings: Settings) -> dict[str, str]:
+    """The data sets that are not there and have to be fetched by hand, and how."""
+    missing = {}
+    for dataset in dict.fromkeys(itertools.chain(*(grid.datasets for grid in grids))):
+        try:
+            load(dataset, settings.root or default_root())
+        except DataMissingError as error:
+            missing[dataset] = str(error)
+    return missing
+
+
+def check_writable(runs: Path) -> None:
+    """Makes the runs folder.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        probe = runs / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write in the runs folder {runs}: {error.strerror}") from error

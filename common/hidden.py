@@ -1,0 +1,45 @@
+"""Files of the user's that hide a package: Python may search the current folder first, or those of ``PYTHONPATH``."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.machinery import PathFinder
+from itertools import takewhile
+
+from common.errors import InputError
+
+
+@contextmanager
+def naming_hidden_packages() -> Iterator[None]:
+    """Around imports: where one fails because a file of the user's stands in its place, the error names the file.
+
+    Raises:
+        InputError: An import failed, and there are such files.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not (files := hiding(sys.path)):
+            raise
+        reason = " ".join(str(error).split())
+        raise InputError(f"{reason}: rename {' and '.join(files)}, which Python finds instead of a package") from error
+
+
+def hiding(folders: list[str]) -> list[str]:
+    """The files in a user's own folders that hide modules which Python would find later.
+
+    Args:
+        folders: Python's search path; those before the standard library are the user's.
+    """
+    files = []
+    repository = os.path.dirname(os.path.dirname(__file__))
+    own = takewhile(lambda folder: folder != os.path.dirname(os.__file__), folders)
+    for position, folder in enumerate(own):
+        entries = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        for name in (entry.removesuffix(".py") for entry in entries):
+            here = PathFinder.find_spec(name, [folder])
+            behind = PathFinder.find_spec(name, [*folders[position + 1 :], repository])
+            if here and here.origin and behind and behind.origin not in {None, here.origin}:
+                files.append(here.origin)
+    return files

@@ -1,0 +1,32 @@
+"""A process that trains: its device, its memory, and what libraries may say."""
+
+import ctypes
+import logging
+import os
+import platform
+import warnings
+
+import torch
+
+
+def chosen_device(name: str) -> str:
+    """For ``auto``, ``cuda`` where there is one, else ``cpu``: Apple's GPUs have no float64, which thresholds are kept in."""
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def configure_process() -> None:
+    """Settles a process for training: Lightning keeps its tips to itself, and the C library keeps its memory.
+
+    glibc gives every large block back to the system and asks for it anew in the next step; to let it keep them is worth
+    5 to 15 % of the speed of small nets on a CPU, and changes no number. Where there is no GPU, this is written down: as
+    Lightning sets PyTorch, every optimiser step would else look for a driver, for some quarter of a millisecond.
+    """
+    if not torch.cuda.is_available():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if platform.libc_ver()[0] == "glibc":
+        mmap_threshold, trim_threshold = -3, -1
+        for parameter in (mmap_threshold, trim_threshold):
+            ctypes.CDLL(None).mallopt(parameter, 2**30)
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch.utils.tensorboard")
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
