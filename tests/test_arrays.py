@@ -14,7 +14,6 @@ from common.data import (
     ImageData,
     OneClassDataModule,
     content_digest,
-    dataset_label,
     datasets,
     image_data,
     load,
@@ -26,6 +25,7 @@ from common.deploy.export import metadata
 from common.deploy.folder import predict_folder
 from common.deploy.load import load_detector
 from common.errors import InputError
+from common.names import dataset_label
 from common.presets import preset_path, read_config
 from common.training.lightning import assemble
 

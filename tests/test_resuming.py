@@ -20,6 +20,8 @@ from common.experiment import Cell, Experiment, Grid, run_experiment
 from common.experiment.cell import Settings
 from common.experiment.run import run, run_command
 from common.module import OneClassModule
+from common.training import checkpoints
+from common.training.checkpoints import SAVE_EVERY_S, WholeCheckpoints
 
 CELL = Cell("autoencoder-smoke,rule=validation", "digits", "standard", "3", 0)
 FIT = ["--config", "autoencoder-smoke", "--data.normal=3", "--trainer.max_epochs=3"]
@@ -73,9 +75,9 @@ def test_a_better_epoch_replaces_the_best_one_by_any_spelling(spelling, begun):
     record = run(CELL, replace(THREE, runs=SPELLINGS[spelling]()))
     assert (record["selected_epoch"], record["reached"]) == (3, True)
     assert record["metrics"] == begun[1]["metrics"]
-    checkpoints = next(Path.cwd().rglob("checkpoints"))
-    assert {path.name for path in checkpoints.iterdir()} == {"best.ckpt", "last.ckpt"}
-    assert best_score(checkpoints) == best_score(next(begun[0].glob("whole/**/checkpoints")))
+    folder = next(Path.cwd().rglob("checkpoints"))
+    assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert best_score(folder) == best_score(next(begun[0].glob("whole/**/checkpoints")))
 
 
 def best_score(checkpoints):
@@ -128,6 +130,80 @@ def test_a_full_disk_leaves_the_last_checkpoint_as_it_was(begun, monkeypatch):
     (last.parent / ".last.ckpt.1.tmp").write_bytes(b"of a process that was killed")
     assert run(CELL, THREE)["metrics"] == begun[1]["metrics"]
     assert not list(Path("runs").rglob(".*.tmp"))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time as checkpoints see it, which the test sets."""
+    now = [100.0]
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    return now
+
+
+def written(folder):
+    """The epoch that each file of a folder holds."""
+    return {path.name: torch.load(path)["weights"].item() for path in sorted(folder.iterdir())}
+
+
+def test_checkpoints_wait_in_memory_until_they_are_due(tmp_path, clock):
+    io, folder, weights, curve = WholeCheckpoints(), tmp_path / "checkpoints", torch.zeros(1), []
+
+    def epoch(number, *names):
+        weights.fill_(number)
+        curve.append(number)
+        for name in names:
+            io.save_checkpoint({"weights": weights, "curve": curve}, folder / name)
+
+    epoch(1, "best.ckpt", "last.ckpt")
+    assert written(folder) == {"best.ckpt": 1, "last.ckpt": 1}
+    clock[0] += SAVE_EVERY_S / 2
+    epoch(2, "best.ckpt", "last.ckpt")
+    epoch(3, "last.ckpt", "rho.ckpt")
+    assert written(folder) == {"best.ckpt": 1, "last.ckpt": 1, "rho.ckpt": 3}
+    clock[0] += SAVE_EVERY_S / 2
+    epoch(4, "last.ckpt")
+    assert written(folder) == {"best.ckpt": 2, "last.ckpt": 4, "rho.ckpt": 3}
+    epoch(5, "best.ckpt", "last.ckpt")
+    assert io.load_checkpoint(folder / "best.ckpt")["weights"].item() == 5
+    epoch(6, "best.ckpt", "last.ckpt")
+    epoch(7)
+    assert written(folder) == {"best.ckpt": 5, "last.ckpt": 5, "rho.ckpt": 3}
+    io.teardown()
+    assert written(folder) == {"best.ckpt": 6, "last.ckpt": 6, "rho.ckpt": 3}
+    assert torch.load(folder / "last.ckpt")["curve"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_best_epoch_is_written_before_the_last_that_knows_of_it(tmp_path, clock, monkeypatch):
+    order, write = [], checkpoints._write
+    monkeypatch.setattr(checkpoints, "_write", lambda state, file: (order.append(file.name), write(state, file)))
+    io = WholeCheckpoints()
+    for due in (False, True):
+        for name in ("best.ckpt", "last.ckpt"):
+            io.save_checkpoint({}, tmp_path / name)
+        clock[0] += SAVE_EVERY_S * due
+    assert order == ["best.ckpt", "last.ckpt"]
+    for name in ("best.ckpt", "last.ckpt"):
+        io.save_checkpoint({}, tmp_path / name)
+    assert order == ["best.ckpt", "last.ckpt"] * 2
+
+
+def test_a_checkpoint_that_waits_is_removed(tmp_path, clock):
+    io = WholeCheckpoints()
+    for _ in range(2):
+        io.save_checkpoint({}, tmp_path / "last.ckpt")
+    io.remove_checkpoint(tmp_path / "last.ckpt")
+    io.teardown()
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+@pytest.mark.parametrize(("seconds", "files"), [(0.0, 6), (1e9, 4)])
+def test_how_often_checkpoints_are_written_changes_no_number(seconds, files, begun, monkeypatch):
+    """Three epochs, each the best so far: all of them, or the first and what waits at the end."""
+    names, write = [], checkpoints._write
+    monkeypatch.setattr(checkpoints, "SAVE_EVERY_S", seconds)
+    monkeypatch.setattr(checkpoints, "_write", lambda state, file: (names.append(file.name), write(state, file)))
+    assert run(CELL, replace(THREE, force=True))["metrics"] == begun[1]["metrics"]
+    assert names == ["best.ckpt", "last.ckpt"] * (files // 2)
 
 
 @pytest.mark.parametrize("left", ["nothing", "an untrained net", "half a checkpoint"])

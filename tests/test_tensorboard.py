@@ -17,6 +17,7 @@ from common.cli import main
 from common.data import OneClassDataModule
 from common.errors import InputError
 from common.module import OneClassModule, Scored
+from common.training import tensorboard
 from common.training.checkpoints import CHOSEN, EpochCheckpoint, FirstBelow, checkpointing, run_folder
 from common.training.predictions import Predictions
 from common.training.tensorboard import COMPARED, Figures, _extremes, write_summary_runs
@@ -156,6 +157,30 @@ def test_the_command_takes_any_logger(flags, folder):
     main(["fit", "--config", str(SMOKE), *quiet, *flags])
     assert Path(folder, "checkpoints", "last.ckpt").is_file()
     assert Path(folder, "figures", "reconstructions.png").is_file()
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(0.0, [0, 1, 2]), (1e9, [2])])
+def test_figures_are_drawn_now_and_then_and_at_the_end(seconds, steps, tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorboard, "DRAW_EVERY_S", seconds)
+    trained([Figures()], max_epochs=3, num_sanity_val_steps=0, logger=TensorBoardLogger(tmp_path, name="", version=""))
+    images = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload().Images("figures/reconstructions")
+    assert [image.step for image in images] == steps
+
+
+def test_figures_of_random_latents_change_no_later_random_number(monkeypatch):
+    monkeypatch.setattr(tensorboard, "DRAW_EVERY_S", 0.0)
+    later = []
+
+    def random_figures(self, x):
+        torch.rand(())
+        return {}
+
+    for figures in (Autoencoder.figures, random_figures):
+        monkeypatch.setattr(Autoencoder, "figures", figures)
+        torch.manual_seed(0)
+        trained([Figures()], max_epochs=2, logger=False, val_check_interval=1)
+        later.append(torch.rand(()).item())
+    assert later[0] == later[1]
 
 
 def test_the_folder_of_an_unknown_logger_is_its_own():

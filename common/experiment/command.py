@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from common.command_line import Parser, one_line_errors
 from common.experiment.declaration import Backend, Experiment
+from common.experiment.forked import begin_imports
 from common.hidden import naming_hidden_packages
 
 
@@ -17,6 +18,9 @@ def run_experiment(experiment: Experiment, argv: Sequence[str] | None = None) ->
     """
     with one_line_errors():
         arguments = _parser(experiment).parse_args(argv)
+        only_looks = arguments.dry_run or arguments.report_only
+        if not only_looks and arguments.backend == "loky" and arguments.jobs != 1 and arguments.device != "cuda":
+            begin_imports()
         with naming_hidden_packages():
             from common.experiment.perform import perform
         perform(experiment, arguments)

@@ -7,12 +7,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
+from multiprocessing import parent_process
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from loky import cpu_count, get_reusable_executor
 
 from common.errors import InputError
 from common.experiment.declaration import Backend
+from common.experiment.forked import forked_context
+from common.experiment.identity import code_seen, note_code
 from common.presets import importable_folders, make_importable
 
 
@@ -53,7 +57,7 @@ def engine(backend: Backend, jobs: int, share: float) -> Iterator[Engine]:
         InputError: The package is not installed, or the cluster cannot be reached or used.
     """
     if backend == "loky":
-        running = _loky(jobs)
+        running = _loky(jobs, forked_context() if share == 0 else None)
     elif backend == "ray":
         running = _ray(jobs, share)
     else:
@@ -85,11 +89,12 @@ def local_slots(device: str, cells_per_gpu: int) -> int:
 
 
 @contextmanager
-def _loky(jobs: int) -> Iterator[Engine]:
+def _loky(jobs: int, context: BaseContext | None) -> Iterator[Engine]:
     if jobs == 1:
         yield Engine(_call_here, ())
         return
-    pool = partial(get_reusable_executor, jobs, timeout=None, initializer=_end_with, initargs=(os.getpid(),))
+    settle = partial(_settle, os.getpid(), context is not None, dict(os.environ), code_seen())
+    pool = partial(get_reusable_executor, jobs, context=context, timeout=None, initializer=settle)
 
     def submit(*task: Any) -> "Future[Any]":
         while True:
@@ -166,15 +171,19 @@ def _call_here(*task: Any) -> "Future[Any]":
     return future
 
 
-def _end_with(parent: int) -> None:
-    """Ends this process when its parent ends, even by ``kill -9``, so that the next grid finds no one in its cells.
+def _settle(grid: int, forked: bool, environment: Mapping[str, str], code: Mapping[Path, str]) -> None:
+    """Gives this worker what the grid's process has, and ends it with that, even by ``kill -9``, as cells must be left free.
 
-    Of data it leaves it to the parent to say what is left out.
+    Of data it leaves it to the grid's process to say what is left out.
     """
+    os.environ.update(environment)
+    note_code(code)
     logging.getLogger("common.data").setLevel(logging.ERROR)
 
     def watch() -> None:
-        while os.getppid() == parent:
+        if forked:
+            parent_process().join()  # type: ignore[union-attr]
+        while os.getppid() == grid:
             time.sleep(0.5)
         os._exit(1)
 

@@ -152,6 +152,16 @@ def _digest_of(class_path: str, protocol: str) -> str:
 _first_seen: dict[Path, str] = {}
 
 
+def code_seen() -> dict[Path, str]:
+    """Files of code and what they held when this process first looked at them."""
+    return dict(_first_seen)
+
+
+def note_code(seen: Mapping[Path, str]) -> None:
+    """Takes over what another process, whose code this one runs, saw in the files."""
+    _first_seen.update(seen)
+
+
 def _own_files(class_path: str, function: str) -> list[Path]:
     """The files of a method and of the function of a protocol or a data set, imported here, in the order of their names."""
     roots: list[Path] = []

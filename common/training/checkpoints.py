@@ -1,6 +1,8 @@
 """Which epochs of a run are kept, which of them is tested, and the folder where a run's files go."""
 
 import math
+import time
+from copy import copy, deepcopy
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +12,7 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from torch import Tensor
 
 from common.errors import InputError
 from common.files import whole
@@ -20,6 +23,10 @@ Rule = Literal["last", "validation", "rho"]
 
 CHOSEN: dict[Rule, str] = {"last": "last.ckpt", "validation": "best.ckpt", "rho": "rho.ckpt"}
 """The checkpoint of each rule's epoch; ``rho.ckpt`` is missing where no epoch was below the bound."""
+
+
+SAVE_EVERY_S = 20.0
+"""Seconds of training that a kill may cost."""
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -43,7 +50,7 @@ def run_folder(trainer: Trainer) -> Path:
 def checkpointing(module: OneClassModule, held_out: bool, rule: Rule) -> list[Checkpoint]:
     """The callbacks that write the files of :data:`CHOSEN`.
 
-    ``last`` is written after every epoch, ``best`` under its own rule only, and ``rho`` wherever the module has the bound.
+    ``last`` is kept after every epoch, ``best`` under its own rule only, and ``rho`` wherever the module has the bound.
 
     Raises:
         InputError: The rule needs held-out samples, or the module's ``rho``, and there are none.
@@ -63,7 +70,9 @@ def checkpointing(module: OneClassModule, held_out: bool, rule: Rule) -> list[Ch
 
 
 class EpochCheckpoint(ModelCheckpoint):
-    """Writes ``checkpoints/<filename>.ckpt`` in the run's folder after each epoch, or after the best one so far.
+    """Keeps each epoch, or the best one so far, as ``checkpoints/<filename>.ckpt`` in the run's folder.
+
+    When that is written is the matter of :class:`WholeCheckpoints`.
 
     The best one has the lowest (``min``) or highest (``max``) value of a logged key, ``monitor``.
     """
@@ -97,20 +106,71 @@ class EpochCheckpoint(ModelCheckpoint):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint whole or not at all, beside its place.
+    """Writes a checkpoint whole or not at all, beside its place, and those of :class:`EpochCheckpoint` not too often.
 
     Lightning writes it to ``$TMPDIR`` first. From another disk it is copied, so that a kill or a full disk leaves half a file.
+
+    For small nets a file after every epoch costs as much as the training. So ``last.ckpt`` is written after the first epoch,
+    then after those that end :data:`SAVE_EVERY_S` later, and when the training ends, by Ctrl-C or an error too. Until then it
+    waits in memory, and ``best.ckpt`` with it: it is written first, so that ``last.ckpt`` never knows of a best epoch that is
+    not there.
     """
 
+    def __init__(self) -> None:
+        self._waiting: dict[Path, dict[str, Any]] = {}
+        self._due = 0.0
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes a local file; other places are Lightning's matter."""
+        """Writes a local file, or keeps it until it is due; other places are Lightning's matter."""
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        buffer = BytesIO()
-        torch.save(checkpoint, buffer)
-        with whole(Path(path)) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
+        file = Path(path)
+        if file.name in {CHOSEN["last"], CHOSEN["validation"]} and time.monotonic() < self._due:
+            self._waiting[file] = _snapshot(checkpoint)
+            return
+        self._waiting.pop(file, None)
+        if file.name == CHOSEN["last"]:
+            self.teardown()
+            self._due = time.monotonic() + SAVE_EVERY_S
+        _write(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Reads a checkpoint that may still wait."""
+        self.teardown()
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, *arguments, **options)
+        return checkpoint
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Removes a checkpoint that may still wait."""
+        self._waiting.pop(Path(path), None)
+        super().remove_checkpoint(path)
+
+    def teardown(self) -> None:
+        """Writes what waits; Lightning calls this at the end of every training, whatever ended it."""
+        while self._waiting:
+            file = next(iter(self._waiting))
+            _write(self._waiting.pop(file), file)
+
+
+def _snapshot(value: Any) -> Any:
+    """A copy that training does not change; for many small tensors several times as fast as :func:`copy.deepcopy`."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        kept = copy(value)  # which keeps what PyTorch notes at a state dict
+        kept.update({key: _snapshot(entry) for key, entry in value.items()})
+        return kept
+    if type(value) in {list, tuple}:
+        return type(value)(map(_snapshot, value))
+    return deepcopy(value)
+
+
+def _write(checkpoint: dict[str, Any], file: Path) -> None:
+    buffer = BytesIO()
+    torch.save(checkpoint, buffer)
+    with whole(file) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 class FirstBelow(Checkpoint):

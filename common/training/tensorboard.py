@@ -1,6 +1,7 @@
 """What TensorBoard shows: figures of a run, and columns by which runs and methods are compared."""
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ from common.training.checkpoints import run_folder
 COMPARED = ("auroc", "aupr_anomaly", "fpr95_anomaly", "eer", "balanced_accuracy_threshold")
 """The final metrics beside a run's columns, where the run has them; as ``compare/<metric>``, which sorts before ``figures``."""
 
-EVERY_N_EPOCHS = 5
-"""Interval of the figures while training; the last epoch always has them."""
+DRAW_EVERY_S = 20.0
+"""Seconds between the figures while training; the last epoch always has them."""
 PROJECTED, THUMBNAIL = 1000, 64
 """Points in the projector, more of which make a browser slow, and pixels of their pictures; at most."""
 
@@ -55,24 +56,32 @@ class Figures(Callback):
     """
 
     def __init__(self, cell: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None) -> None:
-        self.cell, self.overrides = cell, overrides or {}
+        self.cell, self.overrides, self._due = cell, overrides or {}, 0.0
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Tells other loggers which run this is; TensorBoard needs the final metrics beside it."""
+        self._due = time.monotonic() + DRAW_EVERY_S
         columns = self._columns(trainer, module)
         for logger in trainer.loggers:
             if not isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(columns)
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Draws reconstructions and :meth:`OneClassModule.figures`, every few epochs."""
-        data, epoch = _data(trainer), trainer.current_epoch + 1
-        due = epoch % EVERY_N_EPOCHS == 0 or epoch == trainer.max_epochs
-        if not due or data is None or not isinstance(module, OneClassModule) or not _draws(module):
+        """Draws reconstructions and :meth:`OneClassModule.figures`, now and then."""
+        data, last = _data(trainer), trainer.current_epoch + 1 == trainer.max_epochs
+        if (
+            not (last or time.monotonic() >= self._due)
+            or data is None
+            or not isinstance(module, OneClassModule)
+            or not _draws(module)
+        ):
             return
+        self._due = time.monotonic() + DRAW_EVERY_S
         inputs = _as_seen(data.images(data.splits.val[:200]), module)
-        drawn = dict(module.figures(inputs))
-        reconstructions = module.reconstruct(inputs[:8])
+        with torch.random.fork_rng(devices=[module.device] if module.device.type == "cuda" else []):
+            # figures of random latents change no later random number, whenever they are drawn
+            drawn = dict(module.figures(inputs))
+            reconstructions = module.reconstruct(inputs[:8])
         if reconstructions is not None and inputs.ndim == 4:
             drawn["reconstructions"] = figures.image_grid({"image": inputs[:8], "reconstruction": reconstructions})
         self._show(trainer, drawn)
