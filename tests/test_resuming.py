@@ -1,6 +1,7 @@
 """What a stopped run goes on from, and which files of a folder a run may replace."""
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -114,15 +115,16 @@ def test_a_checkpoint_does_not_pass_through_the_folder_for_temporary_files(monke
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_as_it_was(begun, monkeypatch):
-    last, write = next(Path("runs").rglob("last.ckpt")), Path.write_bytes
+    last, save = next(Path("runs").rglob("last.ckpt")), torch.save
     before = last.read_bytes()
 
-    def full(path, content):
-        write(path, bytes(content)[:100])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    class Full(io.FileIO):
+        def write(self, content):
+            super().write(bytes(content)[:100])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(torch, "save", lambda state, stream: save(state, Full(stream.name, "w")))
         with pytest.raises(InputError, match=r"cannot write .*\.ckpt: No space left on device"):
             run(CELL, THREE)
     assert last.read_bytes() == before
@@ -146,13 +148,13 @@ def written(folder):
 
 
 def test_checkpoints_wait_in_memory_until_they_are_due(tmp_path, clock):
-    io, folder, weights, curve = WholeCheckpoints(), tmp_path / "checkpoints", torch.zeros(1), []
+    writer, folder, weights, curve = WholeCheckpoints(), tmp_path / "checkpoints", torch.zeros(1), []
 
     def epoch(number, *names):
         weights.fill_(number)
         curve.append(number)
         for name in names:
-            io.save_checkpoint({"weights": weights, "curve": curve}, folder / name)
+            writer.save_checkpoint({"weights": weights, "curve": curve}, folder / name)
 
     epoch(1, "best.ckpt", "last.ckpt")
     assert written(folder) == {"best.ckpt": 1, "last.ckpt": 1}
@@ -164,11 +166,11 @@ def test_checkpoints_wait_in_memory_until_they_are_due(tmp_path, clock):
     epoch(4, "last.ckpt")
     assert written(folder) == {"best.ckpt": 2, "last.ckpt": 4, "rho.ckpt": 3}
     epoch(5, "best.ckpt", "last.ckpt")
-    assert io.load_checkpoint(folder / "best.ckpt")["weights"].item() == 5
+    assert writer.load_checkpoint(folder / "best.ckpt")["weights"].item() == 5
     epoch(6, "best.ckpt", "last.ckpt")
     epoch(7)
     assert written(folder) == {"best.ckpt": 5, "last.ckpt": 5, "rho.ckpt": 3}
-    io.teardown()
+    writer.teardown()
     assert written(folder) == {"best.ckpt": 6, "last.ckpt": 6, "rho.ckpt": 3}
     assert torch.load(folder / "last.ckpt")["curve"] == [1, 2, 3, 4, 5, 6]
 
@@ -176,23 +178,23 @@ def test_checkpoints_wait_in_memory_until_they_are_due(tmp_path, clock):
 def test_the_best_epoch_is_written_before_the_last_that_knows_of_it(tmp_path, clock, monkeypatch):
     order, write = [], checkpoints._write
     monkeypatch.setattr(checkpoints, "_write", lambda state, file: (order.append(file.name), write(state, file)))
-    io = WholeCheckpoints()
+    writer = WholeCheckpoints()
     for due in (False, True):
         for name in ("best.ckpt", "last.ckpt"):
-            io.save_checkpoint({}, tmp_path / name)
+            writer.save_checkpoint({}, tmp_path / name)
         clock[0] += SAVE_EVERY_S * due
     assert order == ["best.ckpt", "last.ckpt"]
     for name in ("best.ckpt", "last.ckpt"):
-        io.save_checkpoint({}, tmp_path / name)
+        writer.save_checkpoint({}, tmp_path / name)
     assert order == ["best.ckpt", "last.ckpt"] * 2
 
 
 def test_a_checkpoint_that_waits_is_removed(tmp_path, clock):
-    io = WholeCheckpoints()
+    writer = WholeCheckpoints()
     for _ in range(2):
-        io.save_checkpoint({}, tmp_path / "last.ckpt")
-    io.remove_checkpoint(tmp_path / "last.ckpt")
-    io.teardown()
+        writer.save_checkpoint({}, tmp_path / "last.ckpt")
+    writer.remove_checkpoint(tmp_path / "last.ckpt")
+    writer.teardown()
     assert not list(tmp_path.glob("*.ckpt"))
 
 

@@ -238,7 +238,8 @@ class OneClassDataModule(LightningDataModule):
         samples = Sample(torch.empty(0), label, target, index)
         if 4 * len(indices) * np.prod(shape) > self.memory_gib * 2**30:
             return streamed(self._inputs, samples, batch_size, shuffle, self.workers or 0)
-        image = torch.empty(len(indices), *shape)
+        # channels last from the start, as the loader keeps them: so no set is in memory twice
+        image = torch.empty(len(indices), *shape[1:], shape[0]).movedim(-1, 1)
         for at in torch.arange(len(index)).split(1000):
             image[at] = self._inputs(index[at])
         resident = samples._replace(image=image)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,7 +17,7 @@ from common.module import OneClassModule, import_class
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents, read without running any code in it.
+    """A checkpoint's contents, read without running any code in it; tensors are read from the file when they are used.
 
     Raises:
         UnreadableError: It is damaged, something else, or holds pickled objects.
@@ -27,11 +26,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"no checkpoint {path}")
     try:
-        stored = BytesIO(path.read_bytes())
+        path.open("rb").close()
     except OSError as error:
         raise InputError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
     try:
-        contents: dict[str, Any] = torch.load(stored, map_location="cpu", weights_only=True)
+        contents: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # any kind, some without a word, some with advice to run what is in the file
         reason = "it is damaged, or a file of another kind"
         if is_zipfile(path) and isinstance(error, UnpicklingError):

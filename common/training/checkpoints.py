@@ -3,7 +3,7 @@
 import math
 import time
 from copy import copy, deepcopy
-from io import BytesIO
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,10 +135,12 @@ class WholeCheckpoints(TorchCheckpointIO):
             self._due = time.monotonic() + SAVE_EVERY_S
         _write(checkpoint, file)
 
-    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """Reads a checkpoint that may still wait."""
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads a checkpoint that may still wait; of a local file only what is used, as optimisers' states are large."""
         self.teardown()
-        checkpoint: dict[str, Any] = super().load_checkpoint(path, *arguments, **options)
+        local = "://" not in str(path)
+        read = partial(torch.load, mmap=True) if local else super().load_checkpoint
+        checkpoint: dict[str, Any] = read(path, map_location=map_location, weights_only=weights_only)
         return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -167,10 +169,11 @@ def _snapshot(value: Any) -> Any:
 
 
 def _write(checkpoint: dict[str, Any], file: Path) -> None:
-    buffer = BytesIO()
-    torch.save(checkpoint, buffer)
-    with whole(file) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    with whole(file) as temporary, temporary.open("wb") as stream:
+        try:
+            torch.save(checkpoint, stream)
+        except RuntimeError as error:  # so PyTorch says that the disk is full
+            raise error.__context__ or error from None
 
 
 class FirstBelow(Checkpoint):
