@@ -18,6 +18,8 @@ LIBRARIES = {
     "No supported gpu backend found": "PyTorch finds no GPU here: leave out --device cuda, or the trainer's accelerator",
     "Could not determine home directory": "there is no home folder: set XDG_CACHE_HOME, and ONECLASS_DATA where data lie",
     "codec can't": "text that is not ASCII, and the locale has another encoding: set PYTHONUTF8=1",
+    "Early stopping conditioned on metric": "EarlyStopping's monitor is no logged key: give one that TensorBoard shows",
+    "no HPC checkpoint was found": "--ckpt_path hpc finds no checkpoint of an earlier job of the cluster: leave it out",
     "Unexpected config:": "--config names a file without keys and values",
 }
 """What libraries say to a mistake of the user's, and what we say instead."""

@@ -129,6 +129,7 @@ def test_fit_test_and_predict(checkpoint, tmp_path, capsys):
         (["--ckpt_path", "nope.ckpt"], "no checkpoint nope.ckpt"),
         (["--ckpt_path", "last"], "no checkpoint runs/fit/version_0/checkpoints/last.ckpt"),
         (["--ckpt_path", "best"], "no checkpoint runs/fit/version_0/checkpoints/best.ckpt"),
+        (["--ckpt_path", "hpc"], "--ckpt_path hpc finds no checkpoint of an earlier job"),
         (["--trainer.max_epochs", "0"], "trains nothing"),
         (["--trainer.max_epochs", "-1", "--model.schedule", "cosine"], "give trainer.max_epochs"),
         (["--config", "nope.yaml"], "nope.yaml"),
@@ -137,6 +138,11 @@ def test_fit_test_and_predict(checkpoint, tmp_path, capsys):
 def test_mistakes_get_one_line_and_status_2(flags, says, capsys, tmp_path):
     assert says in refused(capsys, "fit", "--config", SMOKE, *QUIET, *flags)
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_early_stopping_on_a_key_that_is_not_logged(capsys):
+    flags = ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/nothing", "--trainer.max_epochs=1"]
+    assert "EarlyStopping's monitor is no logged key" in refused(capsys, "fit", "--config", SMOKE, *QUIET, *flags)
 
 
 @pytest.mark.parametrize("method", ["autoencoder", "ocnn"])
