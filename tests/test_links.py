@@ -1,9 +1,11 @@
 """What the documents point to is there, and the README's numbers are those of the sections that they link to."""
 
 import re
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("experiments/*.md"), *ROOT.glob("docs/*.md")})
@@ -69,3 +71,19 @@ def test_numbers_stand_in_the_section_that_they_link_to(link):
 def test_citation_file_is_valid():
     cffconvert = pytest.importorskip("cffconvert", reason="not installed")
     cffconvert.Citation((ROOT / "CITATION.cff").read_text()).validate()
+
+
+def test_version_and_date_are_the_same_everywhere():
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    releases = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - (\d{4}-\d{2}-\d{2})$", changelog, re.MULTILINE)
+    assert releases[0] == (setup["metadata"]["version"], str(citation["date-released"]))
+    assert citation["version"] == setup["metadata"]["version"]
+    assert releases == sorted(releases, reverse=True)
+
+
+def test_the_changelog_has_the_headings_of_its_format():
+    headings = re.findall(r"^### (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(headings) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
