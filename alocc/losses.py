@@ -1,6 +1,6 @@
-"""ALOCC's objectives as pure functions (Sabokrou et al., CVPR 2018, Eqs. 3 to 5).
+"""ALOCC's losses as pure functions (Sabokrou et al., CVPR 2018, Eqs. 3 to 5).
 
-Everywhere ``real`` and ``fake`` are D's logits of clean images ``X`` and of reconstructions ``R(X~)``, ``(B,)``.
+``real`` and ``fake`` are D's ``(B,)`` logits of clean images ``X`` and of reconstructions ``R(X~)`` of noisy images.
 """
 
 from typing import Literal
@@ -12,7 +12,7 @@ Adversarial = Literal["minimax", "non_saturating"]
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """What D minimises, the negative of Eq. 3: ``-E[log D(X)] - E[log(1 - D(R(X~)))]``, a scalar.
+    """The discriminator's loss, the negative of Eq. 3: ``-E[log D(X)] - E[log(1 - D(R(X~)))]``, a scalar.
 
     Example:
         >>> import torch
@@ -23,10 +23,10 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def good_and_bad_loss(real: Tensor, repaired: Tensor, fake: Tensor, pseudo: Tensor, alpha: float, beta: float) -> Tensor:
-    """What D minimises when it learns good reconstructions from bad ones as well (after Zaheer et al., CVPR 2020).
+    """The discriminator's loss if it also tells good from bad reconstructions (after Zaheer et al., CVPR 2020).
 
     ``-(1 - α) E[log D(X)] - α E[log D(R(X))] - (1 - β) E[log(1 - D(R(X~)))] - β E[log(1 - D(R(X')))]``, with pseudo-anomalies
-    ``X'``, whose logits are ``pseudo``; with α = β = 0 it is :func:`discriminator_loss`.
+    ``X'``, whose logits are ``pseudo``. With α = β = 0 this is :func:`discriminator_loss`.
 
     Example:
         >>> import torch
@@ -39,7 +39,7 @@ def good_and_bad_loss(real: Tensor, repaired: Tensor, fake: Tensor, pseudo: Tens
 
 
 def adversarial_loss(fake: Tensor, form: Adversarial) -> Tensor:
-    """What R minimises: of Eq. 3 ``E[log(1 - D(R(X~)))]`` (``minimax``), or as in the code ``-E[log D(R(X~))]``.
+    """The reconstructor's loss against D: ``E[log(1 - D(R(X~)))]`` of Eq. 3 (``minimax``), or ``-E[log D(R(X~))]`` of the code.
 
     Example:
         >>> import torch
@@ -50,10 +50,10 @@ def adversarial_loss(fake: Tensor, form: Adversarial) -> Tensor:
 
 
 def cross_entropy_to_noisy(reconstruction: Tensor, noisy: Tensor) -> Tensor:
-    """The official code's reconstruction loss: sigmoid cross-entropy, R's tanh output as logit, the noisy input as label.
+    """The official code's reconstruction loss: sigmoid cross-entropy with R's tanh output as logit, the noisy input as label.
 
-    Not a proper cross-entropy, since the logit is bounded by 1 and the label may leave [0, 1]; Eq. 4 in its place is the
-    squared error to the clean image.
+    It is not a proper cross-entropy, because the logit is bounded by 1 and the label may leave [0, 1]. Eq. 4 of the paper is
+    the squared error to the clean image instead.
 
     Args:
         reconstruction: ``(B, ...)`` in (-1, 1).

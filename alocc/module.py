@@ -1,4 +1,4 @@
-"""The adversarially learned one-class classifier."""
+"""ALOCC: its nets, optimisers, training step and scores."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -20,7 +20,7 @@ from common.networks import discriminator
 
 
 class ALOCC(OneClassModule):
-    """R repairs noisy normal images, D tells clean ones from repaired ones; an anomaly is what R repairs badly, for D.
+    """A reconstructor R repairs noisy normal images, and a discriminator D scores the repaired image: R distorts anomalies.
 
     Sabokrou, Khalooei, Fathy and Adeli, "Adversarially Learned One-Class Classifier for Novelty Detection", CVPR 2018.
     Presets in ``configs``: ``paper``, ``official``, ``stable`` and smaller ones; the card says what each is.
@@ -29,28 +29,28 @@ class ALOCC(OneClassModule):
         shape: ``(C, H, W)`` of an image, or ``(F,)`` of a flat vector, for which the nets are dense.
         encoder_widths: Channels of R's convolutions.
         decoder_widths: Channels of R's transposed convolutions except the last.
-        latent: Size of a dense bottleneck in R; the published nets have none.
+        latent: Size of a dense bottleneck in R; None, as published, for no bottleneck.
         discriminator_widths: Channels of D's convolutions.
         discriminator_norm: ``batch``, as published, or ``none``.
         norm_eps: Batch norm's epsilon.
-        batch_statistics: Batch norm has no running statistics, so that scores depend on the other images of their batch, as
-            in the released code. Training is the same.
-        initial_weights: ``normal``, the official code's N(0, 0.02²), or PyTorch's ``default``.
-        sigma: Standard deviation of the noise on R's training input, in the images' units; or a range, from which each
-            image's is drawn.
+        batch_statistics: Score with the statistics of the batch instead of running ones, as in the released code, so that
+            scores depend on the other images of a batch. Training is the same.
+        initial_weights: ``normal``, N(0, 0.02²) as in the official code, or PyTorch's ``default``.
+        sigma: Standard deviation of the Gaussian noise on R's training inputs, in units of the preprocessed images; or a
+            range from which it is drawn for each image.
         clip: Range to which noisy images are clipped; None for no clipping.
         lambda_r: Weight of the reconstruction loss, λ of Eq. 5.
-        reconstruction_loss: ``clean``, Eq. 4: mean squared error to the clean image; or ``noisy_cross_entropy``, the code's.
-        adversarial: R's part of Eq. 3: literally (``minimax``) or ``non_saturating``.
-        alpha: Share of clean reconstructions R(X) in what D learns to accept, see :func:`alocc.losses.good_and_bad_loss`.
-        beta: Share of reconstructed pseudo-anomalies in what D learns to reject.
+        reconstruction_loss: ``clean``, squared error to the clean image (Eq. 4), or ``noisy_cross_entropy``, as in the code.
+        adversarial: R's part of Eq. 3: as printed (``minimax``) or ``non_saturating``.
+        alpha: Weight of reconstructions R(X) among what D learns to accept, see :func:`alocc.losses.good_and_bad_loss`.
+        beta: Weight of reconstructed pseudo-anomalies among what D learns to reject.
         r_steps: Steps of R after each step of D.
         optimizer: The optimiser of both nets; ``rmsprop`` has TensorFlow's decay of 0.9, ``adam`` has betas of 0.5 and 0.999.
         lr_d: Learning rate of D.
         lr_r: Learning rate of R.
         schedule: Schedule of both rates: ``constant``, or ``cosine`` to 0 at the last iteration.
-        averaging: Decay of the exponential average of both nets' weights that scores are made with; 0 for none.
-        rho: Bound of the stopping rule, ρ, on the held-out normals' mean ``reconstruction``; used by ``rule: rho``.
+        averaging: Decay of the exponential average of both nets' weights, which is used for scoring; 0 for no average.
+        rho: Bound ρ of the stopping rule ``rule: rho``, on the mean ``reconstruction`` score of held-out normals.
         score: ``discriminator_reconstruction``, ``discriminator`` or ``reconstruction``.
         threshold_quantile: Quantile of the held-out samples' scores that becomes the threshold, in (0, 1).
 
@@ -113,11 +113,11 @@ class ALOCC(OneClassModule):
         return optimizers
 
     def scheduler(self, name: str, optimizer: Optimizer) -> dict[str, Any] | None:
-        """The same for both."""
+        """The schedule, the same for both optimisers."""
         return self.cosine(optimizer) if self.hparams.schedule == "cosine" else None
 
     def training_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
-        """D down the negative of Eq. 3, then R ``r_steps`` times down Eq. 5; one noisy image serves all steps."""
+        """Takes one step of D on Eq. 3, then ``r_steps`` of R on Eq. 5, all with the same noisy images."""
         h = self.hparams
         # 1. X~ = X + η, X' = R(X~)
         noisy = self.noisy(batch.image)
@@ -142,7 +142,7 @@ class ALOCC(OneClassModule):
         return {"loss_d": loss_d, "loss_adversarial": loss_adversarial, "loss_reconstruction": loss_reconstruction}
 
     def noisy(self, image: Tensor) -> Tensor:
-        """``X~ = X + η``, fresh noise of deviation ``sigma``, clipped to ``clip`` if given; the shape of ``image``."""
+        """``X~ = X + η``: adds fresh noise with standard deviation ``sigma``, then clips to ``clip`` if given."""
         sigma, clip = self.hparams.sigma, self.hparams.clip
         if isinstance(sigma, Sequence):
             low, high = sigma
@@ -151,10 +151,10 @@ class ALOCC(OneClassModule):
         return noisy if clip is None else noisy.clamp(*clip)
 
     def discriminator_loss(self, image: Tensor, reconstruction: Tensor) -> Tensor:
-        """The negative of Eq. 3, on ``X`` and ``R(X~)`` one by one; with ``alpha`` or ``beta``, on all four kinds at once.
+        """The negative of Eq. 3; with ``alpha`` or ``beta``, D also learns from R(X) and from repaired pseudo-anomalies.
 
         Half of the pseudo-anomalies are :func:`pasted <alocc.pseudo.pasted>` images, half :func:`crossed
-        <alocc.pseudo.crossed>` codes. R repairs them, and clean images, as at test: with batch norm's running statistics.
+        <alocc.pseudo.crossed>` codes. R repairs them and clean images in eval mode, as in the test.
         """
         h = self.hparams
         if not (h.alpha or h.beta):
@@ -170,13 +170,13 @@ class ALOCC(OneClassModule):
         return losses.good_and_bad_loss(on_image, on_good, on_noisy, on_bad, h.alpha, h.beta)
 
     def reconstruction_loss(self, reconstruction: Tensor, image: Tensor, noisy: Tensor) -> Tensor:
-        """Eq. 4 with the mean over an image in place of the sum, or the official code's cross-entropy; a scalar."""
+        """Eq. 4 with the mean over an image instead of the sum, or the official code's cross-entropy; a scalar."""
         if self.hparams.reconstruction_loss == "clean":
             return squared_error(reconstruction, image).mean()
         return losses.cross_entropy_to_noisy(reconstruction, noisy).mean()
 
     def embed(self, x: Tensor) -> Tensor:
-        """R's code, ``(B, D)``."""
+        """The code of R's encoder, ``(B, D)``."""
         latent: Tensor = self.scoring_nets[0].encoder(x)
         return latent.flatten(1)
 
@@ -187,7 +187,7 @@ class ALOCC(OneClassModule):
 
     @property
     def scoring_nets(self) -> Any:
-        """R and D as scores are made with them: averaged, or as they are."""
+        """The R and D that are used for scoring: averaged if ``averaging`` is set."""
         return self.averaged.module if self.hparams.averaging else (self.reconstructor, self.discriminator)
 
     def scores(self, x: Tensor) -> dict[str, Tensor]:
@@ -202,9 +202,9 @@ class ALOCC(OneClassModule):
 
 
 def exponential_average(averaged: Tensor, current: Tensor, n_averaged: Tensor, decay: float) -> Tensor:
-    """The next exponential average of a weight, of a decay that starts low so that the first weights are soon forgotten.
+    """Updates the exponential average of a weight; the decay starts low, so that the first weights are soon forgotten.
 
-    ``d = min(decay, (1 + n) / (10 + n))`` after ``n`` averages, as TensorFlow has it; integer counters are not averaged.
+    After ``n`` updates it is ``min(decay, (1 + n) / (10 + n))``, as in TensorFlow. Integer counters are copied.
 
     Example:
         >>> exponential_average(torch.zeros(1), torch.ones(1), torch.tensor(8), decay=0.99)

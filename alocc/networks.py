@@ -1,4 +1,4 @@
-"""The reconstructor R, for images of any size and for flat vectors, and initial weights."""
+"""ALOCC's reconstructor R, for images of any size and for flat vectors, and its initial weights."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,7 +11,7 @@ from common.networks import ChannelsLast, Norm, dense, halvings, is_flat, upsamp
 
 
 class Reconstructor(nn.Module):
-    """R, an ``encoder`` to a code and a ``decoder`` back."""
+    """The reconstructor R: an ``encoder`` to a code and a ``decoder`` back."""
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
@@ -30,20 +30,20 @@ def reconstructor(
     latent: int | None = None,
     norm: Norm = nn.BatchNorm2d,
 ) -> Reconstructor:
-    """R: 5x5 stride-2 convolutions down and as many transposed ones up, tanh at the end.
+    """Builds the reconstructor: 5x5 stride-2 convolutions, then as many transposed ones, then tanh.
 
-    ``norm`` after every convolution but the last; LeakyReLU 0.2 on the way down, ReLU on the way up. For flat vectors the
-    layers are linear, and so is the output.
+    ``norm`` follows every convolution except the last. The encoder has LeakyReLU 0.2, the decoder ReLU. For flat vectors
+    the layers are dense and the output is linear.
 
     Args:
         shape: ``(C, H, W)``, any size, or ``(F,)``.
-        encoder_widths: Channels of the convolutions, ``n`` of them.
-        decoder_widths: Channels of all but the last of the transposed ones, ``n - 1`` of them.
-        latent: Size of a dense bottleneck between the two halves, with tanh; None, as published, for none.
-        norm: What follows a convolution.
+        encoder_widths: Channels of the ``n`` convolutions.
+        decoder_widths: Channels of the transposed convolutions except the last, ``n - 1`` of them.
+        latent: Size of a dense bottleneck with tanh between the two; None, as published, for no bottleneck.
+        norm: Makes the layer that follows a convolution.
 
     Raises:
-        InputError: Numbers of layers that do not fit, or a shape of another length.
+        InputError: The numbers of layers do not match, or the shape has another length.
 
     Example:
         >>> net = reconstructor((1, 28, 28), (32, 64, 128), (32, 16))
@@ -73,7 +73,7 @@ def reconstructor(
 
 
 def normal_start(layer: nn.Module) -> None:
-    """The official code's initial weights, in place: deviation 0.02, in convolutions truncated at two; zero biases."""
+    """Sets the official code's initial weights: N(0, 0.02²), truncated at two deviations in convolutions; zero biases."""
     if isinstance(layer, nn.Conv2d):
         nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
     elif isinstance(layer, nn.ConvTranspose2d | nn.Linear):

@@ -5,16 +5,16 @@ from torch import Tensor
 
 
 def pasted(image: Tensor) -> Tensor:
-    """Each image with a random rectangle of another one of the batch, taken from another place.
+    """Pastes a random rectangle of another image of the batch, from another place, into each image.
 
-    The rectangle's sides are 2/7 to 11/14 of the image's, the other image is shifted (around the edges) by up to a third. Of
-    flat vectors a random share of the features is taken from another.
+    The sides of the rectangle are 2/7 to 11/14 of the image. The other image is shifted cyclically by up to a third. Flat
+    vectors get a random share of the features of another one.
 
     Args:
         image: ``(B, C, H, W)`` or ``(B, F)``.
 
     Returns:
-        The same shape; drawn anew at every call.
+        A tensor of the same shape; every call draws anew.
 
     Example:
         >>> image = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 28, 28)
@@ -35,16 +35,16 @@ def pasted(image: Tensor) -> Tensor:
 
 
 def crossed(latent: Tensor) -> Tensor:
-    """Each code with a random share of its entries from another one, and Gaussian noise of a random strength.
+    """Replaces a random share of each code by entries of another one, and adds Gaussian noise of random strength.
 
-    The strength is uniform between none and three of the batch's standard deviations, entry by entry; the result is clamped
-    to the batch's range.
+    The strength is uniform between 0 and 3 standard deviations of each entry over the batch. The result is clamped to the
+    range of the batch.
 
     Args:
         latent: ``(B, ...)`` codes of normal samples.
 
     Returns:
-        The same shape; drawn anew at every call.
+        A tensor of the same shape; every call draws anew.
 
     Example:
         >>> latent = torch.randn(8, 5)

@@ -1,4 +1,4 @@
-"""Reconstruction error of a convolutional autoencoder as an anomaly score."""
+"""A convolutional autoencoder whose reconstruction error is the anomaly score."""
 
 from autoencoder.module import Autoencoder
 

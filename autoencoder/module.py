@@ -1,4 +1,4 @@
-"""The convolutional autoencoder as a one-class detector."""
+"""The convolutional autoencoder: its optimiser, training step and score."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,24 +14,24 @@ from common.module import OneClassModule
 
 
 class Autoencoder(OneClassModule):
-    """An autoencoder of normal images, which reconstructs other images worse: its error is the score.
+    """An autoencoder that is trained on normal images and reconstructs others worse: its error is the score.
 
-    The presets in ``configs`` are the published MNIST recipe (``paper``), the autoencoder that Deep SVDD compares with
-    (``dcae``) and OCGAN's ablation row "AE only" (``denoising``).
+    Presets in ``configs``: the published MNIST recipe (``paper``), the autoencoder that Deep SVDD compares with (``dcae``),
+    OCGAN's ablation row "AE only" (``denoising``) and smaller ones.
 
     Args:
         shape: ``(C, H, W)`` of an image, or ``(F,)`` of a flat vector, for which the nets are dense.
         network: A key of :data:`autoencoder.networks.NETWORKS`.
         widths: Channels (or units) of the encoder's layers, mirrored in the decoder.
         latent: Size of the code.
-        noise_std: Standard deviation of the Gaussian noise on the training input, in the images' units.
-        reduction: How the squared error is reduced over an image, in loss and score alike.
+        noise_std: Standard deviation of the Gaussian noise on training inputs, in units of the preprocessed images.
+        reduction: Whether the squared error of an image is summed or averaged, in loss and score.
         lr: Adam's learning rate.
         betas: Adam's decay rates.
         weight_decay: Adam's L2 penalty.
-        schedule: The learning rate's: ``milestones``, a tenth at each epoch of ``lr_milestones``; ``inverse_time``,
-            ``lr / (1 + lr_decay * t)`` at iteration ``t``; or ``cosine``, to 0 at the last iteration.
-        lr_milestones: Epochs.
+        schedule: ``milestones`` divides the rate by 10 at each epoch of ``lr_milestones``; ``inverse_time`` sets it to
+            ``lr / (1 + lr_decay * t)`` at iteration ``t``; ``cosine`` falls to 0 at the last iteration.
+        lr_milestones: Epochs, for ``milestones``.
         lr_decay: Decay per iteration, for ``inverse_time``.
         score: ``reconstruction``, the only one.
         threshold_quantile: Quantile of the held-out samples' scores that becomes the threshold, in (0, 1).
@@ -71,7 +71,7 @@ class Autoencoder(OneClassModule):
         return {"autoencoder": Adam(parameters, h.lr, h.betas, weight_decay=h.weight_decay)}
 
     def scheduler(self, name: str, optimizer: Optimizer) -> LRScheduler | dict[str, Any]:
-        """The schedule of the recipe: by epoch for ``milestones``, by iteration for the others."""
+        """The schedule of the learning rate: by epoch for ``milestones``, by iteration for the others."""
         h = self.hparams
         if h.schedule == "milestones":
             return MultiStepLR(optimizer, h.lr_milestones, 0.1)
@@ -80,7 +80,7 @@ class Autoencoder(OneClassModule):
         return self.cosine(optimizer)
 
     def training_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
-        """One step down the mean reconstruction loss between ``De(En(x + n))`` and ``x``."""
+        """Takes one step on the mean reconstruction loss between ``De(En(x + n))`` and ``x``."""
         # 1. x' = De(En(x + n)), fresh noise n
         reconstruction = self.reconstruct(add_noise(batch.image, self.hparams.noise_std))
 
@@ -90,11 +90,11 @@ class Autoencoder(OneClassModule):
         return {"loss": loss}
 
     def reconstruction_loss(self, reconstruction: Tensor, image: Tensor) -> Tensor:
-        """The mean over the batch of :func:`common.losses.squared_error`, a scalar."""
+        """The squared error, averaged over the batch, a scalar."""
         return squared_error(reconstruction, image, self.hparams.reduction).mean()
 
     def embed(self, x: Tensor) -> Tensor:
-        """``(B, *shape)`` to the code, ``(B, latent)``."""
+        """The code of ``x``, ``(B, *shape)`` to ``(B, latent)``."""
         return self.encoder(x)
 
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -102,5 +102,5 @@ class Autoencoder(OneClassModule):
         return self.decoder(self.encoder(x))
 
     def scores(self, x: Tensor) -> dict[str, Tensor]:
-        """``reconstruction``: the squared error between ``x`` and ``De(En(x))``, without noise, ``(B,)``."""
+        """The score ``reconstruction``: the squared error between ``x`` and ``De(En(x))``, without noise, ``(B,)``."""
         return {"reconstruction": squared_error(self.reconstruct(x), x, self.hparams.reduction)}

@@ -1,4 +1,4 @@
-"""Encoder and decoder pairs, one function each: shape, widths and latent size in, two nets out."""
+"""Pairs of encoder and decoder; each function builds one kind from shape, widths and latent size."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -14,16 +14,16 @@ from common.networks import ChannelsLast, bounded_decoder, bounded_encoder, dens
 
 
 class Nets(NamedTuple):
-    """``encoder``: ``(B, *shape)`` to ``(B, D)``; ``decoder``: back again."""
+    """An ``encoder`` from ``(B, *shape)`` to ``(B, D)`` and a ``decoder`` back."""
 
     encoder: nn.Module
     decoder: nn.Module
 
 
 def strided(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
-    """The published MNIST recipe: 3x3 stride-2 convolutions, LeakyReLU 0.2, then batch norm; dense, linear latent.
+    """The nets of the published MNIST recipe: 3x3 stride-2 convolutions, LeakyReLU 0.2, batch norm and a linear code.
 
-    Batch norm has Keras's constants (epsilon 1e-3, momentum 0.99) and the weights its Glorot-uniform start. The decoder
+    Batch norm has Keras's constants (epsilon 1e-3, momentum 0.99), and weights are initialised Glorot-uniform. The decoder
     mirrors the encoder and ends in a stride-1 convolution and a sigmoid.
 
     Example:
@@ -52,10 +52,10 @@ def lenet(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
 
     Encoder: 5x5 convolutions without bias, batch norm without affine part, LeakyReLU 0.01, 2x2 max-pooling, a linear
     layer. Decoder: the code, reshaped to a small grid and upsampled three times, with 5x5 transposed convolutions and a
-    sigmoid. With widths (8, 4) and 32 latents on 28x28 it is their MNIST net, with (32, 64, 128) and 128 on 32x32 their
-    CIFAR-10 net, which also normalises the code. Where the code does not fill the grid (other sizes) a linear layer,
-    which theirs has no need of, makes it fit. Two things are done in a cheaper order with the same result: pooling comes
-    before the (monotone) activation, and upsampling is part of the convolution after it.
+    sigmoid. Widths (8, 4) and 32 latents on 28x28 give their MNIST net; (32, 64, 128) and 128 on 32x32 give their CIFAR-10
+    net, which also normalises the code. For other sizes an additional linear layer fits the code to the grid. Two
+    operations are reordered to save time, with the same result: pooling comes before the (monotone) activation, and
+    upsampling is part of the next convolution.
 
     Example:
         >>> nets = lenet((1, 28, 28), widths=(8, 4), latent=32)
@@ -90,7 +90,7 @@ def lenet(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
 
 
 def bounded(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
-    """OCGAN's encoder and decoder with a tanh latent, of base width ``widths[0]``; without its adversaries: "AE only".
+    """OCGAN's encoder and decoder, with a tanh code and base width ``widths[0]``, for its ablation row "AE only".
 
     Example:
         >>> nets = bounded((1, 28, 28), widths=(16,), latent=16)
@@ -99,7 +99,7 @@ def bounded(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
 
 
 def vector(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
-    """Dense nets for flat vectors ``(F,)``, linear output.
+    """Dense nets for flat vectors ``(F,)``, with linear output.
 
     Example:
         >>> nets = vector((30,), widths=(64, 32), latent=8)
@@ -114,10 +114,10 @@ NETWORKS: dict[str, Callable[[Sequence[int], Sequence[int], int], Nets]] = {
 
 
 def build(network: str, shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
-    """The named pair of nets for images ``(C, H, W)``; :func:`vector` for flat vectors ``(F,)``, whatever the name.
+    """Builds the named pair of nets for images ``(C, H, W)``, or :func:`vector` with any name for flat vectors ``(F,)``.
 
     Raises:
-        InputError: Unknown name, or a shape of another length.
+        InputError: The name is unknown, or the shape has another length.
     """
     if network not in NETWORKS:
         raise InputError(f"unknown network '{network}': choose from {', '.join(NETWORKS)}")
@@ -127,10 +127,10 @@ def build(network: str, shape: Sequence[int], widths: Sequence[int], latent: int
 
 
 class UpsampledConvTranspose2d(nn.ConvTranspose2d):
-    """Nearest-neighbour upsampling by 2, then a 5x5 stride-1 transposed convolution with padding 2, at the small size.
+    """Nearest-neighbour upsampling by 2 and a 5x5 transposed convolution (stride 1, padding 2), computed at the small size.
 
-    Each of the four pixels that come of one sees five taps fall on three pixels of the small image: the four sums of taps
-    are the channels of one 3x3 convolution, which are then shuffled into place. 36 multiplications instead of 100.
+    On the upsampled image a 5x5 kernel covers only 3x3 pixels of the small image. So a 3x3 convolution with four output
+    channels computes the four pixels that replace one, and a pixel shuffle puts them into place: 36 products, not 100.
 
     Example:
         >>> import torch
@@ -156,7 +156,7 @@ class UpsampledConvTranspose2d(nn.ConvTranspose2d):
 
 
 class CentreCrop(nn.Module):
-    """The middle ``height x width`` of ``(B, C, H, W)``."""
+    """Crops ``(B, C, H, W)`` to the central ``height x width``."""
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()

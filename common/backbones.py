@@ -1,4 +1,4 @@
-"""Pretrained nets of torchvision, cut into a frozen part and the layers that may be trained on top of it."""
+"""Pretrained nets of torchvision, split into frozen layers and layers that may be trained on top."""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from common.errors import InputError, WeightsMissingError
 
 
 class Frozen(nn.Module):
-    """Layers that never change: no gradients, always in eval mode, so that their features can be kept.
+    """Frozen layers: no gradients and always in eval mode, so that their features can be cached.
 
     Args:
-        net: From normalised images to features of any shape.
-        mean: Of each channel of images in [0, 1].
-        std: Of each channel.
-        sizes: Of the parts that the features consist of, where these are several layers'.
+        net: A net from normalised images to features of any shape.
+        mean: Mean of each channel, for images in [0, 1].
+        std: Standard deviation of each channel.
+        sizes: Sizes of the parts of the features, if they come from several layers.
 
     Example:
         >>> frozen = Frozen(nn.AvgPool2d(4), mean=[0.5], std=[0.25]).train()
@@ -40,12 +40,12 @@ class Frozen(nn.Module):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Frozen":
-        """Stays in eval mode, with all it holds."""
+        """Keeps all layers in eval mode."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """``(B, C, H, W)`` in [0, 1] to ``(B, F)``."""
+        """Computes features: ``(B, C, H, W)`` in [0, 1] to ``(B, F)``."""
         features: Tensor = self.net((images - self.mean) / self.std)
         return features.flatten(1)
 
@@ -58,18 +58,18 @@ class Frozen(nn.Module):
 
 
 class Beside(nn.Module):
-    """A chain of stages, each fed with the one before, whose outputs ``(B, F)`` stand side by side."""
+    """A chain of stages whose outputs ``(B, F)`` are concatenated."""
 
     def __init__(self, stages: Sequence[nn.Module]) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images to ``(B, D)``, D being the sum of all F."""
+        """Computes ``(B, D)``, where D is the sum of all F."""
         outputs = []
         for stage in self.stages:
             x = stage(x)
-            outputs.append(x.clone())  # the next stage may begin in place
+            outputs.append(x.clone())  # the next stage may work in place
         return torch.cat(outputs, 1)
 
 
@@ -80,28 +80,28 @@ def split(
     fine_tuned: bool = False,
     pooling: Literal["avg"] | None = None,
 ) -> tuple[Frozen, nn.Sequential]:
-    """A classifier of torchvision as its frozen part and the layers that are trained.
+    """Splits a classifier of torchvision into a frozen part and layers that are trained.
 
-    Everything below the classifier's own linear layers is frozen; SqueezeNet, whose classifier is a 1x1 convolution and
-    a mean, is cut at the mean of its last feature map, with which a convolution without ReLU commutes.
+    Everything below the linear layers of the classifier is frozen. SqueezeNet's classifier is a 1x1 convolution and a
+    mean, which commute without the ReLU between them: it is cut after the mean of its last feature map.
 
     Args:
-        name: As :func:`torchvision.models.get_model` knows it.
-        weights: A member of the net's weights in torchvision; a file of weights (see :func:`weights_file`), of the whole net
-            or of its convolutions alone; None for random ones.
-        head_layers: How many of the classifier's linear layers are kept; the last of them without what follows it. Several
-            numbers, ascending: what is left after so many each, side by side, frozen.
-        fine_tuned: Whether these are trained, or frozen too.
-        pooling: ``avg``: the mean of the last feature map, where the net has a grid of means (VGG: 7 x 7, AlexNet: 6 x 6).
+        name: A model name of :func:`torchvision.models.get_model`.
+        weights: A member of the net's weights in torchvision; a file of weights (see :func:`weights_file`) of the whole net
+            or of its convolutions; None for random weights.
+        head_layers: Number of linear layers of the classifier that are kept; nothing follows the last of them. Several
+            numbers, ascending, concatenate the outputs after each of them, frozen.
+        fine_tuned: Whether the kept layers are trained; otherwise they are frozen too.
+        pooling: ``avg`` averages the whole last feature map, if the net has a grid of means (VGG: 7 x 7, AlexNet: 6 x 6).
 
     Returns:
-        Images in [0, 1] ``(B, 3, H, W)`` to ``(B, F)``, and ``(B, F)`` to ``(B, D)``; the latter is empty without layers
-        to train.
+        The frozen part, from images in [0, 1] ``(B, 3, H, W)`` to ``(B, F)``, and the trained layers, from ``(B, F)`` to
+        ``(B, D)``, which may be empty.
 
     Raises:
-        InputError: An unknown net or weights, a file that is not this net's, more layers than there are, nothing to train, or
-            pooling where there is nothing to pool.
-        WeightsMissingError: Weights that are not there and cannot be downloaded.
+        InputError: The net or the weights are unknown, the file belongs to another net, there are fewer layers, there is
+            nothing to train, or nothing to pool.
+        WeightsMissingError: The weights are missing and cannot be downloaded.
 
     Example:
         >>> frozen, head = split("alexnet", weights=None, head_layers=2, fine_tuned=True)
@@ -135,9 +135,9 @@ def split(
 
 
 def weights_file(weights: object) -> Path | None:
-    """The file that ``weights`` names by its ending, ``.pth``; None where it names none.
+    """The file that ``weights`` names, if it ends in ``.pth``; else None.
 
-    A file that does not lie there is looked for where torchvision keeps its own, in ``$TORCH_HOME/hub/checkpoints``.
+    If the path does not exist, the file is expected in torchvision's folder, ``$TORCH_HOME/hub/checkpoints``.
 
     Example:
         >>> weights_file("DEFAULT"), weights_file("/data/vgg16_features.pth").as_posix()
@@ -150,7 +150,7 @@ def weights_file(weights: object) -> Path | None:
 
 
 def _checked(name: str, head_layers: int | Sequence[int], fine_tuned: bool, available: int) -> list[int]:
-    """The numbers of linear layers that are kept."""
+    """Checks ``head_layers`` and returns it as a list."""
     kept = [head_layers] if isinstance(head_layers, int) else list(head_layers)
     for count in kept:
         if not 0 <= count <= available:
@@ -193,7 +193,7 @@ def _load(name: str, weights: str | None) -> tuple[nn.Module, Sequence[float], S
 
 
 def _load_file(name: str, path: Path) -> nn.Module:
-    """The net with a file's weights; layers that the file lacks are on the device ``meta``, which holds no numbers."""
+    """Loads a file of weights into the net; layers that the file lacks are moved to the device ``meta``, without values."""
     state = _read_state(name, path)
     net = torchvision.models.get_model(name, weights=None)
     expected = net.state_dict()
@@ -220,7 +220,7 @@ def _read_state(name: str, path: Path) -> dict[str, Tensor]:
 
 
 def _refuse_missing(name: str, weights: str | None, net: nn.Module, layers: Sequence[nn.Module]) -> None:
-    """Stops where a file lacks some of what is kept: of the net below the classifier, or of the classifier's layers."""
+    """Raises InputError if a file lacks weights of the layers that are kept, below or in the classifier."""
     missing = [key for key, value in net.state_dict().items() if value.is_meta]
     if missing:
         raise InputError(f"{weights} lacks {missing[0]}, one of {len(missing)} missing weights of '{name}': give another file")
@@ -229,7 +229,7 @@ def _refuse_missing(name: str, weights: str | None, net: nn.Module, layers: Sequ
 
 
 def _pool(name: str, net: nn.Module, head_layers: int | Sequence[int], pooling: str) -> None:
-    """Makes one mean of the net's grid of means, in place."""
+    """Replaces the net's grid of means by one mean, in place."""
     if pooling != "avg":
         raise InputError(f"unknown pooling '{pooling}': give avg, or leave it out")
     if head_layers != 0:
@@ -240,7 +240,7 @@ def _pool(name: str, net: nn.Module, head_layers: int | Sequence[int], pooling: 
 
 
 def _as_linear(layer: nn.Module) -> nn.Module:
-    """A 1x1 convolution as the linear layer that it is for each pixel, and any other layer as it is."""
+    """Converts a 1x1 convolution to the equivalent linear layer; returns any other layer unchanged."""
     if not isinstance(layer, nn.Conv2d):
         return layer
     linear = nn.Linear(layer.in_channels, layer.out_channels, device=layer.weight.device)

@@ -1,6 +1,6 @@
-"""Classical one-class detectors on pixels, HOG or a backbone's features: the yardstick in every table.
+"""Classical one-class detectors on pixels, HOG or features of a backbone: the baselines in every table.
 
-What each preset is, where its settings come from and which published row it stands for: ``experiments/classical.md``.
+``experiments/classical.md`` says what each preset is, where its settings come from and which published row it reproduces.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,13 +39,13 @@ from common.shallow import (
 
 
 class Preset(NamedTuple):
-    """A detector and what belongs to it.
+    """A classical detector with its data settings.
 
     Attributes:
         build: Makes an estimator with scikit-learn's ``fit`` and ``score_samples`` (higher = more normal), or a pipeline that
-            ends in one. A parameter ``shape`` gets that of the images, and ``random_state`` the seed if it is ``seeded``.
-        data: Arguments of :class:`common.data.OneClassDataModule` that belong to it.
-        seeded: Whether it has random parts; else one seed says all.
+            ends in one. The shape of the images is passed as ``shape``, and the seed as ``random_state`` if ``seeded``.
+        data: Arguments of :class:`common.data.OneClassDataModule` for this detector.
+        seeded: Whether it is random; if not, it is run with one seed.
     """
 
     build: Callable[[], BaseEstimator]
@@ -76,14 +76,14 @@ DETECTORS: dict[str, Preset] = {
     "mpm": Preset(MinimaxProbabilityMachine),
     "svdd": Preset(SVDD),
 }
-"""By preset; the four ``_ruff`` are Deep SVDD's shallow rows, the last four OC-CNN's compared methods."""
+"""The detectors by preset. The four ``_ruff`` presets are Deep SVDD's shallow rows; OC-CNN compares with the last four."""
 
 
 def detector(preset: str) -> Preset:
-    """A preset's detector.
+    """The classical detector of a preset.
 
     Raises:
-        InputError: There is none of that name.
+        InputError: There is no such preset.
 
     Example:
         >>> detector("kde_ruff").data
@@ -100,22 +100,22 @@ QUANTILE = 0.95
 def fit_and_score(
     preset: str, data: OneClassDataModule, seed: int, backbone: Mapping[str, Any] | None = None
 ) -> tuple[Scored, dict[str, Any]]:
-    """Fits a detector on the flattened training images, or their features, and scores the test set, higher = more anomalous.
+    """Fits a classical detector to the training images or their features, and scores the test set.
 
-    The training images come in the data set's order, so that the seed changes nothing but what a detector draws.
+    The training images are in the order of the data set, so the seed affects only the random parts of a detector.
 
     Args:
         preset: A key of :data:`DETECTORS`.
-        data: Set up here; the preset's own data settings are the caller's to give.
-        seed: Of detectors with random parts.
-        backbone: Arguments of :func:`common.backbones.split`, whose frozen features are taken instead of pixels; and
-            ``instance_norm``, whether each image's features are standardised first, as OC-CNN sees them.
+        data: Created with the data settings of the preset, and set up here.
+        seed: For detectors with random parts.
+        backbone: Arguments of :func:`common.backbones.split`, whose frozen features replace the pixels, and optionally
+            ``instance_norm``: whether to standardise the features of each image, as OC-CNN does.
 
     Returns:
-        The scored test set, and the record's entries about the run.
+        The scored test set (higher = more anomalous), and the entries of the record.
 
     Raises:
-        InputError: Unknown preset, or what the backbone refuses.
+        InputError: The preset is unknown, or the backbone refuses its arguments.
 
     Example:
         >>> scored, about = fit_and_score("ocsvm", OneClassDataModule("digits", normal=0), seed=0)
@@ -157,7 +157,7 @@ def fit_and_score(
 
 
 def _estimator(preset: str, shape: Sequence[int], seed: int) -> Any:
-    """The detector, told the images' shape and the seed where it takes them."""
+    """Builds the detector, with the shape of the images and the seed if it takes them."""
     chosen = detector(preset)
     estimator = chosen.build()
     given: dict[str, Any] = {"shape": shape}

@@ -1,4 +1,4 @@
-"""Every method as a scikit-learn outlier detector."""
+"""A scikit-learn outlier detector for every method of this package."""
 
 import logging
 import warnings
@@ -30,42 +30,42 @@ from common.training.watcher import Watcher
 
 
 class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
-    """A method of this package with scikit-learn's interface of an outlier detector.
+    """A scikit-learn outlier detector that trains a method of this package.
 
-    ``X`` is a table ``(N, F)``, for which the nets are dense, or images ``(N, H, W)`` or ``(N, C, H, W)``. It is scaled as
-    :class:`common.data.Preprocessing` scales any data set.
+    ``X`` is a table ``(N, F)``, for which the nets are dense, or images ``(N, H, W)`` or ``(N, C, H, W)``. It is scaled by
+    :class:`common.data.Preprocessing`, like any data set.
 
-    The signs are scikit-learn's: higher scores are more normal, an outlier has a negative decision and the label -1. The
-    last epoch is taken, whatever the preset's rule, and nothing is written.
+    The signs are scikit-learn's: higher scores are more normal; outliers have a negative decision and the label -1. The last
+    epoch is used, whatever the rule of the preset. Nothing is written to disk.
 
     Args:
         method: A package with ``configs/<preset>.yaml``, such as ``autoencoder``.
-        preset: The YAML's name; ``<preset>.vectors.yaml`` for tables, then ``<preset>.digits.yaml``, is taken where there is
-            one.
+        preset: Name of the YAML file. For tables ``<preset>.vectors.yaml`` is preferred if it exists, then
+            ``<preset>.digits.yaml``.
         contamination: ``auto``: the threshold is the module's ``threshold_quantile`` of the scores of held-out samples, so
-            that about 5 % of fresh normal samples are called outliers. A share in (0, 0.5]: nothing is held out, and as many
-            of the training samples are called outliers.
-        val_fraction: The share that is held out for ``auto``, in (0, 1); the preset's by default, or 0.1.
-        max_epochs: Instead of the preset's.
-        batch_size: Instead of the preset's, at least 2.
-        device: ``cpu``, ``cuda`` or ``auto``; a pickle always comes back on the CPU.
-        random_state: Of initial weights, batches, noise and what is held out. None draws from NumPy's global state, as in
-            scikit-learn; PyTorch's is left as it was in any case.
-        verbose: Lightning's progress bar.
-        **overrides: Arguments of the module, such as ``latent=4``; they are parameters like the others, in a grid search too.
+            about 5 % of new normal samples are called outliers. A share in (0, 0.5]: nothing is held out, and this share of
+            the training samples is called outliers.
+        val_fraction: The share that is held out for ``auto``, in (0, 1); by default that of the preset, or 0.1.
+        max_epochs: Replaces the value of the preset.
+        batch_size: Replaces the value of the preset; at least 2.
+        device: ``cpu``, ``cuda`` or ``auto``; unpickled estimators are on the CPU.
+        random_state: Seed of initial weights, batches, noise and held-out samples. None draws from NumPy's global state, as
+            in scikit-learn; the global state of PyTorch is not changed.
+        verbose: Whether to show Lightning's progress bar.
+        **overrides: Arguments of the module, such as ``latent=4``; grid searches can vary them too.
 
     Attributes:
-        module_: The trained :class:`~common.module.OneClassModule`, in eval mode and in double precision, in which scores do
-            not depend on the other samples of their batch.
-        offset_: Minus the module's threshold; ``decision_function`` is ``score_samples`` minus this.
-        shape_: Of a sample of ``X``.
-        batch_size_: Of training and scoring.
+        module_: The trained :class:`~common.module.OneClassModule`, in eval mode and double precision, so that scores do not
+            depend on the other samples of a batch.
+        offset_: The negative threshold of the module; ``decision_function`` is ``score_samples`` minus this.
+        shape_: Shape of a sample of ``X``.
+        batch_size_: Batch size of training and scoring.
         n_features_in_: The length of the second axis of ``X``.
 
     Raises:
-        InputError: Unknown method, preset or argument of the module, or a shape that does not fit; a ``ValueError``.
-        ValueError: Samples or parameters that scikit-learn refuses; ``TypeError`` for those of a wrong type.
-        NonFiniteLossError: Training has diverged.
+        InputError: The method, preset or argument is unknown, or the shape does not match; it is a ``ValueError``.
+        ValueError: scikit-learn refuses the samples or parameters (``TypeError`` for a wrong type).
+        NonFiniteLossError: The training diverged.
 
     Example:
         >>> from sklearn.datasets import load_digits
@@ -103,7 +103,7 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self._overrides = overrides
 
     def fit(self, X: ArrayLike, y: object = None) -> "OneClassEstimator":
-        """Trains on samples that are taken as normal, at least 3; ``y`` is ignored."""
+        """Trains on at least 3 samples, all taken as normal; ``y`` is ignored."""
         samples = self._validated(X, reset=True)
         variants = ("vectors", "digits") if samples.ndim == 2 else ("digits",)
         config = read_config(preset_path(f"{self.method}-{self.preset}", *variants))
@@ -133,24 +133,24 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
-        """``(N,)``, minus the module's score: higher = more normal."""
+        """Returns the negative scores of the module, ``(N,)``: higher = more normal."""
         check_is_fitted(self)
         return -self._scores(self._validated(X, reset=False))
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """``(N,)``, :meth:`score_samples` minus ``offset_``: negative = outlier."""
+        """Returns :meth:`score_samples` minus ``offset_``, ``(N,)``: negative = outlier."""
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: ArrayLike) -> NDArray[np.int64]:
-        """``(N,)``, -1 for outliers and 1 for the others."""
+        """Returns ``(N,)`` labels: -1 for outliers and 1 for inliers."""
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """All parameters by name, with the given arguments of the module."""
+        """Returns all parameters by name, including the given arguments of the module."""
         return super().get_params(deep) | self._overrides
 
     def set_params(self, **params: Any) -> "OneClassEstimator":
-        """Sets parameters; a name that is none of the estimator's own is an argument of the module."""
+        """Sets parameters; names that the estimator does not have are arguments of the module."""
         own = {name: params[name] for name in super().get_params() if name in params}
         self._overrides = self._overrides | {name: value for name, value in params.items() if name not in own}
         return super().set_params(**own)
@@ -193,7 +193,7 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return random.permutation(n) < n_held_out
 
     def _inputs(self, X: NDArray[Any]) -> Iterator[Tensor]:
-        """Batches of what the module sees."""
+        """Yields preprocessed batches."""
         for part in gen_batches(len(X), self.batch_size_):
             yield self._preprocessing(_as_stored(X[part]))
 
@@ -218,14 +218,14 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _as_stored(X: NDArray[Any]) -> Tensor:
-    """``(N, F)`` rows or ``(N, C, H, W)`` images of the types that a data set has; a copy."""
+    """Copies samples to ``(N, F)`` rows or ``(N, C, H, W)`` images, with a type that data sets have."""
     samples = torch.tensor(X if X.dtype in (np.uint8, np.float32) else X.astype(np.float64))
     return samples.unsqueeze(1) if samples.ndim == 3 else samples
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Lightning keeps its tips and warnings to itself."""
+    """Suppresses the tips and warnings of Lightning."""
     levels = {logging.getLogger(name): logging.getLogger(name).level for name in ("pytorch_lightning", "lightning_fabric")}
     try:
         for logger in levels:

@@ -11,7 +11,7 @@ Reduction = Literal["mean", "sum"]
 def squared_error(reconstruction: Tensor, image: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Squared reconstruction error of each sample, ``e(x) = Σ (x - x̂)²`` or its mean over pixels and channels.
 
-    Both are ``(B, ...)``, and the errors ``(B,)``.
+    Both inputs are ``(B, ...)``, and the result is ``(B,)``.
 
     Example:
         >>> squared_error(torch.zeros(2, 1, 2, 2), torch.full((2, 1, 2, 2), 2.0), "sum")
@@ -22,7 +22,7 @@ def squared_error(reconstruction: Tensor, image: Tensor, reduction: Reduction = 
 
 
 def add_noise(image: Tensor, std: float) -> Tensor:
-    """``x + n`` with fresh ``n ~ N(0, std²)`` for every entry; the image itself where ``std`` is 0.
+    """Adds fresh Gaussian noise ``n ~ N(0, std²)`` to every entry; returns the image itself if ``std`` is 0.
 
     Example:
         >>> bool((add_noise(torch.zeros(10_000), 0.5).std() - 0.5).abs() < 0.05)

@@ -1,4 +1,4 @@
-"""The contract that every method fulfils, and the evaluation that all methods share."""
+"""The base class of all methods: what a paper overrides, and how every method is trained."""
 
 import math
 import sys
@@ -30,14 +30,14 @@ from common.training.speed import Speed
 __all__ = ["OneClassModule", "Schedule", "Scored", "highest_of_each"]
 
 Schedule = Literal["constant", "cosine"]
-"""A learning rate that stays as it is, or that follows a cosine to 0."""
+"""A constant learning rate, or one that follows a cosine to 0."""
 
 
 class Cosine(CosineAnnealingLR):
-    """A cosine that ends with the training as it is now, also where a checkpoint is of one with another number of epochs."""
+    """A cosine schedule that ends with this training, even if the checkpoint is from one with another number of epochs."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps its own length; if that is another one, the rate is that of the new cosine at the same iteration."""
+        """Keeps its own length. If that differs, the rate is the value of the new cosine at the same iteration."""
         iterations = self.T_max
         super().load_state_dict(state_dict)
         if self.T_max != iterations:
@@ -47,18 +47,18 @@ class Cosine(CosineAnnealingLR):
 
 
 class OneClassModule(ScoringModule):
-    """A one-class method: the few things a paper overrides, and one way of training, scoring, testing and thresholding.
+    """Base class of a one-class method: a paper overrides a few methods, and training, scoring and testing are shared.
 
     A subclass calls ``self.save_hyperparameters()`` in its ``__init__``. The hyper-parameters include ``shape`` (``(C, H, W)``
-    of an image or ``(F,)`` of a flat vector), ``score`` (the name of the score that counts) and ``threshold_quantile``. The
+    of an image or ``(F,)`` of a flat vector), ``score`` (the name of the reported score) and ``threshold_quantile``. The
     subclass overrides :meth:`scores`, :meth:`training_step` and :meth:`named_optimizers`.
 
     Attributes:
-        monitor: The paper's own criterion for choosing an epoch, a logged key that needs normal samples only.
+        monitor: The logged key by which the paper chooses the epoch; it needs normal samples only.
         mode: Whether the best ``monitor`` is the lowest (``min``) or the highest (``max``).
-        offline_kwargs: Arguments that replace downloaded weights when a checkpoint is about to fill the module.
-        every_epoch_counts: Whether an epoch before the last may be tested; then :meth:`after_epoch` follows every epoch.
-        speed: How the arithmetic is laid out.
+        offline_kwargs: Arguments that avoid downloading weights when the module is loaded from a checkpoint.
+        every_epoch_counts: Whether an epoch before the last may be tested; then :meth:`after_epoch` runs after every epoch.
+        speed: Memory format and fused optimisers.
     """
 
     monitor: ClassVar[str] = "val/reconstruction"
@@ -76,62 +76,62 @@ class OneClassModule(ScoringModule):
 
     @abstractmethod
     def training_step(self, batch: Sample, batch_idx: int) -> Mapping[str, Tensor]:
-        """One iteration of the paper's algorithm on normal samples, to scalar losses that are logged as ``train/<name>``."""
+        """Runs one iteration of the paper's algorithm on normal samples; returns scalar losses, logged as ``train/<name>``."""
 
     @abstractmethod
     def named_optimizers(self) -> dict[str, Optimizer]:
-        """The paper's optimisers by name, in the order in which :meth:`training_step` first uses them."""
+        """Returns the paper's optimisers by name, in the order in which :meth:`training_step` first uses them."""
 
     def scheduler(self, name: str, optimizer: Optimizer) -> LRScheduler | dict[str, Any] | None:
-        """The learning-rate schedule of one optimiser, as Lightning's ``lr_scheduler``; None for a constant rate.
+        """Returns the learning-rate schedule of one optimiser, as Lightning's ``lr_scheduler``; None for a constant rate.
 
-        It counts the iterations or epochs in which the optimiser steps, so that each phase's schedule begins with the phase.
+        It counts only iterations or epochs in which the optimiser steps, so each phase has its own schedule.
         """
         return None
 
     @property
     def phases(self) -> Sequence[int]:
-        """The epochs in which the phases of the training begin, from 0, ascending.
+        """The epochs, ascending from 0, in which the phases of the training begin.
 
         A method with several phases, such as pretraining and training, chooses its optimiser by :attr:`phase`. Optimisers of
-        different phases may share parameters. Only an epoch of the last phase can be chosen as the best one.
+        different phases may share parameters. Only an epoch of the last phase can be selected for the test.
         """
         return (0,)
 
     @property
     def phase(self) -> int:
-        """The number of the current phase, from 0."""
+        """The index of the current phase, from 0."""
         return bisect_right(self.phases, self.current_epoch) - 1
 
     def prepare(self, batches: Iterable[Sample]) -> None:
-        """A pass over the training data before a phase begins, for a centre, whitening or statistics; by default nothing.
+        """Hook for a pass over the training data before a phase, for example to compute a centre, whitening or statistics.
 
-        It is called once for each phase, in eval mode and without gradients, and never again when a run resumes. What it
-        computes must be in buffers or parameters, so that it travels with the checkpoint. The batches are the whole training
-        set in its own order, the same in every process of a distributed run.
+        It runs once for each phase, in eval mode and without gradients, and not again when a run resumes. Store the results
+        in buffers or parameters, so that they are saved in the checkpoint. The batches are the whole training set, unshuffled,
+        in every process of a distributed run.
         """
 
     def after_epoch(self, batches: Iterable[Sample]) -> None:
-        """A pass over the training data after an epoch that may be tested, before its validation; by default nothing.
+        """Hook for a pass over the training data after an epoch that may be tested, for example to fit an SVM.
 
-        What holds of :meth:`prepare` holds here, but the batches are the epoch's own once more, in the same order; in a
-        distributed run this process's share.
+        It runs before the validation, like :meth:`prepare`, but the batches are those of the epoch, in the same order; in a
+        distributed run each process gets its share.
         """
 
     def reconstruct(self, x: Tensor) -> Tensor | None:
-        """``(B, *shape)`` reconstructions for the figures, or None where the method has none."""
+        """Returns ``(B, *shape)`` reconstructions for the figures, or None if the method has none."""
         return None
 
     def embed(self, x: Tensor) -> Tensor | None:
-        """``(B, D)`` latent vectors for the projector, or None where the method has none."""
+        """Returns ``(B, D)`` latent vectors for TensorBoard's projector, or None if the method has none."""
         return None
 
     def figures(self, x: Tensor) -> Mapping[str, Figure]:
-        """The method's own figures by name, drawn every few epochs from up to 200 held-out samples, ``(B, *shape)``."""
+        """Draws the method's own figures, by name, every few epochs from up to 200 held-out samples ``(B, *shape)``."""
         return {}
 
     def frozen(self) -> Extractor | None:
-        """The layers that images pass first and that never change, or None; the data module caches their features.
+        """Returns the frozen first layers, whose features the data module caches, or None.
 
         A method with frozen layers takes ``(B, *shape)`` images *or* ``(B, F)`` features in :meth:`scores`, :meth:`embed`
         and :meth:`training_step`.
@@ -139,16 +139,16 @@ class OneClassModule(ScoringModule):
         return None
 
     def optimizer(self, name: str) -> Any:
-        """The optimiser of that name, as Lightning wraps it."""
+        """The optimiser with this name, wrapped by Lightning."""
         configured: Any = self.optimizers()
         return (configured if isinstance(configured, list) else [configured])[self._optimizer_names.index(name)]
 
     def toggled(self, name: str) -> AbstractContextManager[None]:
-        """A block in which only the parameters of one optimiser receive gradients; forward passes belong inside, too."""
+        """Context in which only the parameters of one optimiser get gradients; put the forward pass inside, too."""
         return self.toggled_optimizer(self.optimizer(name))
 
     def descend(self, names: str | Sequence[str], loss: Tensor) -> None:
-        """One step of one or several optimisers down a loss: the only place where gradients are cleared, made and used."""
+        """Steps one or several optimisers down a loss: the only place that clears, computes and applies gradients."""
         names = [names] if isinstance(names, str) else names
         optimizers = [self.optimizer(name) for name in names]
         self._stepped.update(names)
@@ -159,12 +159,12 @@ class OneClassModule(ScoringModule):
             optimizer.step()
 
     def cosine(self, optimizer: Optimizer) -> dict[str, Any]:
-        """A :meth:`scheduler` whose rate falls to 0 at the last iteration, along a cosine.
+        """A schedule for :meth:`scheduler` that falls along a cosine to 0 at the last iteration.
 
         Raises:
-            InputError: The training has no last iteration.
+            InputError: The length of the training is not known.
         """
-        # Lightning's number of stepping batches counts batches, as on_train_batch_end does, not optimiser steps
+        # With manual optimisation Lightning counts batches here, as on_train_batch_end does, not optimiser steps
         iterations = self.trainer.estimated_stepping_batches
         if math.isinf(iterations):
             raise InputError("a cosine schedule falls to the end of the training: give trainer.max_epochs")
@@ -172,7 +172,7 @@ class OneClassModule(ScoringModule):
 
     @classmethod
     def argument_names(cls) -> set[str]:
-        """The names of all arguments: those of ``__init__`` and, where it passes ``**kwargs`` on, of the base classes'."""
+        """The names of all arguments of ``__init__``, including those that it passes to base classes by ``**kwargs``."""
         names: set[str] = set()
         for initializer in (vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)):
             parameters = signature(initializer).parameters.values()
@@ -182,10 +182,10 @@ class OneClassModule(ScoringModule):
         return names - {"self"}
 
     def configure_optimizers(self) -> Any:
-        """Lightning's hook, made of :meth:`named_optimizers` and :meth:`scheduler`.
+        """Builds Lightning's configuration from :meth:`named_optimizers` and :meth:`scheduler`.
 
         Raises:
-            InputError: An optimiser refuses its rate or another of its hyper-parameters.
+            InputError: An optimiser refuses a hyper-parameter, such as its rate.
         """
         configured: list[dict[str, Any]] = []
         try:
@@ -201,12 +201,12 @@ class OneClassModule(ScoringModule):
         return configured
 
     def configure_callbacks(self) -> list[Callback]:
-        """Adds ``speed`` to every trainer, once."""
+        """Adds the ``speed`` callback to the trainer, unless it is there."""
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         return [] if self.speed in callbacks else [self.speed]
 
     def on_train_start(self) -> None:
-        """Refuses a training that ends before the last phase begins."""
+        """Raises InputError if the training would end before the last phase begins."""
         epochs = self.trainer.max_epochs
         if epochs is not None and 0 <= epochs <= self.phases[-1]:
             raise InputError(f"max_epochs {epochs} ends before the last phase begins, in epoch {self.phases[-1]}: give more")
@@ -225,7 +225,7 @@ class OneClassModule(ScoringModule):
         torch.manual_seed(seed + self.global_rank)
 
     def on_train_batch_end(self, outputs: Mapping[str, Tensor], batch: Sample, batch_idx: int) -> None:  # type: ignore[override]
-        """Keeps the losses, on their device, and steps what counts batches."""
+        """Collects the losses on their device, and steps the schedulers that count iterations."""
         self._losses.append({name: len(batch.image) * loss.detach() for name, loss in outputs.items()})
         self._n_images += len(batch.image)
         self._step_schedulers("step")
@@ -236,7 +236,7 @@ class OneClassModule(ScoringModule):
                 self.after_epoch(self._on_device(batches))
 
     def on_train_epoch_end(self) -> None:
-        """Logs each loss's mean over the epoch, by epoch on TensorBoard's x-axis; steps the schedulers that count epochs."""
+        """Logs the mean of each loss over the epoch, and steps the schedulers that count epochs."""
         for name in self._losses[0]:
             mean = torch.stack([losses[name] for losses in self._losses]).sum() / self._n_images
             self.log(f"train/{name}", mean, sync_dist=True)
@@ -245,14 +245,14 @@ class OneClassModule(ScoringModule):
         self._step_schedulers("epoch")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the class, the held-out scores, and which phases have been prepared."""
+        """Adds the class, the held-out scores and the number of prepared phases to the checkpoint."""
         checkpoint["method"] = type(self).__qualname__
         checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint["calibration"] = self.calibration
         checkpoint["prepared_phases"] = self._prepared_phases
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores what :meth:`on_save_checkpoint` adds; refuses another class's checkpoint."""
+        """Restores what :meth:`on_save_checkpoint` added; raises InputError for the checkpoint of another class."""
         method = checkpoint.get("method")
         if method != type(self).__qualname__:
             raise InputError(f"the checkpoint is one of {method or 'something else'}, not of {type(self).__qualname__}")
@@ -260,7 +260,7 @@ class OneClassModule(ScoringModule):
         self._prepared_phases = checkpoint.get("prepared_phases", len(self.phases))
 
     def _criterion(self, scores: NDArray[np.float64]) -> float:
-        """NaN, which a ModelCheckpoint takes for the worst value, until the last phase has begun."""
+        """NaN until the last phase has begun, which a ModelCheckpoint takes for the worst value."""
         return super()._criterion(scores) if self._prepared_phases == len(self.phases) else math.nan
 
     def _step_schedulers(self, interval: Literal["step", "epoch"]) -> None:
@@ -270,10 +270,10 @@ class OneClassModule(ScoringModule):
 
 
 def import_class(class_path: str) -> type[OneClassModule]:
-    """A method by its class path.
+    """Imports a method by its class path.
 
     Raises:
-        InputError: It cannot be imported, is no :class:`OneClassModule`, or lacks one of its abstract methods.
+        InputError: It cannot be imported, is not a :class:`OneClassModule`, or lacks an abstract method.
 
     Example:
         >>> import_class("autoencoder.Autoencoder").__name__

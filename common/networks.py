@@ -9,18 +9,18 @@ from torch import Tensor, nn
 from common.errors import InputError
 
 Norm = Callable[[int], nn.Module]
-"""From a number of channels to a normalisation layer."""
+"""A function from a number of channels to a normalisation layer."""
 
 
 def is_flat(shape: Sequence[int]) -> bool:
-    """Whether a shape is ``(F,)`` rather than ``(C, H, W)``; InputError for one of another length."""
+    """Whether a shape is ``(F,)`` rather than ``(C, H, W)``; raises InputError for any other length."""
     if len(shape) not in {1, 3}:
         raise InputError(f"shape is (C, H, W) or (F,), not {tuple(shape)}")
     return len(shape) == 1
 
 
 def halvings(size: int, n: int) -> list[int]:
-    """``size`` and what ``n`` stride-2 convolutions leave of it, ``ceil(size / 2)`` each time.
+    """The sizes of feature maps: ``size``, then after each of ``n`` stride-2 convolutions, ``ceil(size / 2)`` each time.
 
     Example:
         >>> halvings(33, 3)
@@ -60,7 +60,7 @@ def bounded_encoder(shape: Sequence[int], width: int, latent: int) -> nn.Sequent
 
 
 def bounded_decoder(shape: Sequence[int], width: int, latent: int) -> nn.Sequential:
-    """The mirror image of :func:`bounded_encoder`: ``(B, d)`` to ``(B, C, H, W)`` in (-1, 1).
+    """OCGAN's decoder, which mirrors :func:`bounded_encoder`: ``(B, d)`` to ``(B, C, H, W)`` in (-1, 1).
 
     Example:
         >>> bounded_decoder((3, 33, 47), width=8, latent=16)(torch.rand(4, 16)).shape
@@ -85,7 +85,7 @@ def bounded_decoder(shape: Sequence[int], width: int, latent: int) -> nn.Sequent
 
 
 def normal_start(layer: nn.Module) -> None:
-    """DCGAN's initial weights, which OCGAN's code has: N(0, 0.02²), batch-norm gains N(1, 0.02²), zero biases; in place."""
+    """Sets DCGAN's initial weights, as OCGAN's code does: N(0, 0.02²), batch-norm gains N(1, 0.02²), zero biases."""
     if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         nn.init.normal_(layer.weight, 0.0, 0.02)
         if layer.bias is not None:
@@ -95,7 +95,7 @@ def normal_start(layer: nn.Module) -> None:
 
 
 def discriminator(shape: Sequence[int], widths: Sequence[int], norm: Norm | None = nn.BatchNorm2d) -> nn.Sequential:
-    """D: 5x5 stride-2 convolutions with LeakyReLU 0.2, ``norm`` on all but the first, and one linear logit.
+    """A discriminator: 5x5 stride-2 convolutions with LeakyReLU 0.2, ``norm`` on all but the first, and one linear logit.
 
     Inputs ``(B, *shape)`` become ``(B,)`` logits of being a clean normal image. For flat vectors the layers are linear.
 
@@ -115,7 +115,7 @@ def discriminator(shape: Sequence[int], widths: Sequence[int], norm: Norm | None
 
 
 def dense(sizes: Sequence[int], last: nn.Module | None = None) -> nn.Sequential:
-    """Linear layers with LeakyReLU 0.2 between them, for flat vectors; ``last`` follows the last of them, if given.
+    """A dense net for flat vectors: linear layers with LeakyReLU 0.2 between them, then ``last`` if given.
 
     Example:
         >>> dense([10, 8, 2])(torch.rand(4, 10)).shape
@@ -128,7 +128,7 @@ def dense(sizes: Sequence[int], last: nn.Module | None = None) -> nn.Sequential:
 
 
 class ChannelsLast(nn.Module):
-    """``(B, C, H, W)`` in channels-last memory, which an unflattened vector is not."""
+    """Converts ``(B, C, H, W)`` to channels-last memory, which ``nn.Unflatten`` does not."""
 
     def forward(self, x: Tensor) -> Tensor:
         """The same values."""

@@ -16,20 +16,20 @@ Config = dict[str, Any]
 
 REPOSITORY = Path(__file__).parents[1]
 COMMAND_KEYS = frozenset({"model", "data", "trainer", "speed", "rule"})
-"""First parts of an override that name a key of the command; any other key is an argument of the module."""
+"""First parts of override keys that belong to the command; any other key is an argument of the module."""
 
 CLASS_KEYS = frozenset({"data.normal", "data.anomalous"})
 TEXT_KEYS = CLASS_KEYS | {"data.dataset", "data.protocol", "data.root", "directory"}
-"""Keys whose values stay text, so that a class called 01 is not taken for a number."""
+"""Keys whose values stay text, so that a class named 01 does not become a number."""
 
 
 def preset_path(preset: str, *variants: str) -> Path:
-    """The YAML of a preset; a file's folder and the current one become importable, for the class that it names.
+    """Finds the YAML file of a preset; makes the folder of a user's file and the current folder importable.
 
     Args:
         preset: ``<method>-<preset>``, or the path of a YAML file.
-        variants: What the preset is wanted for, such as the name of a data set, the closest first: a package's
-            ``<preset>.<variant>.yaml`` is taken where there is one, else ``<preset>.yaml``.
+        variants: Variants to look for, such as the name of a data set, in order of preference: the first existing
+            ``<preset>.<variant>.yaml`` of the package is used, else ``<preset>.yaml``.
 
     Raises:
         InputError: There is no such preset.
@@ -54,10 +54,10 @@ def preset_path(preset: str, *variants: str) -> Path:
 
 
 def read_config(path: Path) -> Config:
-    """A YAML file's contents.
+    """Reads a preset from its YAML file, and imports the module of its class if that lies beside the file.
 
     Raises:
-        InputError: It cannot be read, has no ``model`` with a ``class_path``, or the class's module beside it fails.
+        InputError: The file cannot be read or has no ``model.class_path``, or importing the module fails.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -72,7 +72,7 @@ def read_config(path: Path) -> Config:
 
 
 def is_file(preset: str) -> bool:
-    """Whether a preset is given by its file rather than by name.
+    """Whether a preset is given as a YAML file rather than by name.
 
     Example:
         >>> is_file("my/l1.yaml"), is_file("ocgan-tuned")
@@ -82,7 +82,7 @@ def is_file(preset: str) -> bool:
 
 
 def split_preset(text: str) -> tuple[str, list[str]]:
-    """A preset and the overrides after it, separated at commas that are outside of brackets.
+    """Splits text into a preset and its overrides, at commas outside of brackets.
 
     Example:
         >>> split_preset("ocgan-tuned,mining_steps=0,widths=[4,8]")
@@ -99,7 +99,7 @@ def split_preset(text: str) -> tuple[str, list[str]]:
 
 
 def row_name(text: str) -> str:
-    """The name of a preset's row and folder: its file's stem or its own name, with the overrides; of weights the file's name.
+    """The name of a preset's row and folder: its name or the stem of its file, with the overrides and without folders.
 
     Example:
         >>> row_name("my/l1.yaml,lr=0.1"), row_name("ocnn-tuned,weights=/data/vgg16_features.pth")
@@ -114,7 +114,7 @@ def row_name(text: str) -> str:
 
 
 def override_path(key: str) -> tuple[str, ...]:
-    """Where an override's key stands in a configuration.
+    """The path of an override's key in a configuration.
 
     Example:
         >>> override_path("lr"), override_path("model.lr"), override_path("trainer.max_epochs")
@@ -129,10 +129,10 @@ def override_path(key: str) -> tuple[str, ...]:
 
 
 def parse_override(option: str) -> tuple[tuple[str, ...], Any]:
-    """An override's place and value; values are YAML.
+    """Parses an override ``key=value`` to its path in a configuration and its value, which is YAML.
 
     Raises:
-        InputError: It is not ``key=value``, or the value is no YAML.
+        InputError: The text is not ``key=value``, or the value is not valid YAML.
 
     Example:
         >>> parse_override("widths=[4,8]"), parse_override("lr=1e-5")
@@ -145,10 +145,10 @@ def parse_override(option: str) -> tuple[tuple[str, ...], Any]:
 
 
 def read_value(text: str, key: str = "") -> Any:
-    """A value as it is written on the command line: YAML, but text where the key wants text.
+    """Parses a value from the command line as YAML, or keeps it as text if the key expects text.
 
     Raises:
-        InputError: It is no YAML.
+        InputError: The value is not valid YAML.
 
     Example:
         >>> read_value("1e-3"), read_value("[3, 4]"), read_value("01", "data.normal")
@@ -162,7 +162,7 @@ def read_value(text: str, key: str = "") -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"'{text}' is no value for {key}: {' '.join(str(error).split())}") from error
-    if isinstance(value, str):  # YAML 1.1 takes 1e-3 for text
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         try:
             return float(value)
         except ValueError:
@@ -174,7 +174,7 @@ def assign(config: Config, path: tuple[str, ...], value: Any) -> None:
     """Sets a value of a nested configuration, in place.
 
     Raises:
-        InputError: The place is a group of keys, and the value is none.
+        InputError: The path names a group of keys, but the value is not one.
 
     Example:
         >>> config = {}
@@ -193,7 +193,7 @@ def assign(config: Config, path: tuple[str, ...], value: Any) -> None:
 
 
 def flags(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """A nested configuration as flags of the command.
+    """Writes a nested configuration as flags of the command.
 
     Example:
         >>> list(flags({"model": {"init_args": {"widths": [4, 8]}}, "trainer": {"max_epochs": 5}}))
@@ -208,7 +208,7 @@ def flags(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def written(value: Any) -> str:
-    """A value as :func:`read_value` reads it.
+    """Writes a value in the form that :func:`read_value` reads.
 
     Example:
         >>> written(None), written(True), written([1, "a"]), written("mnist")
@@ -220,10 +220,10 @@ def written(value: Any) -> str:
 
 
 def merged(arguments: Sequence[str]) -> Config:
-    """The configuration of a command line: its ``--config`` files and, over them, its flags.
+    """Merges the ``--config`` files and flags of a command line into one configuration; flags take precedence.
 
     Raises:
-        InputError: An argument that is not ``--key=value`` or ``--key value``.
+        InputError: An argument is not ``--key=value`` or ``--key value``.
 
     Example:
         >>> merged(["--config", "autoencoder-smoke", "--model.latent=4", "--data.normal", "3"])["data"]["normal"]
@@ -246,7 +246,7 @@ def merged(arguments: Sequence[str]) -> Config:
 
 
 def config_path(text: str) -> Path:
-    """What ``--config`` names: a file, or a preset by its name, which may end in that of a variant.
+    """The file that ``--config`` names: a path, or the name of a preset, optionally with a variant.
 
     Raises:
         InputError: There is no such file or preset.
@@ -259,7 +259,7 @@ def config_path(text: str) -> Path:
 
 
 def make_importable(*folders: Path) -> None:
-    """Puts folders at the end of Python's search path, where classes of one's own are found."""
+    """Adds folders to the end of Python's search path, so that users' modules are found there."""
     for folder in map(str, (folder.resolve() for folder in folders)):
         if folder not in sys.path:
             sys.path.append(folder)
@@ -268,7 +268,7 @@ def make_importable(*folders: Path) -> None:
 
 
 def importable_folders() -> list[str]:
-    """Folders that :func:`make_importable` was given, for workers that are to import the same."""
+    """The folders that :func:`make_importable` added, so that workers can import from them too."""
     return list(_importable)
 
 
@@ -276,9 +276,9 @@ _importable: list[str] = []
 
 
 def _import_beside(path: Path, class_path: str) -> None:
-    """Imports the module of a class from the folder of the preset that names it, if it lies there.
+    """Imports the module of a class from the folder of its preset, if it lies there.
 
-    Python's search path may hold another module of the same name, and a long process may have imported one.
+    Otherwise Python might find, or have imported already, another module of the same name.
     """
     name = class_path.partition(".")[0]
     beside = [file for file in (path.parent / f"{name}.py", path.parent / name / "__init__.py") if file.is_file()]

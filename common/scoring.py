@@ -1,4 +1,4 @@
-"""How a split is scored, thresholded and measured: the same way for every method."""
+"""Scoring, thresholds and metrics, the same for every method."""
 
 import math
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from common.evaluation import evaluate, quantile_threshold
 
 
 class Scored(NamedTuple):
-    """A scored split: ``index``, ``target`` and ``label`` of ``(N,)`` samples, and ``(N,)`` float64 scores by name."""
+    """The scores of a split by name, ``(N,)`` float64 each, with ``index``, ``target`` and ``label`` of its samples."""
 
     index: NDArray[np.int64]  # type: ignore[assignment]
     target: NDArray[np.int64]
@@ -27,10 +27,10 @@ class Scored(NamedTuple):
 
 
 def highest_of_each(scored: Scored, groups: NDArray[np.int64], name: str) -> Scored:
-    """One row for each group, in ascending order: a group is as anomalous as its most anomalous part.
+    """Reduces scores of parts to scores of groups: a group is as anomalous as its most anomalous part.
 
-    Every score is the highest among the group's parts; ``groups`` is that of each, ``(N,)``. ``index``, ``target`` and
-    ``label`` are those of the part whose score ``name`` is the highest.
+    ``groups`` is the ``(N,)`` group number of each part. Every score is the maximum over the group; ``index``, ``target``
+    and ``label`` are those of the part with the highest score ``name``. Groups are in ascending order.
 
     Example:
         >>> parts = Scored(np.arange(3), np.zeros(3, int), np.zeros(3, int), {"error": np.array([2.0, 5.0, 3.0])})
@@ -46,15 +46,15 @@ def highest_of_each(scored: Scored, groups: NDArray[np.int64], name: str) -> Sco
 
 
 class ScoringModule(LightningModule, ABC):
-    """The half of :class:`common.module.OneClassModule` that validates, tests and predicts.
+    """The part of :class:`common.module.OneClassModule` that validates, tests and predicts.
 
     Attributes:
-        fixed_thresholds: Thresholds that follow from a score's meaning, by the score's name.
-        groups: ``(N,)`` group of each sample of the data set; None where each sample stands for itself.
-        calibration: ``(n,)`` ascending float64 scores of the held-out samples at the last validation, on the CPU, in the
-            checkpoint. Empty before the first validation, and where nothing is held out.
-        threshold: Scalar buffer, the ``threshold_quantile`` of ``calibration``; NaN where that is empty.
-        scored: The last tested split; None before.
+        fixed_thresholds: Thresholds that follow from the meaning of a score, by the name of the score.
+        groups: ``(N,)`` group number of each sample of the data set; None if there are no groups.
+        calibration: ``(n,)`` float64 scores of the held-out samples at the last validation, ascending, on the CPU; saved in
+            the checkpoint. Empty before the first validation and if nothing is held out.
+        threshold: Scalar buffer, the ``threshold_quantile`` of ``calibration``; NaN while that is empty.
+        scored: The last tested split; None before a test.
     """
 
     hparams: Any
@@ -72,13 +72,13 @@ class ScoringModule(LightningModule, ABC):
 
     @abstractmethod
     def scores(self, x: Tensor) -> dict[str, Tensor]:
-        """Every score of ``(B, *shape)`` preprocessed inputs, by name.
+        """Computes every score of ``(B, *shape)`` preprocessed inputs, by name.
 
-        Each is ``(B,)``, finite, higher = more anomalous, not squashed; in eval mode a function of each input alone.
+        Each is ``(B,)``, finite, without a sigmoid, higher = more anomalous. In eval mode it depends on its own input only.
         """
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B,)`` scores, those named by ``hparams.score``."""
+        """Computes the ``(B,)`` scores that ``hparams.score`` names."""
         return self.scores(x)[self.hparams["score"]]
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
@@ -89,7 +89,7 @@ class ScoringModule(LightningModule, ABC):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        """Logs each score's mean over the held-out samples as ``val/<score>`` and sets the threshold, of groups if any."""
+        """Logs the mean of each score over the held-out samples as ``val/<score>``, and sets the threshold (per group)."""
         scored = self._split()
         self.log_dict({f"val/{name}": self._criterion(values) for name, values in scored.scores.items()})
         self.log("step", float(self.current_epoch))
@@ -98,14 +98,14 @@ class ScoringModule(LightningModule, ABC):
         self.threshold.fill_(quantile_threshold(scores, self.hparams["threshold_quantile"]))
 
     def on_test_epoch_end(self) -> None:
-        """Keeps the scored test set as ``self.scored`` and logs its metrics, those of the chosen score as ``test/<metric>``."""
+        """Keeps the scored test set as ``self.scored``, and logs the metrics of the chosen score as ``test/<metric>``."""
         self.scored = self._by_group(self._split())
         self._metrics = self.metrics_of(self.scored)
         self.log_dict({f"test/{key}": float(value) for key, value in self._metrics[self.hparams["score"]].items()})
         self.log("step", float(self.current_epoch))
 
     def test_metrics(self) -> dict[str, dict[str, float]]:
-        """The metrics of every score on the last test, computed once; InputError before it."""
+        """The metrics of every score in the last test; raises InputError before a test."""
         if self.scored is None:
             raise InputError("nothing has been tested yet: call Trainer.test first")
         return self._metrics
@@ -119,19 +119,19 @@ class ScoringModule(LightningModule, ABC):
         return metrics
 
     def score(self, batches: Iterable[Sample]) -> Scored:
-        """A whole split, scored outside of the trainer's own loops."""
+        """Scores a whole split outside of the trainer's loops."""
         with self._evaluating():
             for position, batch in enumerate(self._on_device(batches)):
                 self.validation_step(batch, position)
         return self._by_group(self._split())
 
     def predict_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
-        """``index``, every score, and ``anomalous``: whether the chosen score reaches the threshold."""
+        """Returns ``index``, every score, and ``anomalous``: whether the chosen score reaches the threshold."""
         scores = self.scores(batch.image)
         return {"index": batch.index, **scores, "anomalous": scores[self.hparams["score"]] >= self.threshold}
 
     def gathered(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Columns ``(n,)`` of all processes of a distributed run, in the order of ``index``, each sample once."""
+        """Gathers columns ``(n,)`` from all processes of a distributed run, ordered by ``index``, each sample once."""
         if self.trainer.world_size == 1:
             return columns
         columns = {name: torch.as_tensor(self.all_gather(values)).flatten() for name, values in columns.items()}
@@ -151,7 +151,7 @@ class ScoringModule(LightningModule, ABC):
         return highest_of_each(scored, self.groups[scored.index], self.hparams["score"])
 
     def _criterion(self, scores: NDArray[np.float64]) -> float:
-        """What a choice of the epoch compares: the mean of the held-out scores."""
+        """The value by which the epoch is chosen: the mean of the held-out scores."""
         return float(scores.mean())
 
     def _on_device(self, batches: Iterable[Sample]) -> Iterator[Sample]:
@@ -160,7 +160,7 @@ class ScoringModule(LightningModule, ABC):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Eval mode without gradients; every net is back in its mode afterwards."""
+        """Context in eval mode and without gradients; afterwards every net is in its former mode."""
         modes = [(net, net.training) for net in self.modules()]
         self.eval()
         try:

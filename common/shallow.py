@@ -1,6 +1,6 @@
-"""Estimators of the classical detectors that scikit-learn lacks, with its ``fit``, ``transform`` and ``score_samples``.
+"""Classical detectors that scikit-learn lacks, with its ``fit``, ``transform`` and ``score_samples``.
 
-All are fitted to ``(N, F)`` normal samples; ``score_samples`` gives ``(N,)``, higher = more normal.
+All are fitted to ``(N, F)`` normal samples; ``score_samples`` returns ``(N,)``, higher = more normal.
 """
 
 from functools import partial
@@ -24,7 +24,7 @@ Rows = NDArray[np.float64]
 
 
 def diameter(X: Rows) -> float:
-    """The largest Euclidean distance between two of ``(N, F)`` samples.
+    """The largest Euclidean distance between any two of ``(N, F)`` samples.
 
     Example:
         >>> diameter(np.array([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]]))
@@ -36,15 +36,15 @@ def diameter(X: Rows) -> float:
 class HOG(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Histograms of oriented gradients (Dalal and Triggs, CVPR 2005) of images given as rows of pixels.
 
-    Nine unsigned orientations in cells of ``cell`` x ``cell`` pixels, blocks of 2 x 2 cells at every cell, L2-Hys; of several
-    channels the one with the steepest gradient counts at each pixel.
+    Nine unsigned orientations in cells of ``cell`` x ``cell`` pixels, blocks of 2 x 2 cells at every cell, L2-Hys. At each
+    pixel the channel with the steepest gradient is used.
 
     Args:
         shape: ``(C, H, W)`` of the images.
-        cell: Height and width of a cell, in pixels; an image is at least two cells high and wide.
+        cell: Height and width of a cell, in pixels; images must be at least two cells high and wide.
 
     Raises:
-        InputError: Rows that are no such images, or images too small.
+        InputError: The rows do not have the pixels of such images, or the images are too small.
 
     Example:
         >>> HOG(shape=(1, 28, 28)).fit_transform(np.random.rand(3, 784)).shape
@@ -55,7 +55,7 @@ class HOG(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.shape, self.cell = shape, cell
 
     def fit(self, X: Rows, y: None = None) -> "HOG":
-        """Only looks at the number of pixels."""
+        """Checks the number of pixels; nothing is fitted."""
         if len(self.shape) != 3 or X.shape[1] != np.prod(self.shape):
             raise InputError(f"HOG wants the pixels of images, not {X.shape[1]} features or columns: leave out the backbone")
         if min(self.shape[1:]) < 2 * self.cell:
@@ -63,16 +63,16 @@ class HOG(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def transform(self, X: Rows) -> Rows:
-        """``(N, C*H*W)`` pixels to ``(N, B*36)`` features of B blocks, in [0, 1]."""
+        """Converts ``(N, C*H*W)`` pixels to ``(N, B*36)`` features of B blocks, in [0, 1]."""
         describe = partial(hog, pixels_per_cell=(self.cell,) * 2, cells_per_block=(2, 2), channel_axis=0)
         return np.stack([describe(image) for image in X.reshape(-1, *self.shape)])
 
 
 class PrincipalComponents(PCA):  # type: ignore[misc]
-    """PCA by the faster of scikit-learn's exact solvers, so that no random number plays a part.
+    """PCA by the faster of scikit-learn's exact solvers, so that the result is deterministic.
 
     Args:
-        n_components: Their number, or in (0, 1) the share of the variance that they explain.
+        n_components: Number of components, or in (0, 1) the share of the variance that they explain.
 
     Example:
         >>> PrincipalComponents().fit_transform(np.outer(np.arange(5.0), [1, 1])).shape
@@ -83,20 +83,20 @@ class PrincipalComponents(PCA):  # type: ignore[misc]
         super().__init__(n_components)
 
     def fit(self, X: Rows, y: None = None) -> "PrincipalComponents":
-        """Chooses the solver."""
+        """Fits the components with the faster exact solver."""
         self.svd_solver = "covariance_eigh" if X.shape[1] <= len(X) else "full"
         return super().fit(X)
 
     def fit_transform(self, X: Rows, y: None = None) -> Rows:
-        """``(N, F)`` to ``(N, n_components)``."""
+        """Fits, and projects ``(N, F)`` to ``(N, n_components)``."""
         return self.fit(X).transform(X)
 
 
 class PCAReconstruction(BaseEstimator):  # type: ignore[misc]
-    """Squared distance to the subspace of the leading principal components: the linear autoencoder.
+    """Squared distance to the subspace of the leading principal components: a linear autoencoder.
 
     Args:
-        components: At most so many, and fewer than samples and features.
+        components: Maximum number of components; always fewer than samples and features.
 
     Example:
         >>> line = np.outer(np.arange(5.0), [1, 1])
@@ -108,12 +108,12 @@ class PCAReconstruction(BaseEstimator):  # type: ignore[misc]
         self.components = components
 
     def fit(self, X: Rows, y: None = None) -> "PCAReconstruction":
-        """Finds the subspace."""
+        """Fits the subspace."""
         self.pca_ = PrincipalComponents(min(self.components, *(size - 1 for size in X.shape))).fit(X)
         return self
 
     def score_samples(self, X: Rows) -> Rows:
-        """Minus the squared error of the reconstruction."""
+        """Returns the negative squared error of the reconstruction."""
         return -((X - self.pca_.inverse_transform(self.pca_.transform(X))) ** 2).sum(1)
 
 
@@ -121,15 +121,15 @@ class Mahalanobis(EmpiricalCovariance):  # type: ignore[misc]
     """The Mahalanobis distance to the mean, with the empirical covariance."""
 
     def score_samples(self, X: Rows) -> Rows:
-        """Minus the squared distance."""
+        """Returns the negative squared distance."""
         return -self.mahalanobis(X)
 
 
 class NearestNeighborDistance(NearestNeighbors):  # type: ignore[misc]
-    """The mean Euclidean distance to the nearest training samples, from all distances by matrix products.
+    """The mean Euclidean distance to the nearest training samples, computed by matrix products.
 
     Args:
-        n_neighbors: Their number, k; fewer where there are fewer samples. Two as in DN2 (Bergman, Cohen and Hoshen, "Deep
+        n_neighbors: Number of neighbours, k; limited by the number of samples. Two as in DN2 (Bergman, Cohen and Hoshen, "Deep
             Nearest Neighbor Anomaly Detection", arXiv 2002.10445, 2020) and PANDA (Reiss et al., CVPR 2021).
 
     Example:
@@ -142,19 +142,19 @@ class NearestNeighborDistance(NearestNeighbors):  # type: ignore[misc]
         super().__init__(n_neighbors=n_neighbors, algorithm="brute")
 
     def score_samples(self, X: Rows) -> Rows:
-        """Minus the mean distance."""
+        """Returns the negative mean distance."""
         distances, _ = self.kneighbors(X, min(self.n_neighbors, self.n_samples_fit_))
         return -distances.mean(1)
 
 
 class DenseKernelDensity(BaseEstimator):  # type: ignore[misc]
-    """Kernel density from all distances, by matrix products: in high dimension the trees of scikit-learn's are far slower.
+    """Kernel density by matrix products, which are far faster in high dimension than scikit-learn's trees.
 
     Args:
-        bandwidth: A distance; ``scott``: N ** (-1 / (F + 4)), as scikit-learn has it; ``diameter``: the square of the
-            largest distance between two training samples, as Deep SVDD's code has it (Ruff et al., ICML 2018). That is so
-            wide that the order of the scores is the order of the mean distance, or with the Gaussian kernel of the mean
-            squared distance, to the training samples.
+        bandwidth: A distance; ``scott``: N ** (-1 / (F + 4)), as in scikit-learn; ``diameter``: the square of the largest
+            distance between two training samples, as in Deep SVDD's code (Ruff et al., ICML 2018). That is so wide that
+            samples are ranked by their mean distance to the training samples, or with the Gaussian kernel by the mean
+            squared distance.
         kernel: ``gaussian``, exp(-d² / 2h²), or ``exponential``, exp(-d / h).
 
     Example:
@@ -171,7 +171,7 @@ class DenseKernelDensity(BaseEstimator):  # type: ignore[misc]
         self.bandwidth, self.kernel = bandwidth, kernel
 
     def fit(self, X: Rows, y: None = None) -> "DenseKernelDensity":
-        """Keeps the samples."""
+        """Stores the samples and sets the bandwidth."""
         self.samples_ = X
         if self.bandwidth == "scott":
             self.bandwidth_ = len(X) ** (-1 / (X.shape[1] + 4))
@@ -182,7 +182,7 @@ class DenseKernelDensity(BaseEstimator):  # type: ignore[misc]
         return self
 
     def score_samples(self, X: Rows) -> Rows:
-        """Log-density, but for the kernel's constant."""
+        """Returns the log-density, without the constant of the kernel."""
         h = self.bandwidth_
 
         def log_mean(distances: Rows, _: int) -> Rows:
@@ -193,52 +193,52 @@ class DenseKernelDensity(BaseEstimator):  # type: ignore[misc]
 
 
 class WideOneClassSVM(OneClassSVM):  # type: ignore[misc]
-    """A one-class SVM whose kernel is exp(-d²/D²), D the largest distance between two training samples.
+    """A one-class SVM with the kernel exp(-d²/D²), where D is the largest distance between two training samples.
 
     Args:
-        nu: Upper bound of the share of training samples outside, in (0, 1].
+        nu: Upper bound on the share of training samples outside, in (0, 1].
     """
 
     def __init__(self, nu: float = 0.1) -> None:
         super().__init__(nu=nu)
 
     def fit(self, X: Rows, y: None = None) -> "WideOneClassSVM":
-        """Sets the kernel's width."""
+        """Sets the width of the kernel and fits the SVM."""
         self.gamma = 1 / diameter(X) ** 2
         return super().fit(X)
 
 
 class NoiseSVM(BaseEstimator):  # type: ignore[misc]
-    """A linear SVM between the data and as many rows of Gaussian noise.
+    """A linear SVM that separates the data from as many rows of Gaussian noise.
 
     Args:
-        sigma: Standard deviation of the noise, of mean 0.
-        C: Of the SVM.
-        random_state: Of the noise.
+        sigma: Standard deviation of the noise, which has mean 0.
+        C: Regularisation parameter of the SVM.
+        random_state: Seed of the noise.
     """
 
     def __init__(self, sigma: float = 0.01, C: float = 0.5, random_state: int | None = None) -> None:
         self.sigma, self.C, self.random_state = sigma, C, random_state
 
     def fit(self, X: Rows, y: None = None) -> "NoiseSVM":
-        """Draws the noise."""
+        """Draws the noise and fits the SVM."""
         noise = check_random_state(self.random_state).normal(0, self.sigma, X.shape)
         self.svm_ = SVC(kernel="linear", C=self.C).fit(np.append(X, noise, 0), np.arange(2 * len(X)) < len(X))
         return self
 
     def score_samples(self, X: Rows) -> Rows:
-        """Decision function."""
+        """Returns the decision function of the SVM."""
         return self.svm_.decision_function(X)
 
 
 class MinimaxProbabilityMachine(BaseEstimator):  # type: ignore[misc]
-    """The half-space that holds the data with the highest worst-case probability over all laws of their mean and covariance.
+    """The single-class minimax probability machine of Lanckriet, El Ghaoui and Jordan (NIPS 2002), without robust terms.
 
-    The single-class minimax probability machine of Lanckriet, El Ghaoui and Jordan (NIPS 2002), without its robust terms: of
-    all directions w, Σ⁻¹μ separates the data from the origin best. Principal components come first, as Σ has to be inverted.
+    It finds the half-space that holds the data with the highest worst-case probability, over all distributions with their
+    mean μ and covariance Σ. Its normal is w = Σ⁻¹μ. Because Σ is inverted, principal components are taken first.
 
     Args:
-        components: At most so many, and fewer than samples.
+        components: Maximum number of principal components; always fewer than samples.
         ridge: Added to Σ, as a share of its mean variance.
     """
 
@@ -246,35 +246,35 @@ class MinimaxProbabilityMachine(BaseEstimator):  # type: ignore[misc]
         self.components, self.ridge = components, ridge
 
     def fit(self, X: Rows, y: None = None) -> "MinimaxProbabilityMachine":
-        """Finds the direction."""
+        """Computes the direction w."""
         pca = PrincipalComponents(min(self.components, len(X) - 1, X.shape[1])).fit(X)
         variance = pca.explained_variance_ + self.ridge * pca.explained_variance_.mean()
         self.w_ = pca.components_.T @ ((pca.components_ @ X.mean(0)) / variance)
         return self
 
     def score_samples(self, X: Rows) -> Rows:
-        """w·x."""
+        """Returns w·x."""
         return X @ self.w_
 
 
 class SVDD(BaseEstimator):  # type: ignore[misc]
-    """The smallest ball around the data but for outliers (Tax and Duin, Machine Learning 54, 2004), in the input space.
+    """The smallest ball in input space around the data, except outliers (Tax and Duin, Machine Learning 54, 2004).
 
-    Its dual is that of a one-class SVM whose kernel is minus half the squared distance.
+    Its dual is that of a one-class SVM whose kernel is the negative half of the squared distance.
 
     Args:
-        nu: Upper bound of the share of samples outside, in (0, 1].
+        nu: Upper bound on the share of samples outside, in (0, 1].
     """
 
     def __init__(self, nu: float = 0.5) -> None:
         self.nu = nu
 
     def fit(self, X: Rows, y: None = None) -> "SVDD":
-        """Finds the centre."""
+        """Computes the centre."""
         svm = OneClassSVM(kernel="precomputed", nu=self.nu).fit(-euclidean_distances(X, squared=True) / 2)
         self.centre_ = svm.dual_coef_[0] @ X[svm.support_] / svm.dual_coef_.sum()
         return self
 
     def score_samples(self, X: Rows) -> Rows:
-        """Minus the squared distance to the centre."""
+        """Returns the negative squared distance to the centre."""
         return -euclidean_distances(X, self.centre_[None], squared=True)[:, 0]

@@ -19,7 +19,7 @@ LABELS = {
 
 
 def categories(n: int) -> tuple[str, ...]:
-    """Three random choices of ``n`` of Caltech-256's 256 categories."""
+    """Three random draws of ``n`` of Caltech-256's 256 categories, as normal classes joined by ``+``."""
     return tuple("+".join(map(str, sorted(default_rng(i).choice(256, n, replace=False)))) for i in range(3))
 
 
@@ -29,7 +29,7 @@ EXPERIMENT = Experiment(
     # Fig. 8, tested on the official test set; anomalies weighted to be 10 to 50 % of it
     main=Grid((*PRESETS, *BASELINES), ("mnist",), metrics=("auroc", *F1, "auroc_spread")),
     also=(
-        # Fig. 8 in its other reading: tested on the normal images that were trained on
+        # Fig. 8, in another reading: tested on the normal images that were trained on
         Grid((*PRESETS, *BASELINES), ("mnist",), ("no_split",), metrics=("auroc", *F1, "auroc_spread")),
         # Table 1: 1, 3 and 5 categories, at most 150 images of each, as many images of the clutter category
         *(
@@ -42,7 +42,7 @@ EXPERIMENT = Experiment(
             )
             for n in (1, 3, 5)
         ),
-        # Table 2: frames, each as anomalous as its most anomalous patch
+        # Table 2: a frame is as anomalous as its most anomalous patch
         Grid(PRESETS, ("ucsd_ped2",), normal=("0",), metrics=("eer", "auroc")),
     ),
     compare={f"alocc-{preset} discriminator_reconstruction": ("ALOCC D(R(X))",) for preset in PRESETS}

@@ -1,10 +1,10 @@
-"""What ALOCC's ``stable`` preset owes to each of its parts: the hard digits, one part taken away at a time."""
+"""Ablation of ALOCC's ``stable`` preset on four hard digits: one part is removed at a time."""
 
 from common.experiment import Experiment, Grid, run_experiment
 from experiments.alocc import LABELS
 
 REMOVED = (
-    "alpha=0,beta=0",  # D tells X from R(X~) and nothing else, as published
+    "alpha=0,beta=0",  # D only tells X from R(X~), as published
     "alpha=0",
     "latent=null",
     "discriminator_norm=batch",

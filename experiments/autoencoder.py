@@ -13,7 +13,7 @@ EXPERIMENT = Experiment(
         datasets=("mnist", "fashion_mnist", "cifar10"),
     ),
     also=(
-        # 1 % of threes among the ones, sought by a threshold on the very images that were trained on
+        # The recipe: find 1 % of threes among the ones by a threshold, on the images that were trained on
         Grid(
             presets=("paper",),
             datasets=("mnist",),
@@ -21,7 +21,7 @@ EXPERIMENT = Experiment(
             normal=("1",),
             metrics=("auroc", "threshold", "flagged", "precision_threshold", "recall_threshold"),
         ),
-        # the same training, tested on the ones and threes of the official test set with a threshold from clean images
+        # The same training, tested on ones and threes of the official test set, with a threshold from clean images
         Grid(
             presets=("paper",),
             datasets=("mnist",),

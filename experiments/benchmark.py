@@ -1,4 +1,4 @@
-"""Throughput of every method through Lightning beside a bare PyTorch loop of the same arithmetic: one JSON line each."""
+"""Measures the throughput of every method in Lightning and in a bare PyTorch loop; prints one JSON line for each."""
 
 import argparse
 import json
@@ -39,31 +39,28 @@ PRESETS = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures in alternation, so that a machine whose speed drifts slows both; medians and the median of the ratios.
+    """Prints medians over rounds that alternate between both loops, because the speed of a machine may drift.
 
-    ``train`` counts the images of the training batches from the epoch's start to its last step; ``fit`` is the same with
-    all that Lightning does besides (validation, checkpoints, logs), which the bare loop has not; ``score`` is the test.
-    ``cells_per_hour`` counts whole cells of the preset's epochs, each with its start and its test, one after the other.
-    Memory is the peak of a process that does nothing else.
+    ``train`` is images per second from the start of an epoch to its last step. ``fit`` includes what only Lightning does
+    (validation, checkpoints, logs). ``score`` is the test. ``cells_per_hour`` counts whole cells with all epochs of the
+    preset, including start and test, one after the other. Memory is the peak of a process that does nothing else.
     """
     parser = Parser(prog="python -m experiments.benchmark", description=__doc__)
-    parser.add_argument("--presets", nargs="+", default=list(PRESETS), help="METHOD-PRESET")
-    parser.add_argument(
-        "--backbone", help="of torchvision: measure the extraction of its features at 224 pixels, and no preset"
-    )
-    parser.add_argument("--images", type=int, default=512, help="of each round of an extraction")
-    parser.add_argument("--dataset", default="mnist")
-    parser.add_argument("--normal", default="8")
-    parser.add_argument("--root", type=Path)
-    parser.add_argument("--batch-size", type=int, help="instead of the presets'")
-    parser.add_argument("--epochs", type=int, default=2, help="in each round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--scaling", action="store_true", help="time and memory by the number of images and of cells")
-    parser.add_argument("--cells", type=int, nargs="+", default=[4, 8, 16], help="numbers of them, for --scaling")
-    parser.add_argument("--no-channels-last", dest="channels_last", action="store_false", help="contiguous memory")
-    parser.add_argument("--no-fused", dest="fused", action="store_false", help="optimisers step weight by weight")
-    parser.add_argument("--precision", default="32-true", help="Lightning's; such as bf16-mixed")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--presets", nargs="+", default=list(PRESETS), help="METHOD-PRESET, several")
+    parser.add_argument("--backbone", help="a net of torchvision: measure only the extraction of its features at 224 pixels")
+    parser.add_argument("--images", type=int, default=512, help="images in each round, for --backbone (default: 512)")
+    parser.add_argument("--dataset", default="mnist", help="a data set's name (default: mnist)")
+    parser.add_argument("--normal", default="8", help="the normal class (default: 8)")
+    parser.add_argument("--root", type=Path, help="where data sets lie (default: $ONECLASS_DATA or the user's cache)")
+    parser.add_argument("--batch-size", type=int, help="replaces the batch size of the presets")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs in each round (default: 2)")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one to warm up (default: 5)")
+    parser.add_argument("--scaling", action="store_true", help="measure time and memory by the number of images and cells")
+    parser.add_argument("--cells", type=int, nargs="+", default=[4, 8, 16], help="numbers of cells, for --scaling")
+    parser.add_argument("--no-channels-last", dest="channels_last", action="store_false", help="use contiguous memory")
+    parser.add_argument("--no-fused", dest="fused", action="store_false", help="use optimisers that are not fused")
+    parser.add_argument("--precision", default="32-true", help="Lightning's precision, such as bf16-mixed")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (default: 1)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     with one_line_errors():
         arguments = parser.parse_args(argv)
@@ -82,7 +79,7 @@ def _measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The lines of one preset: ``train``, ``fit`` and ``score``."""
+    """Measures one preset; returns the lines ``train``, ``fit`` and ``score``."""
     rounds: list[tuple[dict[str, float], dict[str, float]]] = []
     for _ in range(arguments.rounds + 1):
         ours = through_lightning(name, arguments)
@@ -110,7 +107,7 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def scaling(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Seconds of an epoch over a quarter, half and all of a class; of numbers of cells of one epoch, two at a time."""
+    """Measures the seconds of an epoch on a quarter, half and all of a class, and of several cells, two at a time."""
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         splits = _parts(name, arguments, folder, protocol="no_split").datamodule.splits
@@ -142,11 +139,11 @@ _WATCHED = """
 import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True, capture_output=True)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-"""  # a small process, because a child's peak begins with the size of its parent
+"""  # a small process of its own, because the peak memory of a child starts at the size of its parent
 
 
 def measure_extraction(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Images of files to features, beside torchvision's net on images that lie ready as floats."""
+    """Measures the extraction of features from files, and torchvision's net alone on images in memory."""
     data = OneClassDataModule(arguments.dataset, root=arguments.root, image_size=224, channels=3)
     frozen, _ = split(arguments.backbone)
     weights = torchvision.models.get_model_weights(arguments.backbone).DEFAULT
@@ -179,7 +176,7 @@ def measure_extraction(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def through_lightning(name: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Images per second of a run as a cell has it, and the seconds of a whole cell's parts."""
+    """Measures a run in Lightning: images per second, and the seconds of the parts of a cell."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         cli = _parts(name, arguments, folder)
@@ -212,9 +209,9 @@ def _epochs(name: str, arguments: argparse.Namespace, cli: OneClassCLI) -> int:
 
 
 def bare(name: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Images per second of ``for image in batches`` around the same training step, its optimisers plain PyTorch's.
+    """Measures images per second of a plain loop over batches, with the same training step and PyTorch's optimisers.
 
-    Always channels-last, fused and of single precision, so that the ratios of other modes say what these modes are worth.
+    The loop is always channels-last, fused and in single precision, so that ratios compare other modes with it.
     """
     with tempfile.TemporaryDirectory() as folder:
         cli = _parts(name, arguments, folder)

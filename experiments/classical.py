@@ -1,9 +1,9 @@
-"""The classical detectors on every data set, beside the published shallow rows; see ``classical.md``."""
+"""The classical detectors on MNIST, Fashion-MNIST and CIFAR-10, beside published numbers; see ``classical.md``."""
 
 from common.experiment import Experiment, Grid, run_experiment
 
 BASELINES = ("classical-ocsvm", "classical-hog_ocsvm", "classical-lof", "classical-knn", "classical-pca")
-"""What stands in every paper's table."""
+"""The detectors in every paper's table."""
 
 DETECTORS = (
     "ocsvm", "hog_ocsvm", "lof", "knn", "pca", "kde", "mahalanobis", "elliptic", "iforest", "pca_iforest", "ocsvm_ruff",

@@ -1,4 +1,4 @@
-"""A run's choice of its epoch, to look at: the held-out criterion and the test AUROC after every epoch, from records."""
+"""Draws the held-out criterion and the test AUROC after every epoch, from published records made with --oracle."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +15,14 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draws published records that were made with ``--oracle``; their AUROC by epoch has chosen nothing."""
+    """Draws published records that were made with ``--oracle``; no epoch was chosen by the test AUROC."""
     parser = Parser(prog="python -m experiments.curves", description=__doc__)
-    parser.add_argument("rows", nargs="+", metavar="ROW", help="such as ocgan-paper")
-    parser.add_argument("--experiment", default="ocgan")
-    parser.add_argument("--dataset", default="mnist")
-    parser.add_argument("--normal", default="8")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("curves.png"), metavar="PNG")
+    parser.add_argument("rows", nargs="+", metavar="ROW", help="rows of the table, such as ocgan-paper")
+    parser.add_argument("--experiment", default="ocgan", help="whose records are read (default: ocgan)")
+    parser.add_argument("--dataset", default="mnist", help="a data set's name (default: mnist)")
+    parser.add_argument("--normal", default="8", help="the normal class (default: 8)")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the runs (default: 0)")
+    parser.add_argument("--out", type=Path, default=Path("curves.png"), metavar="PNG", help="default: curves.png")
     with one_line_errors():
         arguments = parser.parse_args(argv)
         place = (arguments.dataset, arguments.normal, arguments.seed)
@@ -38,16 +38,16 @@ def _found(published: Sequence[Record], row: str, place: tuple[str, str, int]) -
         cell = record["cell"]
         if record["name"] == row and (cell["dataset"], cell["normal"], cell["seed"]) == place:
             if "oracle" not in record["rules"]:
-                raise InputError(f"the record of {row} was made without --oracle")
+                raise InputError(f"the record of {row} was made without --oracle: run it again with --oracle --force --publish")
             return record
     raise InputError(f"no published record of {row} on {place[0]}, normal {place[1]}, seed {place[2]}")
 
 
 def draw(records: Sequence[Record]) -> Figure:
-    """The criterion above and the AUROC of the record's score below, by epoch; a point marks the chosen epoch.
+    """Draws the criterion and, below it, the AUROC of the record's score by epoch; a point marks the chosen epoch.
 
     Args:
-        records: With ``rules["oracle"]``, which has ``curve`` and ``monitored``.
+        records: Records with ``rules["oracle"]``, which holds ``curve`` and ``monitored``.
     """
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)

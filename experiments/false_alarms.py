@@ -1,4 +1,4 @@
-"""False alarms among fresh normal images beside the rate that a conformal threshold promises, for every method."""
+"""Compares false alarms among new normal images with the rate that a conformal threshold promises, for every method."""
 
 import itertools
 import math
@@ -39,13 +39,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Trains every preset on every class, counts false alarms at three rates, and prints and writes the table."""
     parser = Parser(prog="python -m experiments.false_alarms", description=__doc__)
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), help="METHOD-PRESET, or a YAML file")
-    parser.add_argument("--dataset", default="mnist")
-    parser.add_argument("--normal", nargs="+", default=[str(k) for k in range(10)])
-    parser.add_argument("--max-epochs", type=int, default=3, help="the promise does not depend on them (default: 3)")
-    parser.add_argument("--root", type=Path)
-    parser.add_argument("--runs", type=Path, default=Path("runs", "false_alarms"))
+    parser.add_argument("--dataset", default="mnist", help="a data set's name (default: mnist)")
+    parser.add_argument("--normal", nargs="+", default=[str(k) for k in range(10)], help="normal classes (default: 0 to 9)")
+    parser.add_argument("--max-epochs", type=int, default=3, help="the promise holds for any number (default: 3)")
+    parser.add_argument("--root", type=Path, help="where data sets lie (default: $ONECLASS_DATA or the user's cache)")
+    parser.add_argument("--runs", type=Path, default=Path("runs", "false_alarms"), help="default: runs/false_alarms")
     parser.add_argument("--out", type=Path, help="where the table goes (default: the runs folder)")
-    parser.add_argument("--jobs", type=int)
+    parser.add_argument("--jobs", type=int, help="cells at a time (default: one per core)")
     with one_line_errors():
         arguments = parser.parse_args(argv)
         settings = Settings(arguments.root, arguments.runs, max_epochs=arguments.max_epochs)
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def false_alarms(directory: Path) -> list[dict[str, object]]:
-    """One row for each rate α of a finished cell that its held-out samples are enough for; see :func:`count`."""
+    """Counts the false alarms of a finished cell, one row for each rate α for which it has enough held-out samples."""
     record = read_record(directory / FILE)
     chosen = CHOSEN[record["rule"]] if record["reached"] else CHOSEN["last"]
     calibration = load_checkpoint(directory / "checkpoints" / chosen)["calibration"].numpy()
@@ -72,15 +72,15 @@ def false_alarms(directory: Path) -> list[dict[str, object]]:
 
 
 def count(scores: Values, calibration: Values, alpha: float) -> dict[str, object]:
-    """False alarms among N fresh normals at a conformal threshold from n held-out ones, and whether two laws hold them.
+    """Counts false alarms among N new normals, and checks them against the binomial and the beta-binomial distribution.
 
-    Each fresh normal is flagged with probability k / (n + 1), k = ⌊α(n + 1)⌋, but given the held-out scores that probability is
-    itself drawn, from Beta(k, n + 1 - k): the alarms are beta-binomial. The binomial law leaves that out.
+    Each new normal is flagged with probability k / (n + 1), k = ⌊α(n + 1)⌋. Given the held-out scores, that probability is a
+    random draw from Beta(k, n + 1 - k), so the alarms are beta-binomial. The binomial distribution ignores this.
 
     Args:
-        scores: ``(N,)`` of the fresh normals, higher = more anomalous.
-        calibration: ``(n,)`` of the held-out ones, n at least 1/α - 1.
-        alpha: The rate, in (0, 1).
+        scores: ``(N,)`` scores of the new normals, higher = more anomalous.
+        calibration: ``(n,)`` scores of the held-out normals, n at least 1/α - 1.
+        alpha: The promised rate, in (0, 1).
 
     Example:
         >>> count([0.5, 2.5, 3.5], calibration=[1.0, 2.0, 3.0], alpha=0.5)["alarms"]
@@ -97,7 +97,7 @@ def count(scores: Values, calibration: Values, alpha: float) -> dict[str, object
 
 
 def report(counts: pd.DataFrame, folder: Path, command: str, console: Console) -> None:
-    """Prints the rate of each method over all its classes, and how many classes lie within the intervals; writes both."""
+    """Prints and writes the false alarm rate of each method, and how many classes lie within the intervals."""
     lines = []
     for (method, alpha), rows in counts.groupby(["method", "alpha"], sort=False):
         rates = rows["alarms"] / rows["fresh"]

@@ -7,7 +7,7 @@ PRESETS = ("paper", "official", "small", "tuned")
 AE_ONLY = "tuned,weight_latent=0,weight_visual=0"
 LATENT = "tuned,weight_visual=0"
 VISUAL = "tuned,mining_steps=null"
-UNMINED = "tuned,mining_steps=0"  # a classifier that nothing asks: not in the paper
+UNMINED = "tuned,mining_steps=0"  # C is trained but unused; not in the paper
 SCORES = ("reconstruction", "relative_reconstruction")
 
 EXPERIMENT = Experiment(

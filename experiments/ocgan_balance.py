@@ -1,4 +1,4 @@
-"""What each term of OCGAN's last step pulls with: gradient norms and the critics' accuracy, by checkpoint."""
+"""Prints the gradient norm of each term of OCGAN's last step, and the accuracy of the critics, for each checkpoint."""
 
 import argparse
 from collections.abc import Sequence
@@ -25,18 +25,18 @@ PULLS = {
     "De mse": ("decoder", "loss_reconstruction"),
     "De D_v": ("decoder", "loss_visual"),
 }
-"""The net and the term of each gradient; D_v does not reach the encoder, nor D_l the decoder."""
+"""The net and the loss term of each gradient. D_v has no gradient in the encoder, and D_l none in the decoder."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints a row for each checkpoint, in the order of their epochs, and writes them as CSV if asked to."""
+    """Prints a row for each checkpoint, ordered by epoch, and writes the rows as CSV if ``--out`` is given."""
     parser = Parser(prog="python -m experiments.ocgan_balance", description=__doc__)
-    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CKPT", help="of OCGAN with all its critics")
-    parser.add_argument("--dataset", default="mnist")
-    parser.add_argument("--normal", default="8")
-    parser.add_argument("--root", type=Path)
-    parser.add_argument("--batch-size", type=int, default=128, help="training images, the first ones (default: 128)")
-    parser.add_argument("--out", type=Path, metavar="CSV")
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CKPT", help="checkpoints of OCGAN with all its critics")
+    parser.add_argument("--dataset", default="mnist", help="a data set's name (default: mnist)")
+    parser.add_argument("--normal", default="8", help="the normal class (default: 8)")
+    parser.add_argument("--root", type=Path, help="where data sets lie (default: $ONECLASS_DATA or the user's cache)")
+    parser.add_argument("--batch-size", type=int, default=128, help="how many of the first training images (default: 128)")
+    parser.add_argument("--out", type=Path, metavar="CSV", help="also write the rows to this file")
     with one_line_errors():
         arguments = parser.parse_args(argv)
         rows = pd.DataFrame([measure(path, arguments) for path in arguments.checkpoints]).sort_values("epoch")
@@ -46,15 +46,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(path: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """One checkpoint's row: its epoch, and what :func:`balance` gives.
+    """Measures one checkpoint: its epoch, and the values of :func:`balance`.
 
     Raises:
-        InputError: It is no checkpoint of OCGAN with all critics.
+        InputError: It is not a checkpoint of OCGAN with all three critics.
     """
     detector = load_detector(path)
     module, preprocessing = detector.module, detector.preprocessing
     if not isinstance(module, OCGAN) or len(module.critics) < 3:
-        raise InputError(f"{path} is no OCGAN with all three critics")
+        raise InputError(f"{path} is not a checkpoint of OCGAN with all three critics: use a run of ocgan-paper or ocgan-tuned")
     data = OneClassDataModule(arguments.dataset, arguments.normal, arguments.root and str(arguments.root))
     stored = data.data.images[torch.from_numpy(data.splits.train[: arguments.batch_size])]
     torch.manual_seed(0)
@@ -63,10 +63,10 @@ def measure(path: Path, arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def balance(module: OCGAN, image: Tensor) -> dict[str, float]:
-    """Norms of the weighted terms' gradients on encoder and decoder, and how often each critic is right, in [0, 1].
+    """Computes the gradient norms of the weighted terms in encoder and decoder, and the accuracy of each critic.
 
     Args:
-        module: In training mode.
+        module: OCGAN in training mode.
         image: ``(B, *shape)`` training images.
 
     Example:
@@ -94,14 +94,14 @@ def balance(module: OCGAN, image: Tensor) -> dict[str, float]:
 
 
 def gradient_norm(loss: Tensor, net: nn.Module) -> float:
-    """The Euclidean norm of a loss's gradient by all parameters of a net; 0 where it does not depend on them."""
+    """The Euclidean norm of a loss's gradient with respect to all parameters of a net; 0 if it does not depend on them."""
     gradients = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True, allow_unused=True)
     squares = [gradient.square().sum() for gradient in gradients if gradient is not None]
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
 
 
 def show(rows: pd.DataFrame, console: Console) -> None:
-    """Prints the rows in 80 columns."""
+    """Prints the rows as a table of at most 80 columns."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in rows:
         table.add_column(str(name), justify="right", no_wrap=True)

@@ -8,13 +8,13 @@ PRESETS = ("small", "keras,backbone=squeezenet1_0,head_layers=0", "tuned")
 DETECTORS = ("ocsvm_linear", "bsvm", "mpm", "svdd", "knn")
 METRICS = ("auroc", "accuracy_fixed", "balanced_accuracy_threshold")
 
-# The paper's two nets by the weights of their convolutions, below the linear layers; the card says how to get the files
+# The paper's two nets without their linear layers; docs/backbones.md says how to get these files of weights
 VGG16 = "backbone=vgg16,weights=vgg16_features.pth,head_layers=0"
 ALEXNET = "backbone=alexnet,weights=alexnet_features.pth,head_layers=0"
 
 
 def compared(features: str, size: int) -> tuple[str, ...]:
-    """The compared methods on a backbone's features, as presets."""
+    """The presets of the compared classical methods on features of a backbone."""
     return tuple(f"classical-{detector},{features},image_size={size}" for detector in DETECTORS)
 
 
@@ -76,11 +76,11 @@ SHORT = (
     (",image_size=96", ""),
     (",", ", "),
 )
-"""What stands for parts of a row's name in pictures and in the terminal."""
+"""Parts of a row's name, and what replaces them in pictures and in the terminal."""
 
 
 def short_name(preset: str) -> str:
-    """A row's name as people say it: the method, the net, then what differs.
+    """A readable name of a row: the method, the net, then what differs.
 
     Example:
         >>> short_name(f"classical-knn,{VGG16},pooling=avg,instance_norm=true,image_size=224")
@@ -106,7 +106,7 @@ EXPERIMENT = Experiment(
             ("cifar10",),
             metrics=("auroc",),
         ),
-        # the paper's Tables I and II: each class is tested beside the abnormal images of its own
+        # The paper's Tables I and II: each class is tested beside the abnormal images of the same class
         *(Grid(PAPER, ("abnormality1001",), (f"standard,anomalous={k + 6}",), (str(k),), ("auroc",)) for k in range(6)),
         Grid(PAPER, ("umdaa02",), metrics=("auroc",)),
         Grid(PAPER, ("founder200",), ("standard,anomalous=100",), tuple(map(str, range(100))), ("auroc",)),

@@ -1,4 +1,4 @@
-"""A finished run in one picture: test images, what the module decodes, and the scores with the threshold."""
+"""Draws a finished run: test images, their reconstructions, and the scores with the threshold."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,14 +22,14 @@ from common.presets import read_config
 from common.training.checkpoints import CHOSEN, Rule
 
 IMAGES = 6
-"""Normal and anomalous images each, at even steps of their ranks by score: none is picked by hand."""
+"""Number of normal and of anomalous images, at equal steps of their rank by score, so that none is picked by hand."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draws a cell of a table whose module reconstructs its input, such as OCGAN."""
+    """Draws one cell of a table, if its module reconstructs the input, like OCGAN."""
     parser = Parser(prog="python -m experiments.picture", description=__doc__)
     parser.add_argument("run", type=Path, help="the folder of a finished cell, such as runs/ocgan-tuned/mnist/…/seed=0")
-    parser.add_argument("--out", type=Path, default=Path("picture.png"), metavar="PNG")
+    parser.add_argument("--out", type=Path, default=Path("picture.png"), metavar="PNG", help="default: picture.png")
     with one_line_errors():
         arguments = parser.parse_args(argv)
         figure = picture(arguments.run)
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def picture(run: Path) -> Figure:
-    """Images, reconstructions and the distribution of the record's score.
+    """Draws images, reconstructions and the distribution of the record's score.
 
     Raises:
         InputError: The folder holds no finished cell, or its module does not reconstruct.
@@ -71,7 +71,7 @@ def _evenly(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _draw_images(axes: Axes, images: NDArray[np.float32], decoded: NDArray[np.float32], flagged: NDArray[np.bool_]) -> None:
-    """Images above what is decoded of them, flagged ones framed."""
+    """Draws images above their reconstructions, with a frame around flagged ones."""
     low, high = images.min(), images.max()
     for place, pair in enumerate(zip(images, decoded, strict=True)):
         gap = 0.4 * (place >= IMAGES)

@@ -1,4 +1,4 @@
-"""Every table in every form, from the committed records, the older aggregates and the records of a runs folder."""
+"""Writes every table in every format, from committed records, older aggregates and the records of a runs folder."""
 
 import importlib
 import pkgutil
@@ -23,14 +23,14 @@ from common.files import write_whole
 from common.names import dataset_label
 
 FALLBACK = "quickstart"
-"""The experiment whose table holds the records that no other one declares."""
+"""The experiment whose table shows records that no other experiment declares."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints every experiment's tables, and writes each as CSV, Markdown, LaTeX and picture and all as ``index.html``."""
+    """Prints the tables of every experiment, and writes them as CSV, Markdown, LaTeX, pictures and ``index.html``."""
     parser = Parser(prog="python -m experiments.report", description=__doc__)
-    parser.add_argument("--runs", type=Path, help="whose records are added, with their figures (default: runs)")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="where everything goes (default: report)")
+    parser.add_argument("--runs", type=Path, help="runs folder whose records and figures are added (default: runs)")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="where all files are written (default: report)")
     with one_line_errors():
         arguments = parser.parse_args(argv)
         if arguments.runs and not arguments.runs.is_dir():
@@ -65,14 +65,14 @@ def declared() -> list[Experiment]:
 
 
 def records_of(runs: Path) -> Iterator[Record]:
-    """The records of a runs folder with their ``folder``; those that the present source did not make are ``stale``."""
+    """Yields the records of a runs folder with their ``folder``; records of an earlier source are marked ``stale``."""
     for path in sorted(runs.glob(f"*/*/*/normal=*/seed=*/{FILE}")):
         record = read_record(path) | {"folder": path.parent}
         yield record | {"stale": record["stale"] or ("" if is_current(record) else "the code has changed")}
 
 
 def homes(record: Record, known: Sequence[Experiment]) -> list[str]:
-    """The experiments that declare a record's cell or its base's, its own method's first; else that one, or the quickstart."""
+    """The experiments that show a record: those that declare it or its base, else that of its method, else the quickstart."""
     method = record["name"].partition("-")[0]
     found = [experiment.name for experiment in known if _declares(experiment, record)]
     found = found or [experiment.name for experiment in known if experiment.name == method]
@@ -87,12 +87,12 @@ def _declares(experiment: Experiment, record: Record) -> bool:
 
 
 def chapter(experiment: Experiment, records: Sequence[Record], results: Path = RESULTS) -> Chapter:
-    """An experiment's part of the page.
+    """Makes the chapter of an experiment for the page.
 
     Args:
-        experiment: With its grids.
-        records: Of a runs folder, with their ``homes``; those of the experiment are added to what is published, and those
-            that have no earlier home give figures.
+        experiment: The experiment with its grids.
+        records: Records of a runs folder with their ``homes``. Those of the experiment are added to the published ones;
+            figures are shown for records whose first home it is.
         results: The folder of published records and aggregates.
     """
     name = experiment.name

@@ -1,4 +1,4 @@
-"""Random cells of the published tables, trained again and set beside what is published."""
+"""Trains random cells of the published tables again, and compares the numbers."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,16 +26,16 @@ from experiments.report import declared
 ROW = ["name", "dataset", "protocol", "normal"]
 VALUE = [*KEY, "normal"]
 ROUNDING = 0.0005
-"""What one seed's value may differ by, and that of a detector without randomness from a printed table."""
+"""Allowed difference of one seed's value, and of a deterministic detector from a rounded table."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draws rows of single classes, trains each with its seeds, and says whether the numbers come again.
+    """Draws rows of single classes, trains them with their seeds, and says whether the numbers are reproduced.
 
-    A published record is compared seed by seed. If a value differs, as between machines, and for the older aggregates, the
-    new mean is to lie in the row's interval.
+    Published records are compared seed by seed. If a value differs, for example on another machine, and for older aggregates,
+    the new mean must lie in the interval of the row.
 
-    Exit status: 0, 1 where a row is not reproduced, 2 for a mistake of the user's.
+    Exit status: 0; 1 if a row is not reproduced; 2 after a mistake in the command.
     """
     with one_line_errors():
         arguments = _parser().parse_args(argv)
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         names = rows[ROW].drop_duplicates()
         if len(names) < arguments.cells:
             reasons = "".join(f"; {reason}" for reason in missing.values())
-            raise InputError(f"of these {len(names)} rows are published with all that it takes: give fewer --cells{reasons}")
+            raise InputError(f"only {len(names)} of these rows can be checked: give fewer --cells, or other rows{reasons}")
         rows = rows.merge(names.sample(arguments.cells, random_state=arguments.draw))
         before = expected(arguments.results)
         settings = Settings(arguments.root, arguments.runs, chosen_device(arguments.device))
@@ -63,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def candidates(results: Path = RESULTS) -> pd.DataFrame:
-    """The rows of single classes in the published tables whose numbers can be told from others.
+    """The published rows of single classes that can be checked.
 
-    Those are rows with an interval, rows of detectors without randomness, whose interval is rounding, and rows of records.
+    These are rows with an interval, rows of deterministic detectors, whose interval is the rounding, and rows of records.
 
     Example:
         >>> "alocc-stable" in set(candidates()["name"])
@@ -82,22 +82,22 @@ def candidates(results: Path = RESULTS) -> pd.DataFrame:
 
 
 def expected(results: Path = RESULTS) -> pd.DataFrame:
-    """Every value of the published records, as :func:`common.experiment.table.long` gives it."""
+    """Every value of the published records, in the format of :func:`common.experiment.table.long`."""
     files = [results / f"{known.name}.jsonl" for known in declared()]
     return long(record for path in files for record in read_published(path)).drop_duplicates([*VALUE, "seed"])
 
 
 def verdicts(rows: pd.DataFrame, before: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
-    """Rows with their new mean ``again``, the largest ``difference`` of a seed, and the ``verdict``.
+    """Adds the new mean ``again``, the largest ``difference`` of a seed and the ``verdict`` to rows.
 
     Args:
-        rows: As :func:`candidates` gives them.
-        before: The published values, as :func:`expected` gives them.
-        again: The new ones.
+        rows: Rows of :func:`candidates`.
+        before: The published values, see :func:`expected`.
+        again: The new values, in the same format.
 
     Returns:
-        ``same`` where no seed of a record differs by more than :data:`ROUNDING`, else ``within`` where the new mean lies in the
-        interval, else ``outside``, as where a value is not there any more.
+        The verdict is ``same`` if no seed of a record differs by more than :data:`ROUNDING`, else ``within`` if the new mean
+        lies in the interval, else ``outside``, also if a value is missing.
     """
     pairs = before.merge(again[[*VALUE, "seed", "value"]], how="left", on=[*VALUE, "seed"], suffixes=("", "_again"))
     pairs["difference"] = (pairs["value"] - pairs["value_again"]).abs().fillna(np.inf)
@@ -109,7 +109,7 @@ def verdicts(rows: pd.DataFrame, before: pd.DataFrame, again: pd.DataFrame) -> p
 
 
 def show(compared: pd.DataFrame, console: Console) -> None:
-    """Prints what :func:`verdicts` gives."""
+    """Prints the rows of :func:`verdicts`."""
     lines = [
         {
             "": f"{row['name']} {row['score']}\n  {row['dataset']} {row['protocol']} normal={row['normal']}",
@@ -127,11 +127,11 @@ def show(compared: pd.DataFrame, console: Console) -> None:
 def _parser() -> Parser:
     parser = Parser(prog="python -m experiments.reproduce", description=__doc__)
     add = parser.add_argument
-    add("--cells", type=int, default=2, help="how many (default: 2)")
-    add("--draw", type=int, default=0, help="another number draws others")
-    add("--presets", nargs="+", help="METHOD-PRESET; all by default")
-    add("--datasets", nargs="+", help="all that are there by default")
-    add("--root", type=Path, help="where data sets lie; $ONECLASS_DATA or the user's cache by default")
+    add("--cells", type=int, default=2, help="number of rows to draw (default: 2)")
+    add("--draw", type=int, default=0, help="seed of the draw; another number draws other rows")
+    add("--presets", nargs="+", help="METHOD-PRESET, several (default: all)")
+    add("--datasets", nargs="+", help="names of data sets (default: all that are there)")
+    add("--root", type=Path, help="where data sets lie (default: $ONECLASS_DATA or the user's cache)")
     add("--runs", type=Path, default=Path("reproduced"), help="where records go (default: reproduced)")
     add("--jobs", type=int, help="cells at a time (default: one per core)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -140,7 +140,7 @@ def _parser() -> Parser:
 
 
 def _cells(rows: pd.DataFrame, before: pd.DataFrame) -> list[Cell]:
-    """Of records the seeds that they have, of aggregates as many as they are of."""
+    """The cells of rows, with the seeds of their records, or as many seeds as their aggregate has."""
     cells = []
     for row in rows.drop_duplicates(ROW).to_dict("records"):
         name, dataset, protocol, normal = (row[column] for column in ROW)
@@ -151,7 +151,7 @@ def _cells(rows: pd.DataFrame, before: pd.DataFrame) -> list[Cell]:
 
 
 def _missing(datasets: Iterable[str], root: Path | None) -> dict[str, str]:
-    """The data sets that cannot be had here, and why."""
+    """The data sets that cannot be loaded here, and why."""
     missing = {}
     for dataset in datasets:
         try:

@@ -1,4 +1,4 @@
-"""What to look at while OCGAN trains."""
+"""Figures of OCGAN's latent space, drawn during training."""
 
 from collections.abc import Mapping
 
@@ -10,11 +10,11 @@ from common.evaluation.figures import image_grid
 
 
 def mining_grid(images: Mapping[str, Tensor], logits: Mapping[str, Tensor]) -> Figure:
-    """Up to 8 decoded latents of each kind in a row, with the classifier's probability of *normal* above each.
+    """Draws up to 8 decoded latents of each kind in a row, with the classifier's probability of *normal* above each.
 
     Args:
-        images: By kind, such as ``random`` and ``mined``, ``(B, C, H, W)``.
-        logits: By kind, the classifier's, ``(B,)``; empty where there is no classifier.
+        images: Decoded images by kind, such as ``random`` and ``mined``, ``(B, C, H, W)``.
+        logits: Logits of the classifier by kind, ``(B,)``; empty if there is no classifier.
 
     Example:
         >>> import torch
@@ -37,7 +37,7 @@ def mining_grid(images: Mapping[str, Tensor], logits: Mapping[str, Tensor]) -> F
 
 
 def latent_histogram(latent: Tensor) -> Figure:
-    """The entries of codes, pooled, against the uniform density that the latent discriminator wants, 1/2 on (-1, 1).
+    """Draws a histogram of all entries of codes, and the uniform density on (-1, 1) that the latent discriminator asks for.
 
     Args:
         latent: ``(B, d)`` in (-1, 1).

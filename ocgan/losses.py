@@ -1,6 +1,6 @@
-"""OCGAN's objectives as pure functions (Perera, Nallapati and Xiang, CVPR 2019, Section 3).
+"""OCGAN's losses as pure functions (Perera, Nallapati and Xiang, CVPR 2019, Section 3).
 
-Every critic (latent discriminator, visual discriminator, classifier) gives logits, ``(B,)``; there is no sigmoid but here.
+Every critic (latent discriminator, visual discriminator, classifier) returns ``(B,)`` logits; only the losses apply a sigmoid.
 """
 
 from torch import Tensor
@@ -8,15 +8,15 @@ from torch.nn import functional as F
 
 
 def critic_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """What a critic minimises: ``-E[log σ(real)] - E[log(1 - σ(fake))]``, a scalar.
+    """The loss of a critic: ``-E[log σ(real)] - E[log(1 - σ(fake))]``, a scalar.
 
-    Of the latent discriminator ``real`` are uniform latents and ``fake`` encodings (l_latent), of the visual discriminator
-    images and decoded uniform latents (l_visual, with Algorithm 1's labels), of the classifier reconstructions and decoded
-    uniform latents (l_classifier).
+    ``real`` and ``fake`` are uniform latents and codes for the latent discriminator (l_latent), images and decoded uniform
+    latents for the visual discriminator (l_visual, with the labels of Algorithm 1), and reconstructions and decoded uniform
+    latents for the classifier (l_classifier).
 
     Args:
-        real: ``(B,)`` logits of what is labelled 1.
-        fake: ``(B',)`` logits of what is labelled 0; there may be fewer.
+        real: ``(B,)`` logits of inputs with label 1.
+        fake: ``(B',)`` logits of inputs with label 0; there may be fewer.
 
     Example:
         >>> import torch
@@ -27,7 +27,7 @@ def critic_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def fooling_loss(fake: Tensor) -> Tensor:
-    """What encoder and decoder minimise against a critic: ``-E[log σ(fake)]``, a scalar; label 1, as in Algorithm 1.
+    """The loss of encoder and decoder against a critic: ``-E[log σ(fake)]``, a scalar, with label 1 as in Algorithm 1.
 
     Example:
         >>> import torch
@@ -40,16 +40,16 @@ def fooling_loss(fake: Tensor) -> Tensor:
 def relative_error(reconstruction: Tensor, image: Tensor) -> Tensor:
     """Squared error in proportion to the image's contrast: ``Σ (x - x̂)² / √(n Σ (x - min x)²)``; not in the paper.
 
-    A drawing of many strokes has a larger squared error than one of few, however well both are known: the error of a
-    stroke's rim grows with its length. Division by the root of the image's energy above its own darkest value takes half
-    of that away.
+    A drawing with many strokes has a larger squared error than one with few, even if both are familiar, because errors occur
+    at the edges of strokes. Dividing by the root of the image's energy above its darkest value removes half of that
+    effect.
 
     Args:
         reconstruction: ``(B, ...)``, ``n`` values each.
         image: ``(B, ...)``.
 
     Returns:
-        ``(B,)``, at least 0; of a constant image, its squared error over a small number.
+        ``(B,)``, at least 0. For a constant image the squared error is divided by a small constant.
 
     Example:
         >>> import torch

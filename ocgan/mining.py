@@ -11,21 +11,21 @@ from torch.nn import functional as F
 def mine(
     decoder: Callable[[Tensor], Tensor], classifier: Callable[[Tensor], Tensor], start: Tensor, steps: int, step_size: float
 ) -> Tensor:
-    """Moves latents to where the classifier takes the decoded images for abnormal.
+    """Moves latents to points whose decoded images look abnormal to the classifier.
 
-    Gradient descent on each latent's own cross-entropy with the label *abnormal*, ``-log(1 - σ(C(De(tanh m))))``, in
-    ``m = artanh l``, so that ``l`` stays in (-1, 1). Gradients are taken with respect to ``m`` alone: no parameter of
-    either net receives one.
+    It is gradient descent on the cross-entropy of each latent with the label *abnormal*, ``-log(1 - σ(C(De(tanh m))))``, in
+    ``m = artanh l``, so that ``l`` stays in (-1, 1). Gradients are taken with respect to ``m`` only, so the nets get
+    none.
 
     Args:
         decoder: ``(B, d)`` latents to images.
         classifier: Images to ``(B,)`` logits of being a reconstruction of a normal image.
         start: ``(B, d)`` in [-1, 1).
-        steps: Sub-iterations, 5 in the paper.
-        step_size: Of each.
+        steps: Number of steps, 5 in the paper.
+        step_size: Step size of gradient descent.
 
     Returns:
-        ``(B, d)``, a leaf in (-1, 1), without a graph.
+        ``(B, d)`` in (-1, 1), detached.
 
     Example:
         >>> start = torch.zeros(2, 3)

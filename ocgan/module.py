@@ -1,4 +1,4 @@
-"""OCGAN, the one-class novelty detector with a constrained latent space."""
+"""OCGAN: its nets, optimisers, training step and scores."""
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -27,21 +27,21 @@ class OCGAN(OneClassModule):
 
     Args:
         shape: ``(C, H, W)`` of an image, or ``(F,)`` of a flat vector, for which the nets are dense.
-        network: ``padded``, the text's nets for any size, or ``released``, the code's for 61x61.
+        network: ``padded``, the nets of the text, for any size, or ``released``, those of the code, for 61x61.
         width: Channels of the encoder's first convolution.
         latent: ``d``, the size of the latent cube (-1, 1)^d.
         visual_width: Channels of the visual discriminator's first convolution.
         classifier_width: Channels of the classifier's first convolution.
-        noise_std: Standard deviation of the noise on the training input, in the images' units.
+        noise_std: Standard deviation of the Gaussian noise on training inputs, in units of the preprocessed images.
         lambda_mse: Weight of the reconstruction loss, λ.
-        reduction: How that loss is reduced over an image.
-        weight_latent: Weight of the encoder's loss against the latent discriminator; at 0 there is none.
-        weight_visual: Weight of the decoder's loss against the visual discriminator; at 0 there is none, and no classifier.
-        mining_steps: Sub-iterations of mining; at 0 the classifier is trained and nothing is mined, at None there is none.
+        reduction: Whether the squared error of an image is summed or averaged.
+        weight_latent: Weight of the encoder's loss against the latent discriminator; 0 removes the discriminator.
+        weight_visual: Weight of the decoder's loss against the visual discriminator; 0 removes it and the classifier.
+        mining_steps: Number of mining steps; 0 trains the classifier without mining, None removes the classifier.
         mining_step_size: Step size of each sub-iteration.
-        mining_start: Share of the training after which mining begins, in [0, 1].
-        random_share: Random latents per image of the batch, in (0, 1].
-        inference_codes: Latent discriminator and classifier see codes and reconstructions made in inference mode.
+        mining_start: Fraction of the epochs before mining begins, in [0, 1].
+        random_share: Number of random latents per image of the batch, in (0, 1].
+        inference_codes: Whether latent discriminator and classifier see codes and reconstructions made in inference mode.
         lr: Adam's rate for encoder and decoder; betas are 0.5 and 0.999.
         lr_critics: Adam's rate for the latent discriminator, the visual discriminator and the classifier.
         schedule: Schedule of both rates: ``constant``, or ``cosine`` to 0 at the last iteration.
@@ -101,14 +101,13 @@ class OCGAN(OneClassModule):
         return optimizers
 
     def scheduler(self, name: str, optimizer: Optimizer) -> dict[str, Any] | None:
-        """The same for all."""
+        """The schedule, the same for all optimisers."""
         return self.cosine(optimizer) if self.hparams.schedule == "cosine" else None
 
     def training_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
-        """Algorithm 1: the classifier, the two discriminators, informative-negative mining, then encoder and decoder.
+        """Algorithm 1: trains the classifier, the two discriminators, then mines, then trains encoder and decoder.
 
-        Codes, reconstructions and decoded random latents are computed once. They serve every step before which their nets
-        have not moved.
+        Codes, reconstructions and decoded random latents are computed once, and reused until one of their nets is updated.
         """
         h, image = self.hparams, batch.image
         losses: dict[str, Tensor] = {}
@@ -144,7 +143,7 @@ class OCGAN(OneClassModule):
         return losses | terms
 
     def critic_step(self, name: str, real: Tensor, fake: Tensor) -> Tensor:
-        """One step of a critic towards 1 on ``real`` and 0 on ``fake``; its loss, a scalar."""
+        """Takes one step of a critic towards 1 on ``real`` and 0 on ``fake``; returns its loss, a scalar."""
         critic = self.critics[name]
         with self.toggled(name):
             loss = critic_loss(critic(real), critic(fake))
@@ -152,7 +151,7 @@ class OCGAN(OneClassModule):
         return loss
 
     def generator_losses(self, image: Tensor, latent: Tensor, reconstruction: Tensor, fake: Tensor | None) -> dict[str, Tensor]:
-        """The terms that encoder and decoder descend, weighted by :attr:`generator_weights`; a new term counts once.
+        """The loss terms of encoder and decoder; :attr:`generator_weights` has their weights, and a new term has weight 1.
 
         Args:
             image: ``(B, *shape)``, ``x``.
@@ -161,7 +160,7 @@ class OCGAN(OneClassModule):
             fake: ``(B', *shape)`` decoded random latents, mined once mining has begun; None without a visual discriminator.
 
         Returns:
-            Scalars by the name under which they are logged.
+            Scalar losses by name, logged as ``train/<name>``.
         """
         terms = {"loss_reconstruction": self.reconstruction_loss(reconstruction, image)}
         if "latent_discriminator" in self.critics:
@@ -182,19 +181,19 @@ class OCGAN(OneClassModule):
 
     @property
     def mines(self) -> bool:
-        """Whether this epoch's decoder learns from mined latents."""
+        """Whether the decoder learns from mined latents in the current epoch."""
         h = self.hparams
         begun = self.current_epoch >= h.mining_start * (self.trainer.max_epochs or 0)
         return bool("classifier" in self.critics and h.mining_steps and begun)
 
     def decoded(self, latent: Tensor, graph: bool) -> Tensor:
-        """``De(l)`` of random latents, ``(B, d)`` to ``(B, *shape)``; batch norm's running statistics stay."""
+        """Decodes random latents, ``(B, d)`` to ``(B, *shape)``, without updating batch norm's running statistics."""
         with torch.set_grad_enabled(graph), kept_statistics(self.decoder):
             image: Tensor = self.decoder(latent)
         return image
 
     def mined(self, latent: Tensor) -> Tensor:
-        """:func:`ocgan.mining.mine` from ``latent``, ``(B, d)``, with the nets as they are now."""
+        """Mines from ``latent``, ``(B, d)``, with the current nets, see :func:`ocgan.mining.mine`."""
         h, classifier = self.hparams, self.critics["classifier"]
         with kept_statistics(self.decoder, classifier):
             return mine(self.decoder, classifier, latent, h.mining_steps, h.mining_step_size)
@@ -221,7 +220,7 @@ class OCGAN(OneClassModule):
         return reconstruction
 
     def scores(self, x: Tensor) -> dict[str, Tensor]:
-        """The mean squared error of ``De(En(x))``, the same by contrast, and ``-logit Dv(x)`` where there is one; ``(B,)``."""
+        """Squared error of ``De(En(x))``, the same relative to contrast, and ``-logit D_v(x)`` if D_v exists; each ``(B,)``."""
         reconstruction = self.reconstruct(x)
         scores = {
             "reconstruction": squared_error(reconstruction, x),
@@ -233,7 +232,7 @@ class OCGAN(OneClassModule):
 
     @torch.no_grad()
     def figures(self, x: Tensor) -> Mapping[str, Figure]:
-        """What the latent cube decodes to, before and after mining, in the classifier's eyes, and where codes lie in it.
+        """Draws decoded random latents before and after mining, with the classifier's opinion, and a histogram of the codes.
 
         Args:
             x: ``(B, *shape)`` held-out normal images.
@@ -245,7 +244,7 @@ class OCGAN(OneClassModule):
         images, logits = {"random": self.decoder(random)}, {}
         if "classifier" in self.critics:
             h, classifier = self.hparams, self.critics["classifier"]
-            # a validation loop's inference mode would forbid the search
+            # Mining needs gradients, which the validation loop's inference mode forbids
             with torch.inference_mode(False), torch.enable_grad():
                 mined = mine(self.decoder, classifier, random.clone(), h.mining_steps, h.mining_step_size)
             images["mined"] = self.decoder(mined)

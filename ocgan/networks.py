@@ -1,4 +1,4 @@
-"""Encoder, decoder and critics: for images of any size, for flat vectors, and the released code's for 61x61."""
+"""OCGAN's encoder, decoder and critics, for images of any size and flat vectors, and those of the code for 61x61."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,11 +12,11 @@ from common.errors import InputError
 from common.networks import bounded_decoder, bounded_encoder, dense, discriminator, is_flat, normal_start
 
 Critic = Callable[[int], nn.Module]
-"""From a base width to a net, ``(B, *shape)`` to ``(B,)`` logits."""
+"""A function from a base width to a net, which maps ``(B, *shape)`` to ``(B,)`` logits."""
 
 
 class Nets(NamedTuple):
-    """``encoder``: ``(B, *shape)`` to ``(B, d)`` in (-1, 1); ``decoder``: back; ``critic``: makes a critic of images."""
+    """An ``encoder`` from ``(B, *shape)`` to ``(B, d)`` in (-1, 1), a ``decoder`` back, and a maker of image critics."""
 
     encoder: nn.Module
     decoder: nn.Module
@@ -24,17 +24,17 @@ class Nets(NamedTuple):
 
 
 def build(shape: Sequence[int], width: int, latent: int, network: Literal["padded", "released"]) -> Nets:
-    """The nets of one shape.
+    """Builds the encoder, the decoder and the maker of critics for inputs of one shape.
 
     Args:
-        shape: ``(C, H, W)``, or ``(F,)`` for dense nets, whatever ``network``.
+        shape: ``(C, H, W)``, or ``(F,)`` for dense nets, with any ``network``.
         width: Channels of the encoder's first convolution.
         latent: ``d``.
-        network: ``padded``: three 5x5 stride-2 convolutions, as in the text, for any size; ``released``: the code's four
-            without padding, for 61x61 only.
+        network: ``padded``: three 5x5 stride-2 convolutions, as in the text, for any size; ``released``: four without
+            padding, as in the code, for 61x61 only.
 
     Raises:
-        InputError: ``released`` for another size, or a shape of another length.
+        InputError: The shape has another length, or ``released`` is used for another size.
 
     Example:
         >>> nets = build((3, 61, 61), 64, 16, "released")
@@ -53,7 +53,7 @@ def build(shape: Sequence[int], width: int, latent: int, network: Literal["padde
 
 
 def latent_critic(latent: int) -> nn.Sequential:
-    """The latent discriminator: 128, 64, 32 and 16 units as in the paper, and one logit.
+    """The latent discriminator: a dense net with 128, 64, 32 and 16 units as in the paper, and one logit.
 
     Example:
         >>> import torch
@@ -65,7 +65,7 @@ def latent_critic(latent: int) -> nn.Sequential:
 
 @contextmanager
 def kept_statistics(*nets: nn.Module) -> Iterator[None]:
-    """Batch norm uses the batch's statistics, as the nets' modes say, and leaves its running ones as they are."""
+    """Context in which batch norm does not update its running statistics; in training mode it uses those of the batch."""
     norms = [layer for net in nets for layer in net.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
     tracked = [norm.track_running_stats for norm in norms]
     for norm in norms:
@@ -82,7 +82,7 @@ def _padded_critic(shape: Sequence[int], base: int) -> nn.Module:
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
-    """MXNet's momentum of 0.1 is PyTorch's 0.9."""
+    """Batch norm as in the code: MXNet's momentum of 0.1 is 0.9 in PyTorch."""
     return nn.BatchNorm2d(channels, momentum=0.9)
 
 

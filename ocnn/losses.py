@@ -1,4 +1,4 @@
-"""The equations of OC-CNN, as pure functions."""
+"""OC-CNN's normalisation, noise, loss and score as pure functions (Oza and Patel, IEEE SPL 2018)."""
 
 from collections.abc import Sequence
 
@@ -7,18 +7,18 @@ from torch import Tensor
 from torch.nn import functional
 
 TARGET, NOISE = 0, 1
-"""The two classes, as the authors' code numbers them."""
+"""Class numbers of normal images and of noise, as in the authors' code."""
 
 
 def instance_norm(features: Tensor, sizes: Sequence[int] = ()) -> Tensor:
-    """Each feature vector minus its own mean, divided by its own standard deviation (Sec. II-B).
+    """Subtracts each feature vector's own mean and divides by its own standard deviation (Sec. II-B).
 
     Args:
         features: ``(B, D)``.
-        sizes: Of parts that are normalised each by itself, D in all; one part by default.
+        sizes: Sizes of parts that are normalised separately; their sum is D. By default there is one part.
 
     Returns:
-        ``(B, D)``, of zero mean and unit variance over the entries of each part.
+        ``(B, D)``, with zero mean and unit variance over the entries of each part.
 
     Example:
         >>> instance_norm(torch.tensor([[1.0, 3.0], [10.0, 50.0]])).round(decimals=3).tolist()
@@ -29,7 +29,7 @@ def instance_norm(features: Tensor, sizes: Sequence[int] = ()) -> Tensor:
 
 
 def pseudo_negatives(features: Tensor, sigma: float) -> Tensor:
-    """As many vectors of fresh noise N(0, σ²I) as there are features, ``(B, D)``.
+    """Draws as many vectors of noise N(0, σ²I) as there are feature vectors, ``(B, D)``.
 
     Example:
         >>> noise = pseudo_negatives(torch.ones(1000, 50), sigma=0.5)
@@ -40,7 +40,7 @@ def pseudo_negatives(features: Tensor, sigma: float) -> Tensor:
 
 
 def cross_entropy(logits: Tensor) -> Tensor:
-    """Eq. 1: the mean cross-entropy of 2B rows, of which the first B are the target class and the others noise.
+    """The loss of Eq. 1: the mean cross-entropy of 2B rows, first B of the target class and then B of noise.
 
     Args:
         logits: ``(2B, 2)``.
@@ -58,9 +58,9 @@ def cross_entropy(logits: Tensor) -> Tensor:
 
 
 def logit_difference(logits: Tensor) -> Tensor:
-    """How much more a row looks like noise than like the target: the difference of its logits, ``(B, 2)`` to ``(B,)``.
+    """The anomaly score: logit of noise minus logit of the target class, ``(B, 2)`` to ``(B,)``.
 
-    Its sigmoid is the probability of noise, which saturates.
+    Its sigmoid would be the probability of noise, which saturates.
 
     Example:
         >>> logit_difference(torch.tensor([[3.0, -1.0]]))

@@ -1,4 +1,4 @@
-"""The one-class convolutional neural network."""
+"""OC-CNN: its nets, optimisers, training step and scores."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -16,35 +16,35 @@ from ocnn.networks import classifier, extractor
 
 
 class OCCNN(OneClassModule):
-    """A classifier between the features of normal images and Gaussian noise in feature space; an anomaly looks like noise.
+    """A classifier that tells features of normal images from Gaussian noise in feature space; anomalies look like noise.
 
     Oza and Patel, "One-Class Convolutional Neural Network", IEEE Signal Processing Letters 2018. Presets in ``configs``:
     ``paper``, ``official``, ``keras``, ``tuned`` and smaller ones; the card says what each is.
 
     Args:
-        shape: ``(C, H, W)`` of an image in [0, 1], or ``(F,)`` of a flat vector, which is its own feature.
+        shape: ``(C, H, W)`` of an image in [0, 1], or ``(F,)`` of a flat vector, which is used as feature.
         backbone: A net of torchvision; ``none`` trains a small convolutional net from scratch.
-        weights: A member of the backbone's weights in torchvision, or a ``.pth`` file with those of the whole net or of its
-            convolutions; None for random ones.
-        head_layers: Number of linear layers of the backbone's classifier that are kept; what follows the last is cut off.
-            Several numbers give the features after each of those layers, side by side.
-        fine_tuned: Whether these layers are trained; otherwise they are frozen, as the convolutions always are.
-        pooling: ``avg``: the mean of the last feature map in place of VGG's or AlexNet's grid of means, without linear layers.
-        instance_norm: Whether real features are normalised, those of each layer by themselves; noise never is.
+        weights: A member of the backbone's weights in torchvision, or a ``.pth`` file of the whole net or of its
+            convolutions; None for random weights.
+        head_layers: Number of linear layers of the backbone's classifier that are kept; nothing follows the last of them.
+            Several numbers concatenate the features after each of those layers.
+        fine_tuned: Whether these layers are trained; otherwise they are frozen. Convolutions are always frozen.
+        pooling: ``avg`` averages the last feature map, instead of VGG's or AlexNet's grid of means; without linear layers.
+        instance_norm: Whether the features of images are normalised, separately for each layer; noise never is.
         classifier_widths: Hidden layers of the classifier; the paper has one as wide as the features, its code none.
         sigma: Standard deviation of the noise, σ.
-        lr: Adam's rate for the backbone's layers and for the classifier, each with an optimiser of its own.
-        iterations: Number of batches after which training ends, at the end of the epoch; None for the trainer's epochs.
+        lr: Adam's rate, for both optimisers: that of the backbone's layers and that of the classifier.
+        iterations: Number of batches; training ends with the epoch that reaches it. None for the trainer's epochs.
         nu: ν of the linear one-class SVM on the features, the paper's OC-SVM+.
         score: ``logit_difference`` or ``ocsvm``.
         threshold_quantile: Quantile of the held-out samples' scores that becomes the threshold, in (0, 1).
 
     Attributes:
-        coef: ``(D,)`` weights of that SVM, fitted after every epoch that may be tested; zero before.
+        coef: ``(D,)`` weights of the SVM, fitted after every epoch that may be tested; zero before.
         intercept: The SVM's intercept, a scalar.
 
     Raises:
-        InputError: What :func:`ocnn.networks.extractor` refuses.
+        InputError: :func:`ocnn.networks.extractor` refuses the arguments.
 
     Example:
         >>> import torch
@@ -88,12 +88,12 @@ class OCCNN(OneClassModule):
         self.register_buffer("intercept", torch.zeros((), dtype=torch.float64))
 
     def named_optimizers(self) -> dict[str, Optimizer]:
-        """One for the trained layers below the classifier, if there are any, then one for the classifier."""
+        """Adam for the trained layers of the backbone, if there are any, and Adam for the classifier."""
         nets = {"backbone": self.head, "classifier": self.classifier}
         return {name: Adam(net.parameters(), self.hparams.lr) for name, net in nets.items() if len(net)}
 
     def training_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
-        """Features of B images over B rows of noise, through the classifier; both optimisers one step down Eq. 1."""
+        """Classifies the features of B images and B rows of noise, and takes one step of both optimisers on Eq. 1."""
         # 1. features of B target images, instance-normalised
         features = self.features(batch.image)
 
@@ -107,7 +107,7 @@ class OCCNN(OneClassModule):
         return {"loss": loss}
 
     def after_epoch(self, batches: Iterable[Sample]) -> None:
-        """OC-SVM+: the one-class SVM on the features of the training set, made as at test, from all processes."""
+        """OC-SVM+: fits the one-class SVM to the features of the training set, in eval mode, gathered from all processes."""
         features = torch.cat([self.features(batch.image).relu() for batch in batches])
         features = torch.as_tensor(self.all_gather(features)).flatten(0, -2)
         svm = OneClassSVM(kernel="linear", nu=self.hparams.nu).fit(features.double().cpu().numpy())
@@ -115,23 +115,23 @@ class OCCNN(OneClassModule):
         self.intercept.copy_(torch.tensor(svm.intercept_[0]))
 
     def fixed(self, x: Tensor) -> Tensor:
-        """Features of the frozen layers, ``(B, F)``, of images or as they are; where nothing is frozen, ``x`` itself."""
+        """Features of the frozen layers, ``(B, F)``; returns ``x`` if it holds features already or nothing is frozen."""
         return x if self.extractor is None or x.ndim == 2 else self.extractor(x)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the classifier sees of real inputs, ``(B, D)``."""
+        """The features of images that the classifier sees, ``(B, D)``."""
         features: Tensor = self.head(self.fixed(x))
         sizes = () if self.extractor is None else self.extractor.sizes
         return instance_norm(features, sizes) if self.hparams.instance_norm else features
 
     def scores(self, x: Tensor) -> dict[str, Tensor]:
-        """Logit of noise minus logit of the target class, and minus the one-class SVM's decision function; each ``(B,)``."""
+        """Logit of noise minus logit of the target class, and the negative decision function of the SVM; each ``(B,)``."""
         features = self.features(x)
         ocsvm = -(features.relu().double() @ self.coef + self.intercept)
         return {"logit_difference": logit_difference(self.classifier(features)), "ocsvm": ocsvm}
 
     def embed(self, x: Tensor) -> Tensor:
-        """The features, ``(B, D)``."""
+        """The features that the classifier sees, ``(B, D)``."""
         return self.features(x)
 
     def frozen(self) -> Frozen | None:
@@ -139,7 +139,7 @@ class OCCNN(OneClassModule):
         return self.extractor
 
     def on_fit_start(self) -> None:
-        """The number of epochs from the number of iterations."""
+        """Sets the number of epochs from the number of iterations."""
         super().on_fit_start()
         if self.hparams.iterations:
             loop = self.trainer.fit_loop

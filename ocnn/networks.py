@@ -1,4 +1,4 @@
-"""OC-CNN's parts: the feature extractor and the classifier behind it."""
+"""OC-CNN's nets: the feature extractor and the classifier."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,18 +19,18 @@ def extractor(
     fine_tuned: bool,
     pooling: Literal["avg"] | None = None,
 ) -> tuple[Frozen | None, nn.Sequential]:
-    """What makes features of inputs: a frozen part, if any, and the layers that are trained, if any.
+    """Builds the feature extractor: a frozen part, if any, and the layers that are trained, if any.
 
     Args:
         shape: ``(C, H, W)`` or ``(F,)``.
-        backbone: A net of torchvision; or ``none``, for flat vectors as they are, and for images a small net of its own.
-        weights: As :func:`common.backbones.split`, with the next three; without meaning for ``none``.
-        head_layers: How many linear layers of the classifier are kept; several numbers for features side by side.
-        fine_tuned: Whether they are trained.
+        backbone: A net of torchvision; or ``none``, which uses flat vectors as features and trains a small net on images.
+        weights: See :func:`common.backbones.split`, also for the next three; unused for ``none``.
+        head_layers: Number of linear layers of the classifier that are kept; several numbers concatenate features.
+        fine_tuned: Whether these layers are trained.
         pooling: ``avg`` for the mean of the last feature map.
 
     Raises:
-        InputError: A backbone for inputs that are not RGB images, or what :func:`common.backbones.split` refuses.
+        InputError: The inputs are not RGB images, or :func:`common.backbones.split` refuses the arguments.
 
     Example:
         >>> frozen, trained = extractor((1, 28, 28), "none", None, 0, False)
@@ -45,9 +45,9 @@ def extractor(
 
 
 def small_net(shape: Sequence[int], width: int = 16, features: int = 64) -> nn.Sequential:
-    """Three 3x3 stride-2 convolutions of ``width``, doubling, with LeakyReLU 0.2, and a linear layer.
+    """A small net: three 3x3 stride-2 convolutions of ``width``, doubling, with LeakyReLU 0.2, and a linear layer.
 
-    None has a bias, and all start from Kaiming's weights, so that the features of two images differ from the beginning.
+    It has no biases and Kaiming's initial weights, so that the features of different images differ from the beginning.
 
     Example:
         >>> import torch
@@ -67,7 +67,7 @@ def small_net(shape: Sequence[int], width: int = 16, features: int = 64) -> nn.S
 
 
 def classifier(features: int, widths: Sequence[int]) -> nn.Sequential:
-    """ReLU, hidden layers of ``widths`` with ReLU, and two logits: ``(B, features)`` to ``(B, 2)``.
+    """The classifier: ReLU, hidden layers of ``widths`` with ReLU, and two logits; ``(B, features)`` to ``(B, 2)``.
 
     Example:
         >>> [str(layer) for layer in classifier(8, [4])][:2]

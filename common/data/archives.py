@@ -1,7 +1,7 @@
-"""Published data sets that are read from the files of their archives and never downloaded, declared in :data:`ARCHIVES`.
+"""Published data sets that are read from their unpacked archives and never downloaded, declared in :data:`ARCHIVES`.
 
-A reader takes the archive's folder, the ``(height, width)`` of decoded files or of patches, and their channels, 1 or 3. It
-raises :class:`common.errors.InputError` if the archive is damaged or incomplete.
+A reader takes the folder of the archive, the ``(height, width)`` of decoded files or patches, and their channels, 1 or 3.
+It raises :class:`common.errors.InputError` if the archive is damaged or incomplete.
 """
 
 import re
@@ -23,7 +23,7 @@ from common.errors import DataMissingError, InputError
 
 
 class Archive(NamedTuple):
-    """How a published data set is read, and what the message says if it is missing."""
+    """How a published data set is read, and where to get it if it is missing."""
 
     read: Callable[[Path, Size, int], ImageData]
     layout: str
@@ -33,7 +33,7 @@ class Archive(NamedTuple):
 
 
 def read_archive(name: str, root: Path, size: Size | None = None, channels: int | None = None) -> ImageData:
-    """A key of :data:`ARCHIVES` below ``root``, in three channels by default; a DataMissingError if it is not there."""
+    """Reads a data set of :data:`ARCHIVES` below ``root``, as RGB by default; raises DataMissingError if it is missing."""
     archive = ARCHIVES[name]
     for place in archive.places or (name,):
         if (root / place).is_dir():
@@ -42,9 +42,9 @@ def read_archive(name: str, root: Path, size: Size | None = None, channels: int 
 
 
 def coil100(folder: Path, size: Size, channels: int) -> ImageData:
-    """COIL-100, 100 objects in 72 views each, 5 degrees apart, as RGB files; no test set of its own.
+    """COIL-100: RGB files of 100 objects in 72 views, 5 degrees apart; it has no test set.
 
-    The class of an object is its number less one, and its images are in the order of their angles.
+    The class of an object is its number minus one. Its images are sorted by angle.
     """
     views = {path: re.fullmatch(r"obj(\d+)__(\d+)\.png", path.name) for path in folder.glob("obj*.png")}
     order = sorted((int(view[1]), int(view[2]), path) for path, view in views.items() if view)
@@ -57,11 +57,11 @@ def coil100(folder: Path, size: Size, channels: int) -> ImageData:
 
 
 def ucsd_ped2(folder: Path, size: Size, channels: int) -> ImageData:
-    """UCSD Ped2, grey patches of surveillance frames; the test clips are the official test set, a frame is a group.
+    """UCSD Ped2: grey patches of surveillance frames; the test clips are the official test set, and a frame is a group.
 
-    Patches lie every 25 pixels in training frames and every 10 in test frames (as in ALOCC's official code, here over the
-    whole frame). The last patch of a row or column is flush with the border. A patch has the class of its frame, which is
-    abnormal where ``Test/UCSDped2.m`` lists its number.
+    Patches lie every 25 pixels in training frames and every 10 in test frames (as in ALOCC's official code, but over the
+    whole frame). The last patch of a row or column touches the border. A patch has the class of its frame. The file
+    ``Test/UCSDped2.m`` lists the abnormal frames.
     """
     train, test = _clips(folder / "Train"), _clips(folder / "Test")
     abnormal = _abnormal_frames(folder / "Test" / "UCSDped2.m")
@@ -91,11 +91,11 @@ VOC_NAMES = {"aeroplane": "airplane", "boat": "boat", "car": "car", "chair": "ch
 
 
 def abnormality1001(folder: Path, size: Size, channels: int) -> ImageData:
-    """Abnormality-1001 with PASCAL VOC's objects of the same six classes as normals, by OC-CNN's protocol.
+    """Abnormality-1001, with the objects of the same six classes from PASCAL VOC as normal images (OC-CNN's protocol).
 
-    Classes 0 to 5 are VOC's objects, cut out along their boxes, 6 to 11 the abnormal images of the same classes. The test
-    set holds all abnormal images, and as many normal ones of each class (at most half of them), drawn once with a fixed seed.
-    Class k is tested with ``standard,anomalous=<k + 6>``. The abnormal folders' names may be in any case.
+    Classes 0 to 5 are VOC's objects, cropped to their boxes; 6 to 11 are the abnormal images of the same classes. The test
+    set holds all abnormal images and as many normal ones of each class (at most half of them), drawn with a fixed seed.
+    Test class k with ``standard,anomalous=<k + 6>``. The case of the folder names does not matter.
     """
     voc = folder.parent / "VOCdevkit"
     if not voc.is_dir():
@@ -121,16 +121,16 @@ def abnormality1001(folder: Path, size: Size, channels: int) -> ImageData:
 
 
 def umdaa02(folder: Path, size: Size, channels: int) -> ImageData:
-    """UMDAA-02's faces, a class for each user; a fifth of each user's images, drawn once with a fixed seed, is the test set."""
+    """UMDAA-02: faces, one class for each user; a fifth of each user's images, drawn with a fixed seed, is the test set."""
     data = class_folders(folder, size, channels)
     return data._replace(official_test=_share_of_each(data.targets, 0.2))
 
 
 def founder200(folder: Path, size: Size, channels: int) -> ImageData:
-    """FounderType-200: of 200 fonts the first half are classes of their own, the others together the class ``novel``.
+    """FounderType-200: images of 200 fonts; the first half are one class each, the others together the class ``novel``.
 
-    Half of each font's images, and the first 50 of each novel font, are the test set: OC-CNN's protocol is
-    ``standard,anomalous=100``. The novel fonts' other images are not used. Fonts are in alphabetical order.
+    The test set is half of each font's images and the first 50 of each novel font; OC-CNN's protocol is
+    ``standard,anomalous=100``. The other images of novel fonts are not used. Fonts are sorted alphabetically.
     """
     data = class_folders(folder, size, channels)
     half = len(data.classes) // 2
@@ -183,7 +183,7 @@ def _missing(name: str, root: Path, source: str, layout: str) -> DataMissingErro
 
 
 def _clips(folder: Path) -> list[list[Path]]:
-    """The frames of each clip; entries that are not named as a clip or a frame are ignored."""
+    """The frames of each clip; files and folders with other names are ignored."""
     named = re.compile(rf".*/{folder.name}\d+/\d+\.tif")
     frames = [path for path in sorted(folder.glob("*/*.tif")) if named.fullmatch(path.as_posix())]
     if not frames:
@@ -192,7 +192,7 @@ def _clips(folder: Path) -> list[list[Path]]:
 
 
 def _abnormal_frames(path: Path) -> list[set[int]]:
-    """The abnormal frames' numbers of each test clip, from lines such as ``….gt_frame = [5:90, 140:200];``."""
+    """The numbers of the abnormal frames of each test clip, from lines such as ``….gt_frame = [5:90, 140:200];``."""
     if not path.is_file():
         raise InputError(f"no {path}, the frames' ground truth: unpack the archive again")
     code = re.sub("%.*", "", path.read_text(encoding="utf-8", errors="replace"))
@@ -215,7 +215,7 @@ def _grid(frames: NDArray[np.int64], shape: Sequence[int], size: Size, stride: i
 
 
 def _voc_objects(voc: Path) -> dict[str, list[tuple[Path, Box]]]:
-    """The objects of each class with their boxes, less those marked as difficult or cut off by the image's border."""
+    """The objects of each class with their boxes, except those marked as difficult or truncated."""
     objects: dict[str, list[tuple[Path, Box]]] = {name: [] for name in VOC_NAMES}
     for annotation in sorted(voc.glob("VOC*/Annotations/[!.]*.xml")):
         image = annotation.parents[1] / "JPEGImages" / f"{annotation.stem}.jpg"

@@ -1,4 +1,4 @@
-"""Data sets from arrays: in memory, in ``.npz`` files, and the checks that anybody's data have to pass."""
+"""Data sets from arrays in memory or in ``.npz`` files, and the checks that every data set passes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,19 +21,19 @@ def image_data(
     y_test: ArrayLike | None = None,
     classes: Sequence[str] | None = None,
 ) -> ImageData:
-    """A data set from arrays of images or of table rows, and their labels.
+    """Makes a data set from arrays of images or table rows and their labels.
 
     Args:
-        X_train: ``(N, H, W)`` or ``(N, C, H, W)`` images with 1 or 3 channels, or a table ``(N, F)``; ``uint8`` or numbers of
-            any other type, finite.
-        y_train: ``(N,)`` labels, whole numbers or text.
-        X_test: The official test set, of the same shape; none by default.
+        X_train: ``(N, H, W)`` or ``(N, C, H, W)`` images with 1 or 3 channels, or a table ``(N, F)``; ``uint8`` or any other
+            finite numbers.
+        y_train: ``(N,)`` labels, integers or text.
+        X_test: The official test set, with samples of the same shape; none by default.
         y_test: Its labels.
-        classes: The classes' names. By default the labels themselves in ascending order. Whole numbers as labels count the
-            given names from 0.
+        classes: Names of the classes; by default the labels in ascending order. Integer labels index the given names
+            from 0.
 
     Raises:
-        InputError: Arrays that do not fit each other or are none of the above.
+        InputError: The arrays do not match, or have another shape or type.
 
     Example:
         >>> data = image_data(np.zeros((3, 8, 8)), ["good", "good", "bad"])
@@ -67,10 +67,10 @@ def save_arrays(
     y_test: ArrayLike | None = None,
     classes: Sequence[str] | None = None,
 ) -> None:
-    """Writes arrays, as :func:`image_data` takes them, into a ``.npz`` that is a data set by its path.
+    """Writes the arrays of :func:`image_data` to a ``.npz`` file, whose path can be given as a data set.
 
     Raises:
-        InputError: What :func:`image_data` refuses, another ending, or a place that cannot be written.
+        InputError: :func:`image_data` refuses the arrays, or the path has another ending or cannot be written.
 
     Example:
         >>> import tempfile
@@ -93,9 +93,9 @@ def save_arrays(
 
 
 def load_arrays(path: Path) -> ImageData:
-    """The data set in a ``.npz`` with ``X_train, y_train, X_test, y_test``, or ``X, y`` if there is no official test set.
+    """Loads a ``.npz`` file with ``X_train, y_train, X_test, y_test``, or with ``X, y`` if there is no official test set.
 
-    An array ``classes`` holds the classes' names. An InputError says what is missing or does not fit.
+    An optional array ``classes`` names the classes. Raises InputError if an array is missing or does not match the others.
     """
     if not path.is_file():
         raise InputError(f"no data set {path}: there is no such file")
@@ -117,7 +117,7 @@ def load_arrays(path: Path) -> ImageData:
 
 
 def is_channels_last(shape: Sequence[int]) -> bool:
-    """Whether a shape is ``(N, H, W, C)`` by all appearances; ``(N, C, L, 1)`` are signals of several channels.
+    """Whether a shape looks like ``(N, H, W, C)`` images; ``(N, C, L, 1)`` is taken for signals of several channels.
 
     Example:
         >>> is_channels_last((100, 32, 48, 3)), is_channels_last((100, 3, 32, 48)), is_channels_last((100, 12, 64, 1))
@@ -128,7 +128,7 @@ def is_channels_last(shape: Sequence[int]) -> bool:
 
 
 def checked(data: object) -> ImageData:
-    """A data set whose parts fit each other, with arrays in place of what only resembles them; else an InputError."""
+    """Checks that the parts of a data set match, and converts lists to arrays; raises InputError if they do not match."""
     if not isinstance(data, ImageData):
         raise InputError(f"a {type(data).__name__} is no data set: give an ImageData, such as common.data.image_data makes")
     images: Images = data.images

@@ -32,37 +32,37 @@ Classes = str | int | list[str | int]
 class OneClassDataModule(LightningDataModule):
     """One data set under one protocol, with one class (or several) taken as normal.
 
-    A set that fits into ``memory_gib`` as floats is preprocessed once and stays on the module's device. A larger one is
-    streamed from its files by ``workers`` processes. If the module has frozen layers, hand them over before ``setup``
+    A data set that fits into ``memory_gib`` as floats is preprocessed once and stays on the module's device. A larger one
+    is streamed from its files by ``workers`` processes. If the module has frozen layers, assign them before ``setup``
     (``data.extractor = module.frozen()``, as the ``oneclass`` command does): batches then hold their features, see
     :func:`common.data.features.features`.
 
     Args:
-        dataset: A key of :data:`common.data.datasets.DATASETS`, a ``.npz`` or ``module:function``, see
-            :func:`common.data.load`; for arrays see :meth:`of`.
-        normal: The normal class or classes, by name or by number; several in one text are joined by ``+``.
-        root: Where data sets lie; ``$ONECLASS_DATA`` or the user's cache by default.
-        protocol: ``name[,option=value]…``, see :func:`common.data.parse_protocol`. Its options win over the next five.
-        val_fraction: Share of the normal training samples that is held out, in [0, 1); the protocol's own by default,
-            as with the next four.
+        dataset: A key of :data:`common.data.datasets.DATASETS`, a ``.npz`` file or ``module:function``, see
+            :func:`common.data.load`; for arrays in memory see :meth:`of`.
+        normal: The normal class or classes, by name or number, or joined by ``+``.
+        root: The folder that holds data sets; ``$ONECLASS_DATA`` or the user's cache by default.
+        protocol: ``name[,option=value]…``, see :func:`common.data.parse_protocol`. It takes precedence over the next five.
+        val_fraction: Share of the normal training samples that is held out, in [0, 1). This and the next four default to
+            the values of the protocol.
         contamination: Unlabelled anomalies in training, as a share of the normal training samples, in [0, 1).
-        anomalous: The classes that count as anomalies, given as ``normal``.
-        share: The anomalies' share of the test set; protocols ``proportion`` and ``no_split`` only.
-        limit: The number of samples of each normal class; protocol ``no_split`` only.
-        split_seed: Of the protocol's random choices; not the training's seed, so that seeds vary the training alone.
-        batch_size: Of training, for each process of a distributed run.
-        eval_batch_size: Of validation, test and prediction; scores do not depend on it.
-        image_size: Height and width, or one number for both; the data's own by default. Tables ignore it.
-        channels: 1 or 3; the data's own by default. Tables ignore it.
-        fit: How image files of another aspect ratio get the size: ``crop`` takes the centre, ``squeeze`` distorts them, ``pad``
-            adds black bars. Arrays are always squeezed.
+        anomalous: The classes that count as anomalies, in the format of ``normal``.
+        share: Share of anomalies in the test set; protocols ``proportion`` and ``no_split`` only.
+        limit: Number of samples of each normal class; protocol ``no_split`` only.
+        split_seed: Seed of the protocol's random choices. The seed of the training does not change the split.
+        batch_size: Training batch size, for each process of a distributed run.
+        eval_batch_size: Batch size of validation, test and prediction; scores do not depend on it.
+        image_size: Height and width, or one number for both; by default images keep their size. Tables ignore it.
+        channels: 1 or 3; by default images keep their channels. Tables ignore it.
+        fit: How image files of another aspect ratio are brought to the size: ``crop`` keeps the centre, ``squeeze`` distorts
+            them, ``pad`` adds black bars. Arrays are always squeezed.
         normalization: ``unit``, ``symmetric`` or ``gcn``, see :class:`common.data.Preprocessing`.
         class_mean: Subtract the mean training image.
-        memory_gib: Above this size a split is streamed instead of kept.
-        workers: Processes that decode a streamed set; as many as there are cores by default.
+        memory_gib: Splits larger than this are streamed instead of kept in memory.
+        workers: Number of processes that decode a streamed split; one per core by default.
 
     Raises:
-        InputError: For everything a user can get wrong.
+        InputError: An argument is invalid.
 
     Example:
         >>> data = OneClassDataModule("digits", normal=3, batch_size=32)
@@ -119,10 +119,10 @@ class OneClassDataModule(LightningDataModule):
 
     @classmethod
     def of(cls, data: ImageData, name: str = "arrays", **options: Any) -> "OneClassDataModule":
-        """A data module of a data set in memory, such as :func:`common.data.image_data` makes; the options are the class's.
+        """Makes a data module from a data set in memory, see :func:`common.data.image_data`; the options are the class's.
 
         Raises:
-            InputError: The data set's parts contradict each other.
+            InputError: The parts of the data set do not match.
 
         Example:
             >>> from common.data import image_data
@@ -136,7 +136,7 @@ class OneClassDataModule(LightningDataModule):
 
     @cached_property
     def data(self) -> ImageData:
-        """The whole data set as stored."""
+        """The whole data set, before preprocessing."""
         data = load(self.dataset, self.root, self.size, self.channels)
         if self.fit == "crop" or not isinstance(data.images, ImageFiles):
             return data
@@ -148,12 +148,12 @@ class OneClassDataModule(LightningDataModule):
         return class_numbers(self._normal, self.data.classes, self.dataset)
 
     def class_names(self, numbers: Sequence[int] | None = None) -> list[str]:
-        """The names of classes by their numbers; of the normal classes by default."""
+        """The names of the given class numbers; of the normal classes by default."""
         return [self.data.classes[number] for number in (self.normal if numbers is None else numbers)]
 
     @cached_property
     def splits(self) -> Splits:
-        """Index arrays of training, validation and test; a group is not divided."""
+        """Indices of the training, validation and test samples; the samples of a group stay together."""
         options = dict(self._options)
         if "anomalous" in options:
             options["anomalous"] = class_numbers(options["anomalous"], self.data.classes, self.dataset)
@@ -167,19 +167,19 @@ class OneClassDataModule(LightningDataModule):
 
     @property
     def groups(self) -> NDArray[np.int64] | None:
-        """``(N,)`` number of the group that each image of the data set belongs to, or None if there are no groups."""
+        """``(N,)`` group number of each image, or None if there are no groups."""
         return self.data.groups
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """``(C, H, W)`` of the images that a module sees, or ``(F,)`` of a table's rows."""
+        """``(C, H, W)`` of the preprocessed images, or ``(F,)`` of the rows of a table."""
         if is_table(self.data.images):
             return tuple(self.data.images.shape[1:])
         channels, *size = self.data.images.shape[1:]
         return (self.channels or channels, *(self.size or size))
 
     def setup(self, stage: str | None = None) -> None:
-        """Fits the preprocessing on the training samples and builds the loaders, once for each extractor."""
+        """Fits the preprocessing to the training samples and builds the loaders, once for each extractor."""
         if self._loaders and self.extractor is self._loaded_for:
             return
         self._loaded_for = self.extractor
@@ -198,7 +198,7 @@ class OneClassDataModule(LightningDataModule):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What :class:`common.deploy.load.Detector` is made of: stored shape, how files are decoded, and the preprocessing."""
+        """What a checkpoint needs to score new images: stored shape, decoding and preprocessing."""
         images = self.data.images
         decoding = images.decoding if isinstance(images, ImageFiles) else {"fit": self.fit}
         return {"stored": list(images.shape[1:]), "decoding": decoding, "preprocessing": vars(self.preprocessing)}
@@ -208,27 +208,27 @@ class OneClassDataModule(LightningDataModule):
         return self._loaders["train"]
 
     def val_dataloader(self) -> Loader | list[Any]:
-        """Held-out samples, or nothing where none are held out."""
+        """Held-out samples; an empty list if none are held out."""
         return self._loaders["val"] if len(self.splits.val) else []
 
     def test_dataloader(self) -> Loader:
-        """The protocol's test samples in the data set's order."""
+        """Test samples, in the order of the data set."""
         return self._loaders["test"]
 
     predict_dataloader = test_dataloader
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Moves a batch, unless it is there already."""
+        """Moves a batch to the device, unless it is already there."""
         if isinstance(batch, Sample) and batch.image.device == device:
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def images(self, indices: Sequence[int] | Indices) -> Tensor:
-        """Preprocessed images ``(B, C, H, W)``, or rows ``(B, F)``, of given data-set indices, on the CPU."""
+        """Preprocessed images ``(B, C, H, W)`` or rows ``(B, F)`` at the given indices of the data set, on the CPU."""
         return _preprocessed(self.data.images, self.preprocessing, torch.as_tensor(np.asarray(indices)))
 
     def inputs(self, indices: Sequence[int] | Indices) -> Tensor:
-        """What batches hold of given data-set indices, on the CPU: images, or features of frozen layers."""
+        """The inputs of the module at the given indices, on the CPU: images, or features of frozen layers."""
         return self._inputs(torch.as_tensor(np.asarray(indices)))
 
     def _loader(self, indices: Indices, shape: tuple[int, ...], batch_size: int, shuffle: bool) -> Loader:
@@ -251,7 +251,7 @@ class OneClassDataModule(LightningDataModule):
 
 
 def default_root() -> Path:
-    """``$ONECLASS_DATA``, else ``oneclass`` in the user's cache directory, which is made where it can be."""
+    """The default data folder: ``$ONECLASS_DATA``, else ``oneclass`` in the user's cache, created if possible."""
     if given := os.environ.get("ONECLASS_DATA"):
         return Path(given)
     cache = _cache()
@@ -271,7 +271,7 @@ def _height_and_width(size: int | list[int]) -> Size:
     return sizes[0], sizes[1]
 
 
-# what a stream's workers make their batches with: functions that can be pickled
+# The workers of a stream make their batches with these functions, which must be picklable.
 
 
 def _preprocessed(images: Images, preprocessing: Preprocessing, index: Tensor) -> Tensor:

@@ -22,18 +22,18 @@ from common.presets import make_importable
 
 
 def load(name: str, root: Path, size: Size | None = None, channels: int | None = None) -> ImageData:
-    """A data set by its name, kept for the rest of the process.
+    """Loads a data set by its name and caches it for the rest of the process.
 
     Args:
         name: A key of :data:`DATASETS`; a path that ends in ``.npz``, see :func:`common.data.arrays.load_arrays`; or
             ``module:function``, a function without arguments that returns an :class:`ImageData`.
-        root: Where data sets lie, or are downloaded to; for ``folder`` the folder itself.
-        size: ``(height, width)`` of decoded *files*, or of patches; data sets of one size ignore it.
+        root: The folder that holds data sets, or receives downloads; for ``folder``, the image folder itself.
+        size: ``(height, width)`` of decoded *files* or of patches; data sets of a fixed size ignore it.
         channels: 1 or 3, of decoded files.
 
     Raises:
-        InputError: Unknown name, missing root, data that cannot be had or read, a class without images.
-        DataMissingError: The data set has to be fetched by hand and is not there.
+        InputError: The name is unknown, or the root, the data or the images of a class are missing or unreadable.
+        DataMissingError: The data set is missing and must be downloaded by hand.
 
     Example:
         >>> data = load("digits", Path("."))
@@ -48,10 +48,10 @@ def load(name: str, root: Path, size: Size | None = None, channels: int | None =
 
 
 def named_function(name: str) -> Callable[..., Any]:
-    """The function called ``module:function``, a user's data set or protocol; the current folder can be imported from.
+    """Imports a user's data set or protocol, given as ``module:function``; modules in the current folder are found.
 
     Raises:
-        InputError: There is no such module or function, or the module cannot be imported.
+        InputError: The module cannot be imported, or has no such function.
 
     Example:
         >>> named_function("math:isqrt")(10)
@@ -85,7 +85,7 @@ def digits(root: Path, size: Size | None = None, channels: int | None = None) ->
 
 
 def from_torchvision(name: str, root: Path, size: Size | None = None, channels: int | None = None) -> ImageData:
-    """A key of :data:`TORCHVISION`, downloaded if it is not there."""
+    """Loads a data set of :data:`TORCHVISION`, and downloads it if it is missing."""
     try:
         parts = [TORCHVISION[name](str(root), train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError, URLError, ValueError, EOFError, AssertionError, KeyError, TypeError) as error:
@@ -99,7 +99,7 @@ def from_torchvision(name: str, root: Path, size: Size | None = None, channels: 
 
 
 def cifar10(root: Path, size: Size | None = None, channels: int | None = None) -> ImageData:
-    """CIFAR-10, 50,000 + 10,000 RGB images of 32x32: ``ROOT/cifar10/{train,test}/<class>/`` if there, else torchvision's."""
+    """CIFAR-10, 60,000 RGB images of 32x32, from ``ROOT/cifar10/{train,test}/<class>/`` if it exists, else by torchvision."""
     if (root / "cifar10").is_dir():
         return class_folders(root / "cifar10", (32, 32), 3)
     return from_torchvision("cifar10", root)
@@ -131,9 +131,9 @@ def _load(name: str, root: Path, size: Size | None, channels: int | None, versio
 
 
 def _version(name: str, root: Path) -> str:
-    """Changes where a user's own data were changed while the process ran, so that they are read again.
+    """A hash that changes with the user's files, so that data which change while the process runs are read again.
 
-    A file that was replaced by one of its size and time still differs in its number or in the time of that change.
+    It includes inode and change time: a replaced file may keep its size and modification time.
     """
     paths: list[Path] = []
     if name.endswith(".npz"):

@@ -1,4 +1,4 @@
-"""One image file to an array of pixels: colour, bit depth, orientation, and how it is brought to a size."""
+"""Reads one image file into pixels: colour, bit depth, orientation and size."""
 
 import re
 from collections.abc import Iterator
@@ -31,24 +31,24 @@ UPRIGHT = {
 
 
 class Header(NamedTuple):
-    """What a file says of itself before it is decoded."""
+    """Colour and bit depth of an image file, known before it is decoded."""
 
     coloured: bool
     depth: Depth
 
 
 def read_header(path: Path) -> Header:
-    """The header of an image file.
+    """Reads the header of an image file.
 
     Raises:
-        UnreadableError: It is none.
+        UnreadableError: The file is not an image.
     """
     with named(path), Image.open(path) as image:
         return _header(image)
 
 
 def open_image(path: Path) -> tuple[Image.Image, Depth]:
-    """A file's first picture, decoded and turned as its EXIF says, and its depth.
+    """Decodes the first image of a file, turns it upright by its EXIF orientation, and tells its bit depth.
 
     Raises:
         UnreadableError: The file cannot be read, or holds NaN or infinity.
@@ -66,7 +66,7 @@ def open_image(path: Path) -> tuple[Image.Image, Depth]:
 
 
 def converted(path: Path, channels: int, depth: Depth) -> list[Image.Image]:
-    """A file as the images of its set are kept.
+    """Decodes a file to the channels and bit depth of its data set.
 
     Args:
         path: The file.
@@ -74,10 +74,10 @@ def converted(path: Path, channels: int, depth: Depth) -> list[Image.Image]:
         depth: That of the set. ``uint8`` takes the high byte of 16 bits. ``integer`` and ``float`` keep the values.
 
     Returns:
-        One image of mode L or RGB for ``uint8``, else one of mode F for each channel. Pillow keeps 8 bits of 16-bit colour.
+        One image of mode L or RGB for ``uint8``, else one of mode F per channel. Pillow reads only 8 bits of 16-bit colour.
 
     Raises:
-        UnreadableError: The file cannot be read, or its values do not compare with those of the set.
+        UnreadableError: The file cannot be read, or its bit depth does not match the data set.
     """
     image, own = open_image(path)
     if own != depth and (own, depth) != ("integer", "uint8"):
@@ -99,7 +99,7 @@ def converted(path: Path, channels: int, depth: Depth) -> list[Image.Image]:
 
 
 def fitted(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
-    """An image brought to ``(height, width)``: ``crop`` takes its centre, ``squeeze`` distorts it, ``pad`` adds black bars.
+    """Brings an image to ``(height, width)``: ``crop`` keeps its centre, ``squeeze`` distorts it, ``pad`` adds black bars.
 
     Example:
         >>> fitted(Image.new("L", (40, 10), 255), (10, 10), "pad").getpixel((0, 0))
@@ -118,7 +118,7 @@ def fitted(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
 
 
 def shown(path: Path) -> str:
-    r"""A path as text that any file and terminal takes: bytes that are not UTF-8 become ``\udcXX``.
+    r"""A path as text that can be printed and written anywhere: bytes that are not UTF-8 become ``\udcXX``.
 
     Example:
         >>> shown(Path("caf\udce9.png"))
@@ -129,7 +129,7 @@ def shown(path: Path) -> str:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Names the file in whatever its reading raises: Pillow's plug-ins raise anything on damaged files."""
+    """Adds the name of the file to any error while reading it, because Pillow raises many types on damaged files."""
     try:
         yield
     except InputError:
@@ -140,7 +140,7 @@ def named(path: Path) -> Iterator[None]:
 
 
 def _header(image: ImageFile.ImageFile) -> Header:
-    """Of an image that is not decoded: afterwards Pillow has forgotten how the file stores its bands."""
+    """Must be called before decoding, after which Pillow no longer knows how the file stores its bands."""
     if image.mode == "F":
         return Header(False, "float")
     if image.mode.startswith("I"):

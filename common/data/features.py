@@ -25,13 +25,13 @@ Whole = TypeVar("Whole")
 
 
 class Extractor(Protocol):
-    """Frozen layers."""
+    """The interface of frozen layers, whose features can be cached."""
 
     def __call__(self, images: Tensor, /) -> Tensor:
         """``(B, C, H, W)`` preprocessed images to ``(B, F)`` features, each a function of its image alone."""
 
     def key(self) -> str:
-        """What tells these layers and their weights from any others."""
+        """A hash of the layers and their weights."""
 
     def to(self, *arguments: Any, **options: Any) -> Any:
         """Moves the layers in place, as :meth:`torch.nn.Module.to`."""
@@ -45,24 +45,24 @@ def features(
     name: str,
     device: torch.device | str = "cpu",
 ) -> NDArray[np.float32]:
-    """The features of all the images, from their file if there is one; else they are computed and it is written.
+    """Returns the features of all images from their cache file, or computes them and writes the file.
 
-    The file's name has a hash of the images, the preprocessing and the layers with their weights, so that whatever changes
-    makes another file. Of several processes that want the same one, the first computes it and the others wait.
+    The file name contains a hash of the images, the preprocessing and the layers with their weights, so any change leads to
+    another file. If several processes need the same file, the first computes it and the others wait.
 
     Args:
         extractor: The frozen layers.
-        images: Of the data set.
-        preprocessing: Fitted.
-        folder: Of the file.
-        name: The beginning of the file's name.
+        images: All images of the data set.
+        preprocessing: Already fitted.
+        folder: The folder of the cache file.
+        name: The beginning of the file name.
         device: Where to compute.
 
     Returns:
-        ``(N, F)``, mapped from the file and read when it is used.
+        ``(N, F)``, memory-mapped from the file.
 
     Raises:
-        InputError: An image that cannot be read, or a folder that cannot be written.
+        InputError: An image cannot be read, or the folder cannot be written.
     """
     p = preprocessing
     fitted = [values.numpy().tobytes() for values in (p.mean, p.minimum, p.span) if values is not None]
@@ -90,9 +90,9 @@ def extract(
     device: torch.device | str = "cpu",
     indices: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Features batch by batch, ``(B, F)`` on the CPU, of all images or of some, in order.
+    """Computes features batch by batch, ``(B, F)`` on the CPU, of all images or of those at ``indices``, in order.
 
-    While one batch is computed the next is decoded in threads, so that two batches of images are in memory and no more.
+    Threads decode the next batch while one is computed, so at most two batches of images are in memory.
     """
 
     def read(at: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def extract(
 
 
 def ahead(read: Callable[[Part], Whole], parts: Sequence[Part]) -> Iterator[Whole]:
-    """``read`` of each part in order; while one result is used, a thread makes the next."""
+    """Yields ``read(part)`` for each part in order, and reads one part ahead in a thread."""
     with ThreadPoolExecutor(1) as thread:
         waiting = [thread.submit(read, part) for part in parts[:1]]
         for part in parts[1:]:
@@ -116,7 +116,7 @@ def ahead(read: Callable[[Part], Whole], parts: Sequence[Part]) -> Iterator[Whol
 
 
 def writable_folder(root: Path, dataset: str, cache: Path) -> Path:
-    """``ROOT/features``, or the same in the cache where the root is a tree of images itself or cannot be written."""
+    """The cache folder ``ROOT/features``, or ``CACHE/features`` if the root is an image folder or cannot be written."""
     return (root if dataset != "folder" and os.access(root, os.W_OK) else cache) / "features"
 
 

@@ -1,4 +1,4 @@
-"""Folders of images: what is read in them and what is left out, and data sets with a folder for each class."""
+"""Finds the images in folders, and makes data sets from one folder for each class."""
 
 import logging
 import os
@@ -16,24 +16,24 @@ from common.data.images import ImageData, ImageFiles, Size
 from common.errors import InputError
 
 EXTENSIONS = frozenset(Image.registered_extensions()) - {".palm", ".pdf"}
-"""Endings of the files that are taken for images; Pillow can only write the two."""
+"""Endings of image files; Pillow can write the two that are removed here, but not read them."""
 
 SYSTEMS = frozenset({
     "__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db", "ehthumbs.db",
     "desktop.ini",
 })  # fmt: skip
-"""What operating systems and Python put beside one's files; such names and hidden ones are passed over."""
+"""Names that operating systems and Python add to folders; they are ignored, and so are hidden files."""
 
 OURS = frozenset({"runs", "features", "report", "reproduced"})
-"""Folders that the commands of this package make; without images of their own they are no classes."""
+"""Folders that the commands of this package make; they count as classes only if images lie directly in them."""
 
 
 class Listing(NamedTuple):
-    """What a folder and those below it hold.
+    """The images in a folder and its subfolders, and what was left out.
 
     Attributes:
-        images: In the order of their paths.
-        left_out: How many other files there are of each ending.
+        images: Sorted by path.
+        left_out: Number of other files by ending.
     """
 
     images: list[Path]
@@ -41,14 +41,14 @@ class Listing(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """A class folder's images, for all classes.
+    """The images of all class folders.
 
     Attributes:
-        classes: Their names in alphabetical order.
+        classes: Names in alphabetical order.
         paths: ``N`` files.
-        targets: The class number of each.
-        official_test: Whether each is in a ``test`` folder.
-        left_out: How many files there are of each kind that is not read.
+        targets: The class number of each file.
+        official_test: Whether each file is in a ``test`` folder.
+        left_out: Number of unread files by kind.
     """
 
     classes: tuple[str, ...]
@@ -59,9 +59,9 @@ class Tree(NamedTuple):
 
 
 def listed(folder: Path) -> Listing:
-    """The images in a folder and below it, and what else is there, without hidden files and those of operating systems.
+    """Lists the images in a folder and its subfolders, and counts other files except hidden and system files.
 
-    Links are followed. Each folder is read once, however often it is linked.
+    Links are followed. Each folder is read once, even if several links lead to it.
     """
     images: list[Path] = []
     left_out: Counter[str] = Counter()
@@ -83,7 +83,7 @@ def listed(folder: Path) -> Listing:
             if _is_ignored(entry.name):
                 continue
             if is_folder and entry.is_symlink():
-                waiting.append(Path(entry.path))  # after all real folders, which it may be a second way to
+                waiting.append(Path(entry.path))  # after all real folders, because it may lead to one of them
             elif is_folder:
                 waiting.appendleft(Path(entry.path))
             if ending in EXTENSIONS:
@@ -94,7 +94,7 @@ def listed(folder: Path) -> Listing:
 
 
 def left_out_line(folder: Path, left_out: Counter[str]) -> str:
-    """What of a folder is not read, in one line.
+    """One line that says which files of a folder are not read.
 
     Example:
         >>> left_out_line(Path("photos"), Counter({".heic": 12, "images in folders below good": 40}))
@@ -104,9 +104,9 @@ def left_out_line(folder: Path, left_out: Counter[str]) -> str:
 
 
 def folder(root: Path, size: Size | None, channels: int | None) -> ImageData:
-    """A user's own tree, ``ROOT/{train,test}/<class>/`` or ``ROOT/<class>/``; what is left out there is logged in one line.
+    """Loads a user's images from ``ROOT/{train,test}/<class>/`` or ``ROOT/<class>/``, and logs what it leaves out.
 
-    Classes may be missing in ``train``, as defects are.
+    Classes may be missing in ``train``, for example defects.
     """
     tree = class_tree(root, train_may_lack=True)
     if left_out := tree.left_out + _beside(root):
@@ -115,16 +115,16 @@ def folder(root: Path, size: Size | None, channels: int | None) -> ImageData:
 
 
 def class_folders(root: Path, size: Size | None, channels: int | None, pattern: str = "*") -> ImageData:
-    """A tree of :class:`ImageFiles`, ``ROOT/{train,test}/<class>/`` or ``ROOT/<class>/``; classes in alphabetical order.
+    """Loads images from ``ROOT/{train,test}/<class>/`` or ``ROOT/<class>/``, with classes in alphabetical order.
 
-    Hidden folders and files, files that are no images and those below a class folder's own are ignored. Without class
-    folders, or where one is empty, an InputError is raised.
+    Hidden files, files that are not images and subfolders of class folders are ignored. Raises InputError if there are no
+    class folders or one is empty.
     """
     return _data(class_tree(root, pattern), size, channels)
 
 
 def class_tree(root: Path, pattern: str = "*", train_may_lack: bool = False) -> Tree:
-    """The files of :func:`class_folders`; those of ``train`` may lack classes, where that is allowed."""
+    """Lists the files of :func:`class_folders`; with ``train_may_lack``, classes may be missing in ``train``."""
     parts = _parts(root)
     folders = chain.from_iterable(_entries(part, pattern) for part in parts)
     classes = tuple(sorted({path.name for path in folders if _is_class(path)}))
@@ -142,12 +142,12 @@ def class_tree(root: Path, pattern: str = "*", train_may_lack: bool = False) -> 
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files of a class folder, at least one, in the order of their names, without hidden ones."""
+    """Lists the image files of a class folder by name, without hidden ones; raises InputError if there are none."""
     return _of_class(folder, Counter())
 
 
 def _of_class(folder: Path, left_out: Counter[str], may_be_empty: bool = False) -> list[Path]:
-    """The images of a class folder itself; adds to what is left out in it and below it."""
+    """The images directly in a class folder; adds the other files to ``left_out``."""
     found = listed(folder) if folder.is_dir() else Listing([], Counter())
     images = [path for path in found.images if path.parent == folder]
     below = Counter({f"images in folders below {folder.name}": len(found.images) - len(images)})
@@ -160,7 +160,7 @@ def _of_class(folder: Path, left_out: Counter[str], may_be_empty: bool = False) 
 
 
 def _beside(root: Path) -> Counter[str]:
-    """Images below the root that are in no class folder."""
+    """Counts the images below the root that are in no class folder."""
     left_out: Counter[str] = Counter()
     parts = _parts(root)
     for part in parts:

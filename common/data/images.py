@@ -1,4 +1,4 @@
-"""A data set's images, in memory or in files that are decoded on demand, and the identity of what they hold."""
+"""The images of a data set, in memory or in files that are decoded on demand, and hashes of their content."""
 
 import hashlib
 import weakref
@@ -25,7 +25,7 @@ Box = tuple[int, int, int, int]
 
 
 class Images(Protocol):
-    """Samples by their index: a tensor, or an object that reads them when they are asked for."""
+    """Samples that can be indexed: a tensor, or an object that reads them on demand."""
 
     @property
     def shape(self) -> torch.Size | tuple[int, ...]:
@@ -33,22 +33,22 @@ class Images(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Unsigned bytes or a float type."""
+        """``torch.uint8`` or a float type."""
 
     def __getitem__(self, indices: Tensor, /) -> Tensor:
         """``(B,)`` indices to ``(B, C, H, W)`` or ``(B, F)`` samples."""
 
 
 class ImageData(NamedTuple):
-    """A data set.
+    """A data set: samples, their classes and the official test set.
 
     Attributes:
         images: ``(N, C, H, W)`` images or a table ``(N, F)``, ``uint8`` or float.
         targets: ``(N,)`` class numbers.
-        official_test: ``(N,)``, true in the data set's own test set; nowhere true if it has none.
+        official_test: ``(N,)``, whether a sample is in the official test set; all false if there is none.
         classes: The name of each class number.
-        groups: ``(N,)`` group numbers where images are parts of something larger that is split and judged as one, such as a
-            video frame. All images of a group share their class and their official part.
+        groups: ``(N,)`` group numbers, if images are parts of something larger that is split and scored as one, such as a
+            video frame. All images of a group have the same class and are in the same official part.
     """
 
     images: Images
@@ -64,10 +64,10 @@ def is_table(images: Images) -> bool:
 
 
 def content_digest(data: ImageData) -> str:
-    """16 hexadecimal digits that identify a data set: images, classes, official test set and groups, in their order.
+    """A hash of a data set, 16 hexadecimal digits: images, classes, official test set and groups, in order.
 
-    Image files count by their content alone, not by their names or place. The images' part is computed once for each
-    loaded data set; pixels that are changed in place afterwards are not noticed.
+    Image files count by content, not by name or folder. The hash of the images is computed once for each loaded data set;
+    later changes of pixels in place are not noticed.
 
     Example:
         >>> data = ImageData(torch.zeros(2, 1, 8, 8), np.array([0, 1]), np.array([False, True]), ("a", "b"))
@@ -86,7 +86,7 @@ _DIGESTS: dict[int, tuple[weakref.ref[Images], bytes]] = {}
 
 
 def images_digest(images: Images) -> bytes:
-    """32 bytes that identify images: pixels, or the content of files, whatever size these are decoded to."""
+    """A hash of images, 32 bytes: of their pixels, or of the content of their files at any decoded size."""
     reference, known = _DIGESTS.get(id(images), (None, b""))
     if reference is not None and reference() is images:
         return known
@@ -98,25 +98,25 @@ def images_digest(images: Images) -> bytes:
 
 
 class ImageFiles:
-    """Image files of one size, one depth and as many channels, decoded on demand in threads.
+    """Image files that are decoded on demand in threads, all to the same size, depth and number of channels.
 
-    What is not given is decided from all files: one in colour makes all RGB. Files of 16 bits, and of floats, keep their
-    values as ``float32``, which :class:`common.data.Preprocessing` scales by the range of the training images. Beside a
-    file of 8 bits the others become 8 bits: the high byte of 16.
+    What is not given is decided from all files: one file in colour makes all RGB. Files of 16 bits or floats keep their
+    values as ``float32``, which :class:`common.data.Preprocessing` scales by the range of the training images. If one file
+    has 8 bits, 16-bit files are reduced to their high byte.
 
     Args:
         paths: The ``N`` files.
-        size: ``(height, width)`` to which files of another size are brought; by default that of the first file, and then
-            every file must have it.
+        size: ``(height, width)`` to which all files are brought; by default the size of the first file, and then all files
+            must have it.
         channels: 1 (grey) or 3 (RGB).
-        boxes: For each file the part to use, as left, top, right, bottom, or None for all of it. Boxes need a ``size``.
-        fit: How a file of another aspect ratio is brought to ``size``: its centre is cropped (``crop``), it is distorted
-            (``squeeze``), or it gets bars (``pad``).
+        boxes: The part of each file to use, as left, top, right, bottom, or None for the whole file. Boxes need a ``size``.
+        fit: How files of another aspect ratio are brought to ``size``: ``crop`` keeps the centre, ``squeeze`` distorts,
+            ``pad`` adds bars.
         depth: ``uint8``, ``integer`` or ``float``.
 
     Raises:
-        InputError: When they are asked for: files that cannot be read (the message names them all), of several sizes although
-            no ``size`` is given, or some with floats and others without.
+        InputError: On access, if files cannot be read (the message names them all), have different sizes although no ``size``
+            is given, or only some hold floats.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class ImageFiles:
     ) -> None:
         self.paths, self.boxes, self.fit = paths, boxes, fit
         self.resize = size is not None
-        # what is given here is not computed below
+        # values that are set here replace the cached properties below
         if size is not None:
             self.size = size
         if channels is not None:
@@ -139,7 +139,7 @@ class ImageFiles:
             self.depth = depth
 
     def with_fit(self, fit: Fit) -> "ImageFiles":
-        """The same files, brought to their size in another way."""
+        """A copy that brings files to the size in another way."""
         other = copy(self)
         other.fit = fit
         return other
@@ -151,17 +151,17 @@ class ImageFiles:
 
     @property
     def dtype(self) -> torch.dtype:
-        """``uint8``, or ``float32`` of files with 16 bits or floats."""
+        """``uint8``, or ``float32`` for files of 16 bits or floats."""
         return torch.uint8 if self.depth == "uint8" else torch.float32
 
     @property
     def decoding(self) -> dict[str, str]:
-        """How files that the same detector is to score are decoded: keyword arguments of this class."""
+        """Keyword arguments of this class that decode new files for the same detector."""
         return {"fit": self.fit, "depth": self.depth}
 
     @cached_property
     def size(self) -> Size:
-        """``(height, width)``."""
+        """``(height, width)`` of the decoded images."""
         with self._naming_all(open_image):
             first, _ = open_image(self.paths[0])
         return first.height, first.width
@@ -173,7 +173,7 @@ class ImageFiles:
 
     @cached_property
     def depth(self) -> Depth:
-        """``uint8`` where one file has 8 bits, else ``integer`` or ``float``."""
+        """``uint8`` if any file has 8 bits, else ``integer`` or ``float``."""
         depths = {header.depth: path for header, path in self._kinds.items()}
         if "float" in depths and len(depths) > 1:
             found = ", ".join(f"{shown(path)} has {DEPTHS[depth]}" for depth, path in depths.items())
@@ -189,7 +189,7 @@ class ImageFiles:
         return torch.from_numpy(out).permute(0, 3, 1, 2)
 
     def decode(self, index: int) -> NDArray[np.generic]:
-        """``(H, W, C)`` of one file."""
+        """Decodes one file to ``(H, W, C)``."""
         path = self.paths[index]
         bands = self._converted(path)
         with named(path):
@@ -203,7 +203,7 @@ class ImageFiles:
 
     @cached_property
     def _kinds(self) -> dict[Header, Path]:
-        """One file for each header that there is."""
+        """One example file for each kind of header."""
         with ThreadPoolExecutor() as pool, self._naming_all(open_image):
             return dict(zip(pool.map(read_header, self.paths), self.paths, strict=True))
 
@@ -212,7 +212,7 @@ class ImageFiles:
 
     @contextmanager
     def _naming_all(self, reading: Callable[[Path], object]) -> Iterator[None]:
-        """Names all files that cannot be read where one cannot."""
+        """If one file cannot be read, looks for others and names them all."""
 
         def reason(path: Path) -> str:
             try:
@@ -233,14 +233,14 @@ class ImageFiles:
 
 
 def path_column(images: Images, indices: Iterable[int]) -> dict[str, list[str]]:
-    """The column ``path`` of a table of samples: the file of each index; no column where samples are not files."""
+    """The column ``path`` for a table of samples, with the file of each index; no column if samples are not files."""
     if not isinstance(images, ImageFiles):
         return {}
     return {"path": [shown(images.paths[index]) for index in indices]}
 
 
 class Patches:
-    """Windows of frames, cut out on demand.
+    """Windows of video frames, cut out on demand.
 
     Args:
         frames: ``(F, H, W)`` uint8; not copied.
@@ -271,7 +271,7 @@ class Patches:
 
 
 def _parts(images: Images) -> Iterator[bytes | NDArray[np.generic]]:
-    """What identifies images, piece by piece."""
+    """Yields the content of images, for a hash."""
     if isinstance(images, ImageFiles):
         with ThreadPoolExecutor() as pool:
             yield from pool.map(_file_digest, images.paths)

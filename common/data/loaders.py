@@ -1,4 +1,4 @@
-"""Batches of samples, from one tensor on the device or from a stream of decoded files."""
+"""Loaders of batches, from one tensor on the device or from files that are decoded as a stream."""
 
 import pickle
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from common.training.seeding import epoch_generator
 class Sample(NamedTuple):
     """A batch: ``image (B, C, H, W)`` float, ``label (B,)`` 1 = anomalous, ``target (B,)`` class, ``index (B,)``.
 
-    ``image`` is ``(B, F)`` for a table, and for a module with frozen layers, whose features it then holds.
+    For tables, and for the features of frozen layers, ``image`` is ``(B, F)``.
     """
 
     image: Tensor
@@ -25,9 +25,9 @@ class Sample(NamedTuple):
 
 
 class _Sent(Sample):
-    """A batch that a worker process hands over in shared memory, or in a pipe where that is full, as in small containers.
+    """A batch that a worker sends in shared memory, or through a pipe if that is full, as in small containers.
 
-    PyTorch alone would fail in a thread of the worker's, and the process that waits for the batch would wait for ever.
+    PyTorch alone would fail in a thread of the worker, and the receiving process would wait for ever.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -40,14 +40,14 @@ class _Sent(Sample):
 
 
 class EpochSampler(Sampler[int]):
-    """A new order in each epoch that depends on nothing but the global seed and the epoch: a resumed run repeats it.
+    """Shuffles each epoch in an order that depends only on the global seed and the epoch, so a resumed run repeats it.
 
-    A last batch of one sample is left out of a shuffled epoch, because batch norm cannot train on it; another epoch leaves
-    out another sample.
+    A shuffled epoch leaves out a last batch of one sample, because batch norm cannot train on it; the next epoch leaves out
+    another sample.
 
-    The processes of a distributed run share the order: their k-th batches together are the k-th batch of one process whose
-    batches are as many times larger. All processes get equally many samples. The remainder is left out of a shuffled epoch,
-    and samples are repeated in one that is not shuffled, see :meth:`common.scoring.ScoringModule.gathered`.
+    The processes of a distributed run share the order: the k-th batches of all processes together are the k-th batch of a
+    single process with a larger batch size. All processes get the same number of samples. A shuffled epoch leaves out the
+    remainder; otherwise samples are repeated, see :meth:`common.scoring.ScoringModule.gathered`.
     """
 
     def __init__(self, n: int, batch_size: int, shuffle: bool) -> None:
@@ -78,12 +78,12 @@ class EpochSampler(Sampler[int]):
 
 
 class ResidentLoader:
-    """Batches are slices of one tensor on the device.
+    """A loader whose batches are slices of one tensor on the device.
 
     Args:
-        samples: All the samples; images are kept channels-last.
-        batch_size: The last batch is smaller if it does not divide.
-        shuffle: In the order of :class:`EpochSampler`.
+        samples: All samples; images are kept channels-last.
+        batch_size: The last batch may be smaller.
+        shuffle: Whether to shuffle, see :class:`EpochSampler`.
 
     Example:
         >>> n = torch.arange(5)
@@ -97,16 +97,16 @@ class ResidentLoader:
         self._rest = samples[1:]
         self.batch_size = batch_size
         self.sampler = EpochSampler(len(self._channels_last), batch_size, shuffle)
-        self.batch_sampler = None  # Lightning asks every loader that has a sampler
+        self.batch_sampler = None  # Lightning expects it of every loader that has a sampler
 
     def __len__(self) -> int:
         return -(-len(self.sampler) // self.batch_size)
 
     def __iter__(self) -> Iterator[Sample]:
-        yield from self.batches(self.sampler.order())  # at the first batch: Lightning sets the epoch after iter()
+        yield from self.batches(self.sampler.order())  # not before the first batch: Lightning sets the epoch after iter()
 
     def batches(self, order: Tensor) -> Iterator[Sample]:
-        """The samples at given positions."""
+        """Yields the samples at the given positions in batches."""
         for chosen in order.to(self._channels_last.device).split(self.batch_size):
             image = self._channels_last.index_select(0, chosen).movedim(-1, 1)
             yield Sample(image, *(values[chosen] for values in self._rest))
@@ -116,20 +116,20 @@ Loader = ResidentLoader | DataLoader[Sample]
 
 
 def in_order(loader: Any) -> Iterator[Sample]:
-    """Every sample of a training loader once, unshuffled, the same in every process of a distributed run."""
+    """Yields every sample of a training loader once, unshuffled; all processes of a distributed run get all samples."""
     if isinstance(loader, ResidentLoader):
         yield from loader.batches(torch.arange(loader.sampler.n))
     else:
-        # a loader of its own: Lightning is about to use the workers of the other
+        # another loader, because Lightning is about to use the workers of this one
         yield from DataLoader(loader.dataset, loader.batch_size, num_workers=loader.num_workers, collate_fn=loader.collate_fn)
 
 
 def streamed(
     inputs: Callable[[Tensor], Tensor], samples: Sample, batch_size: int, shuffle: bool, workers: int
 ) -> DataLoader[Sample]:
-    """Batches of :class:`ResidentLoader`, whose ``image`` is made in worker processes, or in this one if there are none.
+    """A loader whose images are decoded in worker processes, or in this process if there are no workers.
 
-    ``inputs`` makes it of indices ``(B,)``; that of ``samples`` is not used.
+    ``inputs`` makes the images of a batch from its indices ``(B,)``; ``samples.image`` is not used.
     """
     positions = range(len(samples.index))
     return DataLoader(

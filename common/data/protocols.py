@@ -15,7 +15,7 @@ protocols of :data:`PROTOCOLS`:
 * ``anomalous``: the classes that count as anomalies, in contamination and test; all others by default.
 
 All raise :class:`common.errors.InputError` for a share outside its range, a class without samples or too few anomalies.
-A protocol of a user's own is such a function. Nothing here knows about images.
+Users can write such a function themselves. Nothing here knows about images.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from common.errors import InputError
 
 TRAIN_SHARE = 0.8
-"""Of the normal samples, where a protocol makes its own test set."""
+"""Share of the normal samples that is trained on, where a protocol makes its own test set."""
 
 Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -84,7 +84,7 @@ def balanced(
     anomalous: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Splits:
-    """Eighty per cent of all normal samples train, the rest and as many anomalies are tested (OCGAN's protocol 1).
+    """Trains on 80 % of all normal samples, and tests on the rest and as many anomalies (OCGAN's protocol 1).
 
     The official split is ignored: both of its parts are pooled.
 
@@ -116,9 +116,9 @@ def hold_out(
     anomalous: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Splits:
-    """Eighty per cent of all normal samples train, the rest and all anomalies are tested: for data with few anomalies.
+    """Trains on 80 % of all normal samples, and tests on the rest and all anomalies: for data with few anomalies.
 
-    The official split is ignored: both of its parts are pooled. The anomalies of a contamination are not tested.
+    The official split is ignored: both of its parts are pooled. Anomalies that contaminate the training are not tested.
 
     Example:
         >>> targets = np.append(np.zeros(60, int), np.ones(8, int))
@@ -145,7 +145,7 @@ def proportion(
     anomalous: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Splits:
-    """As :func:`standard`, with anomalies drawn until they are ``share`` of the test set (ALOCC's Fig. 8: 0.1 to 0.5).
+    """Like ``standard``, but draws so many anomalies that they are ``share`` of the test set (ALOCC's Fig. 8: 0.1 to 0.5).
 
     ``share`` lies in (0, 1).
 
@@ -173,10 +173,10 @@ def in_sample(
     anomalous: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Splits:
-    """Outliers are sought in the very data that was trained on: contaminated, unlabelled (the published MNIST recipe).
+    """Finds the outliers in the contaminated, unlabelled data that the model was trained on (the published MNIST recipe).
 
-    The normal classes' official training samples and ``contamination`` times as many anomalies are pooled. A share of the pool
-    gives no gradients. The threshold and the test use the whole pool, so validation is *not* normal-only here.
+    The normal classes' official training samples and ``contamination`` times as many anomalies are pooled.
+    ``val_fraction`` of the pool gets no gradient. Threshold and test use the whole pool: validation is *not* normal-only.
 
     Example:
         >>> targets = np.arange(1000) % 10
@@ -205,14 +205,14 @@ def no_split(
     anomalous: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Splits:
-    """The normals that were trained on are tested again, with anomalies that were not (a reading of ALOCC's Sec. 4).
+    """Tests on the normal samples that were trained on, beside unseen anomalies (a reading of ALOCC's Sec. 4).
 
-    Training and test see the same normals, those of the official training samples (of all samples where a data set has no
-    test set of its own): scores flatter the method. Validation gives no gradients but is tested as well.
+    The normal samples are the official training samples, or all samples if the data set has no test set. The results
+    flatter the method. Validation samples get no gradient but are tested.
 
-    ``share``, in (0, 1), is the anomalies' share of the test set, for which they are drawn; all are tested by default.
-    ``limit``, at least 1, is the number of samples of each normal class that are used, the first ones; all by default. The
-    anomalies of a contamination are not tested.
+    ``share``, in (0, 1), is the share of anomalies in the test set; by default all anomalies are tested. ``limit``, at
+    least 1, keeps only the first samples of each normal class; by default all are used. Anomalies that contaminate the
+    training are not tested.
 
     Example:
         >>> targets = np.arange(1000) % 10
@@ -260,7 +260,7 @@ def _pooled(targets: Indices, normal: Sequence[int], anomalous: Sequence[int] | 
 
 
 def _without_official_test(n_normal: int, n_anomalous: int) -> str:
-    """The protocol for a data set that has no test set of its own."""
+    """The name of a protocol that suits a data set without a test set."""
     if not n_anomalous:
         return "no_split"
     n_test = n_normal - round(TRAIN_SHARE * n_normal)

@@ -1,4 +1,4 @@
-"""Protocols by their names, those of :data:`PROTOCOLS` and functions of a user's own, from text to checked splits."""
+"""Reads protocols from text, ours and users' own functions, and checks the splits that they return."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -13,15 +13,15 @@ from common.errors import InputError
 
 
 def parse_protocol(text: str, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The name and the options of a protocol as it is written on the command line and in a record.
+    """Reads the name and the options of a protocol, as written on the command line and in records.
 
     Args:
         text: ``name[,option=value]…`` with a key of :data:`PROTOCOLS` or ``module:function``. Several ``anomalous`` classes,
-            by number or name, are joined by ``+``. Options of a user's own function are read as YAML.
-        arguments: More options, over which those of the text win; those that are None are left out.
+            by number or name, are joined by ``+``. Options of a user's function are read as YAML.
+        arguments: More options; those in the text take precedence, and those that are None are ignored.
 
     Raises:
-        InputError: Unknown protocol or option, or a value that is no number.
+        InputError: The protocol or an option is unknown, or a value is not a number.
 
     Example:
         >>> parse_protocol("standard,contamination=0.01,anomalous=3+5")
@@ -40,12 +40,12 @@ def parse_protocol(text: str, arguments: Mapping[str, Any] | None = None) -> dic
 
 
 def class_numbers(chosen: int | str | Sequence[int | str], classes: Sequence[str], dataset: str) -> list[int]:
-    """The numbers of classes that are given by number or by name, several of them in a list or joined by ``+``.
+    """Converts classes given by number or name, in a list or joined by ``+``, to class numbers.
 
-    A name may hold ``+``: the longest one counts. A name that looks like a number counts before the number.
+    Class names may contain ``+``; the longest match wins. A class named like a number takes precedence over the number.
 
     Raises:
-        InputError: There is no such class, or the text ``1`` may be meant for a class called ``01``.
+        InputError: There is no such class, or ``1`` is ambiguous because a class is named ``01``.
 
     Example:
         >>> class_numbers("c+++0", ["c", "c++", "d"], "mine"), class_numbers([2, "d"], ["c", "c++", "d"], "mine")
@@ -70,13 +70,13 @@ def split(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
 ) -> Splits:
-    """The splits of a protocol by its name, each part in ascending order, without repetition in validation and test.
+    """Splits a data set by a named protocol, and returns indices in ascending order, unique in validation and test.
 
     The protocol is a key of :data:`PROTOCOLS` or ``module:function``. It is called with the other arguments, which
     :mod:`common.data.protocols` describes.
 
     Raises:
-        InputError: What the protocol refuses, or a function that returns no splits.
+        InputError: The protocol refuses the data or the options, or its function returns something else.
 
     Example:
         >>> targets = np.arange(100) % 10

@@ -1,4 +1,4 @@
-"""Preprocessing on whole tensors: a data set is transformed once, not image by image in every epoch."""
+"""Preprocessing of whole tensors, so that a data set is transformed once and not in every epoch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,26 +15,26 @@ Normalization = Literal["unit", "symmetric", "gcn"]
 
 IMAGES_PER_CHECK = 16
 FURTHEST = 1e9
-"""Scaled values of tables and float images are clipped here, so that any finite number stays finite in single precision."""
+"""Scaled values of tables and float images are clipped to ± this value, to stay finite in single precision."""
 
 
 def resize(images: Tensor, size: Size) -> Tensor:
-    """Bilinear, antialiased resize of ``(B, C, H, W)`` images to ``size = (height, width)``; the type is kept."""
+    """Resizes ``(B, C, H, W)`` images to ``size = (height, width)``, bilinear and antialiased; the type is kept."""
     return images if tuple(images.shape[-2:]) == size else tv.resize(images, list(size), antialias=True)
 
 
 def to_channels(images: Tensor, channels: int) -> Tensor:
-    """Grey from RGB (ITU-R 601 luma), or three equal channels from grey; ``(B, C, H, W)`` in, ``(B, channels, H, W)`` out."""
+    """Converts RGB to grey (ITU-R 601 luma) or grey to three equal channels: ``(B, C, H, W)`` to ``(B, channels, H, W)``."""
     if images.shape[1] == channels:
         return images
     return tv.rgb_to_grayscale(images) if channels == 1 else images.expand(-1, channels, -1, -1)
 
 
 def global_contrast_normalization(images: Tensor) -> Tensor:
-    """Each sample minus its own mean, divided by its own mean absolute deviation.
+    """Subtracts each sample's own mean and divides by its own mean absolute deviation.
 
-    The statistics run over all pixels and channels of images ``(B, C, H, W)``, or all columns of rows ``(B, F)``, together: the
-    L1 variant that Deep SVDD (Ruff et al., ICML 2018) applies. A constant sample becomes zeros.
+    Both are taken over all pixels and channels of an image ``(B, C, H, W)``, or all columns of a row ``(B, F)``: the L1
+    variant that Deep SVDD (Ruff et al., ICML 2018) applies. A constant sample becomes zeros.
 
     Example:
         >>> out = global_contrast_normalization(torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]]))
@@ -42,7 +42,7 @@ def global_contrast_normalization(images: Tensor) -> Tensor:
         [-1.5, -0.5, 0.5, 1.5]
     """
     dims = tuple(range(1, images.ndim))
-    # in float32 a constant image's mean is off by its last bit, which the division would blow up to 1
+    # In float32 the mean of a constant image can be off by one bit, which the division would turn into 1.
     mean = images.mean(dim=dims, keepdim=True, dtype=torch.float64)
     centred = images - mean.to(images.dtype)
     scale = centred.abs().mean(dim=dims, keepdim=True)
@@ -51,18 +51,18 @@ def global_contrast_normalization(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From stored samples to what a net sees; everything that is fitted is fitted on training samples alone.
+    """Converts stored samples to the inputs of a net; everything it learns comes from training samples alone.
 
-    First, samples are scaled: ``uint8`` images by 255, float images (files of 16 bits too) by the range of all training
-    pixels, tables by the range of each column in training. Later samples may lie outside of [0, 1]. Then ``unit`` leaves
-    them as they are and ``symmetric`` maps [0, 1] to [-1, 1]. ``gcn`` is Deep SVDD's: global contrast normalisation, then
-    min-max with the training samples' smallest and largest value. With ``class_mean`` the mean training sample is
-    subtracted last (OCGAN's CIFAR-10 experiments).
+    First, samples are scaled to [0, 1]: ``uint8`` images by 255, float images (and 16-bit files) by the range of all training
+    pixels, tables by the range of each training column. New samples may lie outside of [0, 1]. Then ``unit`` changes
+    nothing and ``symmetric`` maps [0, 1] to [-1, 1]. ``gcn`` is Deep SVDD's: global contrast normalisation, then min-max
+    scaling by the extremes of the training samples. With ``class_mean``, the mean training sample is subtracted last
+    (OCGAN's CIFAR-10 experiments).
 
     Attributes:
         size: ``(height, width)`` to which images are resized; tables ignore it.
         channels: 1 or 3, to which images are converted; tables ignore it.
-        low: The smallest value after global contrast normalisation, ``high`` the largest.
+        low: The smallest value after global contrast normalisation; ``high`` is the largest.
         mean: The mean training sample.
         minimum: The smallest stored value, ``()`` of float images or ``(F,)`` of a table; None for ``uint8`` images.
         span: The largest stored value minus the smallest; 1 where they are equal.
@@ -85,12 +85,12 @@ class Preprocessing:
     span: Tensor | None = None
 
     def fit(self, images: Images, indices: Tensor | None = None) -> "Preprocessing":
-        """A copy that has seen the training samples, those at ``indices``, or all of ``(N, C, H, W)`` or ``(N, F)``.
+        """Returns a copy that is fitted to the training samples: those at ``indices``, or all.
 
-        They are read in parts, and only if there is something to fit.
+        Samples are read in parts, and only if there is something to fit.
 
         Raises:
-            InputError: Image files that cannot be read, or all hold one value.
+            InputError: Image files cannot be read, or all have the same constant value.
         """
         chosen = torch.arange(images.shape[0]) if indices is None else indices
         if isinstance(images, ImageFiles):
@@ -104,7 +104,7 @@ class Preprocessing:
         return fitted
 
     def __call__(self, images: Tensor) -> Tensor:
-        """``(B, C, H, W)`` or ``(B, F)`` stored samples to float32 of the wanted size, channels and range."""
+        """Converts ``(B, C, H, W)`` or ``(B, F)`` stored samples to float32 inputs."""
         images = self._normalize(images)
         if self.normalization == "gcn":
             images = (images - self.low) / ((self.high - self.low) or 1.0)
@@ -138,7 +138,7 @@ class Preprocessing:
         else:
             images = self._shaped(images).float().div_(255)
         if self.normalization == "symmetric":
-            return images.mul(2).sub_(1)  # grey images in three channels share their memory
+            return images.mul(2).sub_(1)  # not in place: the three channels of a grey image share memory
         return global_contrast_normalization(images) if self.normalization == "gcn" else images
 
     def _shaped(self, images: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class Preprocessing:
 
 
 def _check_contrast(images: ImageFiles, indices: Tensor) -> None:
-    """Refuses images whose pixels all have one value, or two neighbouring ones of 8 bits; the first few settle it mostly."""
+    """Refuses images that hold a single value, or in 8 bits two adjacent ones; mostly the first few images decide."""
     low, high = torch.inf, -torch.inf
     least = int(images.dtype == torch.uint8)
     for part in indices.split(IMAGES_PER_CHECK):

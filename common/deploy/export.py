@@ -1,4 +1,4 @@
-"""A trained detector as a program that needs neither this package nor its settings: ONNX or ``torch.export``."""
+"""Exports a trained detector as an ONNX or ``torch.export`` program, which runs without this package."""
 
 import json
 import warnings
@@ -24,25 +24,25 @@ ANY_BATCH = ({0: torch.export.Dim("batch", min=1)},)
 
 
 class ChosenScore(nn.Module):
-    """A module's ``forward``, ``(B, *shape)`` to ``(B,)``, without what Lightning adds to it."""
+    """Wraps a module so that only its ``forward``, ``(B, *shape)`` to ``(B,)``, is exported."""
 
     def __init__(self, module: OneClassModule) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, image: Tensor) -> Tensor:
-        """The module's chosen score."""
+        """Computes the chosen score of the module."""
         score: Tensor = self.module(image)
         return score
 
 
 def metadata(detector: Detector) -> dict[str, Any]:
-    """What a user of the program has to know, as plain values.
+    """Collects what a user of the exported program needs, as plain values.
 
     ``input`` is the shape of the float32 samples that the program takes, ``stored`` their shape before preprocessing.
-    ``decoding`` leads from image files to stored samples, as arguments of :class:`common.data.images.ImageFiles`, and
-    ``preprocessing`` from these to the input, as the fields of :class:`common.data.transforms.Preprocessing`. ``threshold``
-    is the score from which on an image is anomalous, null where the checkpoint has none.
+    ``decoding`` has the arguments of :class:`common.data.images.ImageFiles` that decode files to stored samples, and
+    ``preprocessing`` the fields of :class:`common.data.transforms.Preprocessing` that convert these to the input.
+    ``threshold`` is the lowest score that counts as anomalous, or null if the checkpoint has none.
     """
     module, threshold = detector.module, float(detector.module.threshold)
     preprocessing = {}
@@ -96,13 +96,13 @@ def export(checkpoint: Path, format: Format, out: Path | None = None) -> Path:
 
 
 def program(net: ChosenScore, example: Tensor) -> torch.export.ExportedProgram:
-    """A program for any number of samples, from an example of two of them or more, ``(B, *shape)``."""
+    """Traces a program for any batch size from an example ``(B, *shape)`` of at least two samples."""
     return torch.export.export(net, (example,), dynamic_shapes=ANY_BATCH)
 
 
 def _write_torch(net: ChosenScore, example: Tensor, about: str, path: Path) -> None:
     with path.open("wb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # weights that share a storage, such as batch norm's counters
+        warnings.simplefilter("ignore")  # about tensors that share memory, such as the counters of batch norm
         torch.export.save(program(net, example), file, extra_files={METADATA: about})
 
 

@@ -1,4 +1,4 @@
-"""A trained detector over a folder of images: a table and a contact sheet."""
+"""Applies a trained detector to a folder of images, and writes a table and a contact sheet."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,23 +32,23 @@ def predict_folder(
     figures: Path | None = None,
     device: str = "cpu",
 ) -> pd.DataFrame:
-    """Writes a table of ``path, score, p_value, label`` of every image in a folder as CSV, and says what it found.
+    """Scores every image in a folder, writes ``path, score, p_value, label`` as CSV, and prints a summary.
 
-    Higher scores are more anomalous; ``p_value`` is :func:`common.evaluation.conformal_p_value` among the checkpoint's
-    held-out normal scores; ``label`` is 1 where the score reaches the threshold. Where the checkpoint holds no such scores
-    ``p_value`` is empty, and ``label`` too unless ``threshold`` is a score. Files that cannot be read are named, and left out.
+    Higher scores are more anomalous. ``p_value`` is :func:`common.evaluation.conformal_p_value` among the held-out normal
+    scores in the checkpoint; ``label`` is 1 if the score reaches the threshold. If the checkpoint has no held-out scores,
+    ``p_value`` is empty, and so is ``label`` unless ``threshold`` is a score. Unreadable files are named and left out.
 
     Args:
-        checkpoint: As ``oneclass fit`` or an experiment leaves it.
-        folder: Searched with all that is below it.
-        out: The CSV, which is there whole or not at all.
-        threshold: As :func:`common.evaluation.threshold_by` reads it; that of the checkpoint by default.
-        figures: Where ``contact_sheet.png`` and ``score_histogram.png`` go.
-        device: Of the module.
+        checkpoint: A checkpoint of ``oneclass fit`` or of an experiment.
+        folder: Searched together with its subfolders.
+        out: The CSV file; it is written completely or not at all.
+        threshold: A rule of :func:`common.evaluation.threshold_by`; by default the threshold of the checkpoint.
+        figures: Folder for ``contact_sheet.png`` and ``score_histogram.png``.
+        device: Where to run the module.
 
     Raises:
-        InputError: What :func:`common.deploy.load.load_detector` refuses, a detector of table rows or of float arrays, no
-            such folder, no image in it that can be read, or a place that cannot be written or is one of the inputs.
+        InputError: The checkpoint cannot be loaded or is for tables or float arrays; the folder is missing or has no
+            readable image; or an output cannot be written or would replace an input.
     """
     console = Console(soft_wrap=True, highlight=False, markup=False)
     detector = load_detector(checkpoint, device)
@@ -92,15 +92,15 @@ def predict_folder(
 
 
 def judge(detector: Detector, paths: Sequence[Path], console: Console) -> tuple[list[Path], NDArray[np.float64], list[str]]:
-    """Scores image files in batches; while one is scored the next is decoded in threads, and no more are in memory.
+    """Scores image files in batches; threads decode the next batch, so at most two batches are in memory.
 
     Args:
-        detector: Of images.
-        paths: Decoded as the training images were, to ``detector.stored``.
-        console: Where the progress is shown.
+        detector: A detector of images.
+        paths: Decoded like the training images, to ``detector.stored``.
+        console: Shows the progress.
 
     Returns:
-        The files that can be read, their ``(N,)`` scores, and what is wrong with each of the others.
+        The readable files, their ``(N,)`` scores, and an error message for each of the other files.
     """
     files = _files(detector, paths)
     readable: list[Path] = []

@@ -1,4 +1,4 @@
-"""Trained detectors, from their checkpoints: tensors and plain values, never code."""
+"""Loads trained detectors from their checkpoints, which hold tensors and plain values, and never run code."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from common.module import OneClassModule, import_class
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents, read without running any code in it; tensors are read from the file when they are used.
+    """Reads a checkpoint without running any code in it; tensors are read from the file when they are used.
 
     Raises:
-        UnreadableError: It is damaged, something else, or holds pickled objects.
+        UnreadableError: The file is damaged, not a checkpoint of this package, or holds pickled objects.
         InputError: There is no such file, or it cannot be opened.
     """
     if not path.is_file():
@@ -31,7 +31,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
     try:
         contents: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # any kind, some without a word, some with advice to run what is in the file
+    except Exception as error:  # of many types; some messages are empty, some advise to run code from the file
         reason = "it is damaged, or a file of another kind"
         if is_zipfile(path) and isinstance(error, UnpicklingError):
             reason = "it holds objects besides tensors and plain values, which are never run"
@@ -43,13 +43,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Detector:
-    """A trained module, in eval mode, and how an image gets to it.
+    """A trained module in eval mode, with the preprocessing of its inputs.
 
     Attributes:
         module: Scores preprocessed samples.
-        stored: ``(C, H, W)`` of images before the preprocessing, ``(F,)`` of a table's rows.
-        preprocessing: From ``(B, *stored)`` samples, uint8 or float as the training samples were, to what the module sees.
-        decoding: How a file becomes a stored image, as keyword arguments of :class:`common.data.images.ImageFiles`.
+        stored: ``(C, H, W)`` of images before the preprocessing, or ``(F,)`` of the rows of a table.
+        preprocessing: Converts ``(B, *stored)`` samples, with the type of the training samples, to inputs of the module.
+        decoding: Keyword arguments of :class:`common.data.images.ImageFiles` that decode files to stored images.
     """
 
     module: OneClassModule
@@ -58,18 +58,18 @@ class Detector:
     decoding: Mapping[str, Any]
 
     def scores(self, images: Tensor) -> Tensor:
-        """``(B,)`` float64 scores on the CPU, higher = more anomalous, of ``(B, *stored)`` samples."""
+        """Scores ``(B, *stored)`` samples: ``(B,)`` float64 on the CPU, higher = more anomalous."""
         with torch.inference_mode():
             return self.module(self.preprocessing(images).to(self.module.device)).double().cpu()
 
 
 def load_detector(path: Path, device: torch.device | str = "cpu") -> Detector:
-    """The detector that ``oneclass fit`` or an experiment has left in a checkpoint.
+    """Loads the detector from a checkpoint of ``oneclass fit`` or of an experiment.
 
-    Nothing else is needed: neither the data, nor a backbone's weights.
+    Neither the data nor the pretrained weights of a backbone are needed.
 
     Raises:
-        InputError: No such checkpoint, a method that is not installed, or contents that do not belong together.
+        InputError: The checkpoint is missing or incomplete, or its method is not installed.
     """
     contents = load_checkpoint(path)
     try:
@@ -88,6 +88,6 @@ def load_detector(path: Path, device: torch.device | str = "cpu") -> Detector:
         raise InputError(f"{path} does not hold a whole {cls.__qualname__}: {str(error).splitlines()[0]}") from error
     try:
         module.to(device)
-    except (AssertionError, RuntimeError) as error:  # PyTorch without CUDA asserts it
+    except (AssertionError, RuntimeError) as error:  # PyTorch without CUDA raises AssertionError
         raise InputError(f"no device '{device}' here: {str(error).partition(chr(10))[0]}") from error
     return Detector(module.eval().to(memory_format=torch.channels_last), stored, preprocessing, decoding)

@@ -1,4 +1,4 @@
-"""From anomaly scores to numbers, thresholds and figures."""
+"""Metrics, thresholds and figures from anomaly scores."""
 
 from common.evaluation.figures import image_grid, precision_recall_figure, roc_curve_figure, score_histogram
 from common.evaluation.metrics import evaluate, evaluate_at

@@ -1,7 +1,7 @@
-"""Figures of scores and images, each a free-standing matplotlib ``Figure``: no pyplot, no display, nothing to close.
+"""Figures of scores and images, each a matplotlib ``Figure`` without pyplot, so that nothing has to be closed.
 
-Scores and labels are those of :func:`common.evaluation.evaluate`, which says what is refused. Blue is normal and orange is
-anomalous everywhere (Okabe and Ito's colour-blind safe palette).
+Scores and labels are as in :func:`common.evaluation.evaluate`. Everywhere blue is normal and orange is anomalous (from the
+colour-blind safe palette of Okabe and Ito).
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ MAX_CLASSES, MAX_IMAGES = 12, 8
 
 
 def roc_curve_figure(scores: Values, labels: Values) -> Figure:
-    """The ROC curve, anomalies as positives, with its area and the point of equal error.
+    """Draws the ROC curve, with anomalies as positives, its area and the point of equal error.
 
     Raises:
         InputError: One of the two classes is missing.
@@ -43,7 +43,7 @@ def roc_curve_figure(scores: Values, labels: Values) -> Figure:
 
 
 def precision_recall_figure(scores: Values, labels: Values) -> Figure:
-    """Precision over recall with the anomalies and with the normals as positives, each with its chance level.
+    """Draws precision over recall, with the anomalies and with the normals as positives, each with its chance level.
 
     Raises:
         InputError: One of the two classes is missing.
@@ -73,21 +73,21 @@ def score_histogram(
     classes: Sequence[str] | None = None,
     targets: Values | None = None,
 ) -> Figure:
-    """The scores of normals and anomalies and, below, of each original class: which is confused with the normal one?
+    """Draws histograms of the scores of normals and anomalies and, below, of each original class.
 
-    The groups' histograms have area 1, the classes' all the same height; the outermost 0.5 % of the scores are drawn at
-    the edge. At most 12 classes: the normal ones, then the anomalous ones from the lowest median score upwards, each
+    The upper histograms have area 1; the lower ones all have the same height. The outermost 0.5 % of the scores are drawn
+    at the edges. At most 12 classes are shown: the normal ones, then the anomalous ones by ascending median score, each
     with its AUROC against all normals.
 
     Args:
         scores: ``(N,)`` finite, higher = more anomalous.
         labels: ``(N,)`` in {0, 1}, 1 = anomalous; one of the two may be missing.
-        threshold: Drawn if finite, in the scores' unit.
-        classes: Names, indexed by target; by default the targets themselves.
-        targets: ``(N,)`` original class (integer) of each sample; None leaves the classes out.
+        threshold: Drawn as a line if it is finite.
+        classes: Names of the classes, indexed by target; by default the targets.
+        targets: ``(N,)`` original class (integer) of each sample; None leaves the lower histograms out.
 
     Raises:
-        InputError: Targets that do not match the scores.
+        InputError: The targets do not match the scores.
 
     Example:
         >>> figure = score_histogram([1.0, 2.0, 3.0], [0, 1, 1], threshold=1.5, targets=[4, 7, 8])
@@ -127,15 +127,15 @@ def score_histogram(
 
 
 def image_grid(groups: Mapping[str, Values], titles: Sequence[str] = (), caption: str = "") -> Figure:
-    """Groups of images in rows of 8, each group with its name on the left, all on one scale from lowest to highest value.
+    """Draws groups of images in rows of 8, with the name of each group on the left and one grey scale for all.
 
     Args:
-        groups: By name, ``(B, C, H, W)`` with C = 1 or 3, any range; a group may be empty.
-        titles: What stands above each image, such as its score, in the order of all images; none by default.
-        caption: Of the whole figure.
+        groups: Images by name of the group, ``(B, C, H, W)`` with C = 1 or 3, in any range; a group may be empty.
+        titles: Text above each image, such as its score, in the order of all images; none by default.
+        caption: Title of the whole figure.
 
     Raises:
-        InputError: Not images, images of several sizes, or another number of titles.
+        InputError: There are no images, several sizes, or another number of titles.
 
     Example:
         >>> image = np.eye(8).reshape(1, 1, 8, 8)
@@ -192,7 +192,7 @@ def _draw_classes(
 
 
 def _draw_rows(rows: Sequence[tuple[str, Floats, Sequence[str]]], caption: str) -> Figure:
-    """Rows of (name, images ``(B, C, H, W)``, titles), all mapped to [0, 1] by one linear map."""
+    """Draws rows of (name, images ``(B, C, H, W)``, titles), with all values mapped linearly to [0, 1]."""
     for _, images, _ in rows:
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise InputError(f"images must be of shape (B, 1, H, W) or (B, 3, H, W), not {images.shape}")

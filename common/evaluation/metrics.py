@@ -1,4 +1,4 @@
-"""How well scores separate anomalies from normal samples: higher score = more anomalous, label 1 = anomalous."""
+"""Metrics of how well scores separate anomalies from normal samples: higher = more anomalous, label 1 = anomalous."""
 
 import math
 import warnings
@@ -18,11 +18,11 @@ Flags: TypeAlias = NDArray[np.bool_]
 
 
 SHARES = (10, 20, 30, 40, 50)
-"""Per cent of anomalies in a test set at which ALOCC reports F1 (Sabokrou et al., CVPR 2018, Fig. 8)."""
+"""Percentages of anomalies in the test set at which ALOCC reports F1 (Sabokrou et al., CVPR 2018, Fig. 8)."""
 
 
 def evaluate(scores: Values, labels: Values, threshold: float | None = None, fixed: float | None = None) -> dict[str, float]:
-    r"""Every metric of one split, from raw scores of any range in float64 (no sigmoid, which would tie large scores).
+    r"""Computes every metric of one split from raw scores in float64 (a sigmoid would tie large scores).
 
     ==============================  ===================================================================================
     ``auroc``                       area under the ROC curve, P(anomaly scores above normal), ties count one half
@@ -30,13 +30,13 @@ def evaluate(scores: Values, labels: Values, threshold: float | None = None, fix
     ``fpr95_anomaly, _normal``      false positive rate at the first operating point whose true positive rate is
                                     at least 0.95, positives as above
     ``eer``                         equal error rate: where FPR = FNR, linear between the points of the ROC curve
-    ``f1_max, f1_max_normal``       F1 at the threshold that is best on these very labels: an **oracle**, an upper bound
+    ``f1_max, f1_max_normal``       F1 at the threshold that is best on these labels: an **oracle**, an upper bound
     ``f1_eer, f1_eer_normal``       F1 at the score where \|FPR - FNR\| is smallest, the one with fewer positives if two
-                                    tie; as this threshold needs the labels too, it is an oracle as well
-    ``f1_trivial, _normal``         F1 of calling everything positive, 2p / (1 + p) with p the share of positives:
-                                    what any F1 has to beat
-    ``f1_normal_10, … _50``         F1 of the normals at the same threshold as ``f1_eer_normal``, the anomalies weighted
-                                    to be 10 % … 50 % of the test set: what drawing them at random gives on average
+                                    tie; this threshold needs the labels, so it is an oracle too
+    ``f1_trivial, _normal``         F1 of calling everything positive, 2p / (1 + p) for a share p of positives:
+                                    any useful F1 is higher
+    ``f1_normal_10, … _50``         F1 of the normals at the threshold of ``f1_eer_normal``, with the anomalies weighted to
+                                    10 % … 50 % of the test set: the average over random draws of anomalies
     ``n_normal, n_anomalous``       sample counts
     ==============================  ===================================================================================
 
@@ -44,15 +44,15 @@ def evaluate(scores: Values, labels: Values, threshold: float | None = None, fix
         scores: ``(N,)`` finite, any range, higher = more anomalous.
         labels: ``(N,)`` in {0, 1}, 1 = anomalous.
         threshold: Adds the keys of :func:`evaluate_at` if it is finite; None, NaN and infinity mean "no threshold yet".
-        fixed: A threshold that the score has by its meaning, such as 0 for a difference of logits; adds ``accuracy_fixed`` and
-            ``balanced_accuracy_fixed``.
+        fixed: A threshold that follows from the meaning of the score, such as 0 for a difference of logits; adds
+            ``accuracy_fixed`` and ``balanced_accuracy_fixed``.
 
     Returns:
-        Name to value, in [0, 1] except for the counts. Where one class is missing every metric of the ranking (all but
-        ``f1_trivial`` and the counts) is NaN, and a RuntimeWarning says so.
+        Metrics by name, in [0, 1] except for the counts. If one class is missing, all ranking metrics (all except
+        ``f1_trivial`` and the counts) are NaN, with a RuntimeWarning.
 
     Raises:
-        InputError: No samples, scores that are not finite, labels outside {0, 1}, or shapes that do not match.
+        InputError: There are no samples, scores are not finite, labels are not 0 or 1, or the shapes do not match.
 
     Example:
         >>> metrics = evaluate([-3.0, 10.0, 20.0, 1500.0], [0, 1, 0, 1], threshold=15.0)
@@ -96,15 +96,15 @@ def evaluate(scores: Values, labels: Values, threshold: float | None = None, fix
 
 
 def evaluate_at(scores: Values, labels: Values, threshold: float) -> dict[str, float]:
-    """The detector that flags ``score >= threshold``, with the anomalies as positives.
+    """Computes the metrics of a detector that flags ``score >= threshold``, with the anomalies as positives.
 
-    Scores and labels are those of :func:`evaluate`; an infinite threshold flags nothing, and one that is NaN is refused.
+    Scores and labels are as in :func:`evaluate`. An infinite threshold flags nothing; NaN raises InputError.
 
     Returns:
-        ``precision_threshold`` (0 when nothing is flagged), ``recall_threshold``, ``f1_threshold``,
-        ``false_alarm_rate`` (flagged share of the normals), ``accuracy_threshold``, ``balanced_accuracy_threshold`` (mean of
-        the shares of anomalies and of normals that are judged rightly), in [0, 1], ``flagged``, how many, and ``threshold``
-        itself. Recall and F1 are NaN without anomalies, the false alarm rate without normals, balanced accuracy without either.
+        In [0, 1]: ``precision_threshold`` (0 when nothing is flagged), ``recall_threshold``, ``f1_threshold``,
+        ``false_alarm_rate`` (flagged share of the normals), ``accuracy_threshold`` and ``balanced_accuracy_threshold`` (mean
+        accuracy on anomalies and on normals); also the number ``flagged`` and the ``threshold``. Recall and F1 are NaN without
+        anomalies, the false alarm rate without normals, balanced accuracy if one class is missing.
 
     Example:
         >>> evaluate_at([-3.0, 10.0, 20.0, 1500.0], [0, 1, 0, 1], threshold=10.0)["recall_threshold"]
@@ -131,7 +131,7 @@ def evaluate_at(scores: Values, labels: Values, threshold: float) -> dict[str, f
 
 
 def as_scores(scores: Values, name: str = "scores") -> Floats:
-    """Scores as a finite, non-empty ``(N,)`` float64 array; InputError where they are none."""
+    """Converts scores to an ``(N,)`` float64 array; raises InputError if it is empty or not finite."""
     array = as_float64(scores)
     if array.ndim != 1 or not array.size:
         raise InputError(f"{name} must be a non-empty vector, not of shape {array.shape}")
@@ -141,7 +141,7 @@ def as_scores(scores: Values, name: str = "scores") -> Floats:
 
 
 def as_pair(scores: Values, labels: Values) -> tuple[Floats, Flags]:
-    """:func:`as_scores`, and for each score whether it belongs to an anomaly; InputError where the labels are none."""
+    """Converts scores and labels to arrays; raises InputError if labels do not match the scores or are not 0 or 1."""
     values, flags = as_scores(scores), as_float64(labels)
     if flags.shape != values.shape:
         raise InputError(f"scores of shape {values.shape} do not match labels of shape {flags.shape}")
@@ -151,20 +151,20 @@ def as_pair(scores: Values, labels: Values) -> tuple[Floats, Flags]:
 
 
 def as_float64(values: Values) -> Floats:
-    """An array or a tensor of any device and precision as a float64 array of the same shape."""
+    """Converts an array, or a tensor on any device, to a float64 array of the same shape."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().double().numpy()
     return np.asarray(values, dtype=np.float64)
 
 
 def _ranking(scores: Floats, positive: Flags) -> dict[str, float]:
-    """What a ranking is worth when one of the two classes counts as positive; every value in [0, 1]."""
+    """The ranking metrics with one of the two classes as positives; every value is in [0, 1]."""
     fpr, tpr, _ = roc_curve(positive, scores, drop_intermediate=False)
     n_positive = np.count_nonzero(positive)
     true_positives, false_positives = tpr * n_positive, fpr * (positive.size - n_positive)
     f1 = 2 * true_positives / (true_positives + false_positives + n_positive)
     fpr_minus_fnr = fpr + tpr - 1
-    # The curve's first point is no score but infinity. Rounding lets the two sides of a tie compare equal.
+    # The first point of the curve is infinity, not a score. Rounding makes the two sides of a tie equal.
     balanced = 1 + np.abs(fpr_minus_fnr[1:]).round(12).argmin()
     tpr_eer, fpr_eer = float(tpr[balanced]), float(fpr[balanced])
     ranking = {

@@ -1,10 +1,10 @@
 """Thresholds and p-values from the scores of held-out normal samples alone.
 
-Quantile: about a share ``1 - quantile`` of normals lies above. Conformal: the same with a guarantee for any number n of
-calibration samples, as long as they are exchangeable with the fresh normals (Vovk, Gammerman and Shafer, *Algorithmic
-Learning in a Random World*, 2005; Bates et al., "Testing for outliers with conformal p-values", *Annals of Statistics*
-51, 2023). Scores are ``(N,)``, higher = more anomalous; InputError refuses those that are empty or not finite, and shares
-outside (0, 1).
+A quantile threshold has about a share ``1 - quantile`` of the normals above it. A conformal threshold guarantees this for
+any number n of calibration samples that are exchangeable with new normals (Vovk, Gammerman and Shafer, *Algorithmic Learning
+in a Random World*, 2005; Bates et al., "Testing for outliers with conformal p-values", *Annals of Statistics* 51, 2023).
+Scores are ``(N,)``, higher = more anomalous. All functions raise InputError for scores that are empty or not finite and for
+shares outside (0, 1).
 """
 
 import math
@@ -27,11 +27,11 @@ def quantile_threshold(scores: Values, quantile: float) -> float:
 
 
 def conformal_threshold(scores: Values, alpha: float) -> float:
-    """The smallest calibration score t such that a fresh normal has P(score > t) <= alpha.
+    """The smallest calibration score t such that a new normal sample has P(score > t) <= alpha.
 
     It is the ceil((n + 1)(1 - alpha))-th smallest of the n scores, and ``score > t`` holds exactly where
-    :func:`conformal_p_value` <= alpha. The bound is on strict exceedance: if scores are discrete, flag ``score > t``. It is
-    infinite if n < 1/alpha - 1, too few samples for any guarantee.
+    :func:`conformal_p_value` <= alpha. The bound is strict: if scores are discrete, flag ``score > t``, not ``>=``. With fewer
+    than 1/alpha - 1 samples no guarantee is possible, and the threshold is infinite.
 
     Example:
         >>> conformal_threshold(range(1, 20), alpha=0.1), conformal_threshold([1.0, 2.0], alpha=0.1)
@@ -44,7 +44,7 @@ def conformal_threshold(scores: Values, alpha: float) -> float:
 
 
 def samples_needed(alpha: float) -> int:
-    """The number of calibration samples from which on :func:`conformal_threshold` is finite.
+    """The smallest number of calibration samples for which :func:`conformal_threshold` is finite.
 
     Example:
         >>> samples_needed(0.01), samples_needed(0.3)
@@ -55,7 +55,7 @@ def samples_needed(alpha: float) -> int:
 
 
 def conformal_p_value(scores: Values, calibration: Values) -> Floats:
-    """p(s) = (1 + #{calibration >= s}) / (n + 1), which for a fresh normal is <= alpha with probability <= alpha.
+    """Conformal p-values p(s) = (1 + #{calibration >= s}) / (n + 1); for a new normal, P(p <= alpha) <= alpha.
 
     ``calibration`` are the n scores of normal samples that were not trained on. The p-values are ``(N,)`` in [1/(n + 1), 1],
     small = anomalous.
@@ -70,14 +70,14 @@ def conformal_p_value(scores: Values, calibration: Values) -> Floats:
 
 
 def threshold_by(rule: str, calibration: Values) -> float:
-    """The score from which on a sample is flagged, by a rule in words.
+    """Computes the lowest score that is flagged, by a rule given as text.
 
     Args:
-        rule: ``quantile=<q>``, see :func:`quantile_threshold`; ``alpha=<a>``, by :func:`conformal_p_value` <= a; or a score.
-        calibration: Scores of normal samples that were not trained on; not looked at where the rule is a score.
+        rule: ``quantile=<q>``, see :func:`quantile_threshold`; ``alpha=<a>``, for :func:`conformal_p_value` <= a; or a score.
+        calibration: Scores of normal samples that were not trained on; not used if the rule is a score.
 
     Raises:
-        InputError: Not such a rule, or no calibration scores where they are needed.
+        InputError: The rule is invalid, or it needs calibration scores and there are none.
 
     Example:
         >>> threshold_by("quantile=0.75", [0.0, 10.0, 20.0]), threshold_by("7.5", [])

@@ -1,4 +1,4 @@
-"""Deep SVDD as one file outside of the packages: a new paper needs no more than this and a YAML."""
+"""Deep SVDD in one file outside of the packages: a new paper needs only this and a YAML file."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -16,7 +16,7 @@ from common.networks import halvings, is_flat
 
 
 class DeepSVDD(OneClassModule):
-    """A net that maps normal images close to a centre ``c``; the squared distance from the centre is the score.
+    """A net that maps normal images close to a centre ``c``; the score is the squared distance from the centre.
 
     Ruff et al., "Deep One-Class Classification", ICML 2018, the one-class objective.
 
@@ -24,17 +24,17 @@ class DeepSVDD(OneClassModule):
         shape: ``(C, H, W)`` of an image, or ``(F,)`` of a flat vector, for which the net is dense.
         widths: Channels of the convolutions, or units of the hidden layers.
         latent: Size of the code, ``φ(x)``.
-        eps: Least magnitude of an entry of ``c``.
+        eps: Smallest magnitude of an entry of ``c``.
         lr: Adam's learning rate, in both phases.
-        lr_milestones: Epochs of each phase after which the rate falls to a tenth.
+        lr_milestones: Epochs of each phase at which the rate is divided by 10.
         weight_decay: Adam's L2 penalty.
-        pretrain_epochs: Length of the first phase, which trains the net as the encoder of an autoencoder; 0 for no such phase.
-        pretrain_weight_decay: The first phase's L2 penalty.
+        pretrain_epochs: Epochs of the first phase, which trains the net as the encoder of an autoencoder; 0 to skip it.
+        pretrain_weight_decay: L2 penalty in the first phase.
         score: ``distance``, the only one.
         threshold_quantile: Quantile of the held-out samples' scores that becomes the threshold, in (0, 1).
 
     Attributes:
-        centre: ``(latent,)``, ``c``.
+        centre: ``c``, ``(latent,)``.
 
     Example:
         >>> module = DeepSVDD(shape=(1, 8, 8))
@@ -67,11 +67,11 @@ class DeepSVDD(OneClassModule):
 
     @property
     def phases(self) -> Sequence[int]:
-        """Pretraining, if any, and training."""
+        """The first epochs of pretraining, if any, and of training."""
         return (0, self.hparams.pretrain_epochs) if self.decoder else (0,)
 
     def named_optimizers(self) -> dict[str, Optimizer]:
-        """Adam over net and decoder for the pretraining, if any, and Adam over the net."""
+        """Adam for net and decoder in the pretraining, if any, and Adam for the net."""
         h = self.hparams
         optimizers: dict[str, Optimizer] = {}
         if self.decoder:
@@ -81,13 +81,13 @@ class DeepSVDD(OneClassModule):
         return optimizers
 
     def scheduler(self, name: str, optimizer: Optimizer) -> MultiStepLR:
-        """The same for both phases, each from its own beginning."""
+        """The schedule, the same for both phases; each counts its own epochs."""
         return MultiStepLR(optimizer, self.hparams.lr_milestones, 0.1)
 
     def prepare(self, batches: Iterable[Sample]) -> None:
-        """``c``: the mean code of the training images as the phase begins, every entry moved away from 0.
+        """Sets ``c`` to the mean code of the training images, with every entry moved away from 0.
 
-        Weights of 0 would map every image to an entry of 0 (Proposition 1).
+        If ``c`` were 0, weights of 0 would be a perfect solution (Proposition 1).
         """
         eps = self.hparams.eps
         centre = torch.cat([self.net(batch.image) for batch in batches]).mean(0)
@@ -95,33 +95,33 @@ class DeepSVDD(OneClassModule):
         self.centre.copy_(torch.where(centre.abs() < eps, eps * sign, centre))
 
     def training_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
-        """One step down the autoencoder's error in the first phase, down Eq. 4 in the second."""
+        """Takes one step on the error of the autoencoder in the first phase, and on Eq. 4 in the second."""
         # 1. Pretraining: net and decoder descend ||De(φ(x)) - x||²
         if self.phase < len(self.phases) - 1 and self.decoder:
             loss = squared_error(self.decoder(self.net(batch.image)), batch.image, "sum").mean()
             self.descend("pretraining", loss)
             return {"loss_reconstruction": loss}
 
-        # 2. Training, c fixed: the net descends the mean of ||φ(x) - c||²; the weights' penalty is the optimiser's
+        # 2. Training, c fixed: the net descends the mean of ||φ(x) - c||²; the optimiser adds the weight penalty
         loss = self.distance(batch.image).mean()
         self.descend("training", loss)
         return {"loss_distance": loss}
 
     def distance(self, x: Tensor) -> Tensor:
-        """``||φ(x) - c||²``, ``(B,)``."""
+        """The squared distance from the centre, ``||φ(x) - c||²``, ``(B,)``."""
         return (self.net(x) - self.centre).square().sum(1)
 
     def embed(self, x: Tensor) -> Tensor:
-        """``φ(x)``, ``(B, latent)``."""
+        """The code ``φ(x)``, ``(B, latent)``."""
         return self.net(x)
 
     def scores(self, x: Tensor) -> dict[str, Tensor]:
-        """``distance``, the squared distance of ``φ(x)`` from ``c``, ``(B,)``."""
+        """The score ``distance``, the squared distance of ``φ(x)`` from ``c``, ``(B,)``."""
         return {"distance": self.distance(x)}
 
 
 def encoder(shape: Sequence[int], widths: Sequence[int], latent: int) -> nn.Sequential:
-    """A LeNet-type net without any bias, which would let it ignore the image (Proposition 2).
+    """A LeNet-type net without biases, with which it could ignore the image (Proposition 2).
 
     Example:
         >>> sum(p.numel() for p in encoder((1, 28, 28), (8, 4), 32).parameters())

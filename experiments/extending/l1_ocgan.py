@@ -1,4 +1,4 @@
-"""OCGAN with one more loss term: what a variant of a paper needs."""
+"""OCGAN with one more loss term: an example of a variant of a paper."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from ocgan import OCGAN
 
 
 class L1OCGAN(OCGAN):
-    """OCGAN whose encoder also descends ``lambda_l1`` times the mean magnitude of its codes.
+    """OCGAN whose encoder also minimises ``lambda_l1`` times the mean magnitude of its codes.
 
     Args:
         lambda_l1: Weight of the new term.
@@ -19,5 +19,5 @@ class L1OCGAN(OCGAN):
         super().__init__(**ocgan)
 
     def generator_losses(self, image: Tensor, latent: Tensor, *others: Any) -> dict[str, Tensor]:
-        """OCGAN's terms and ``loss_l1``."""
+        """Adds ``loss_l1`` to OCGAN's terms."""
         return super().generator_losses(image, latent, *others) | {"loss_l1": self.hparams.lambda_l1 * latent.abs().mean()}
