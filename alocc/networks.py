@@ -51,7 +51,7 @@ def reconstructor(
         373217
     """
     if len(decoder_widths) != len(encoder_widths) - 1:
-        raise InputError("decoder_widths has one entry less than encoder_widths: the last layer's channels are the image's")
+        raise InputError("decoder_widths must have one entry less than encoder_widths: the last layer makes the image")
     if is_flat(shape):
         to_code = [*shape, *encoder_widths, *([] if latent is None else [latent])]
         return Reconstructor(dense(to_code), dense([to_code[-1], *decoder_widths, *shape]))

@@ -122,7 +122,7 @@ def build(network: str, shape: Sequence[int], widths: Sequence[int], latent: int
     if network not in NETWORKS:
         raise InputError(f"unknown network '{network}': choose from {', '.join(NETWORKS)}")
     if len(shape) not in {1, 3}:
-        raise InputError(f"shape is (C, H, W) or (F,), not {tuple(shape)}")
+        raise InputError(f"shape must be (C, H, W) or (F,), not {tuple(shape)}")
     return (NETWORKS[network] if len(shape) == 3 else vector)(shape, widths, latent)
 
 

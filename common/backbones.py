@@ -111,7 +111,7 @@ def split(
     net, mean, std = _load(name, weights)
     place = next((place for place in ("classifier", "fc", "head", "heads") if hasattr(net, place)), None)
     if place is None:
-        raise InputError(f"backbone '{name}' has no classifier that could be cut off: choose another")
+        raise InputError(f"backbone '{name}' has no classifier to remove: choose another one")
     classifier = getattr(net, place)
     layers = [_as_linear(layer) for layer in (classifier if isinstance(classifier, nn.Sequential) else [classifier])]
     ends = [0, *(position + 1 for position, layer in enumerate(layers) if isinstance(layer, nn.Linear))]
@@ -154,20 +154,20 @@ def _checked(name: str, head_layers: int | Sequence[int], fine_tuned: bool, avai
     kept = [head_layers] if isinstance(head_layers, int) else list(head_layers)
     for count in kept:
         if not 0 <= count <= available:
-            raise InputError(f"head_layers of '{name}' lies between 0 and {available}, not at {count}")
+            raise InputError(f"head_layers of '{name}' must be between 0 and {available}, not {count}")
     if kept != sorted(set(kept)) or not kept:
-        raise InputError(f"head_layers {kept}: give one number, or several that ascend")
+        raise InputError(f"head_layers must be one number, or several in ascending order, not {kept}")
     if fine_tuned and not head_layers:
         raise InputError("without head_layers there is nothing to fine-tune: give head_layers or fine_tuned: false")
     if fine_tuned and not isinstance(head_layers, int):
-        raise InputError(f"layers side by side are frozen: give one number of head_layers, not {kept}, or fine_tuned: false")
+        raise InputError(f"several head_layers are always frozen: give one number, not {kept}, or fine_tuned: false")
     return kept
 
 
 def _load(name: str, weights: str | None) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise InputError(f"unknown backbone '{name}': 'none', or one of torchvision's, such as alexnet, vgg16, resnet18")
+        raise InputError(f"unknown backbone '{name}': give none, or a net of torchvision, such as alexnet, vgg16 or resnet18")
     if weights is None:
         return torchvision.models.get_model(name, weights=None), (0.5,) * 3, (0.25,) * 3
     members = torchvision.models.get_model_weights(name)
@@ -185,8 +185,8 @@ def _load(name: str, weights: str | None) -> tuple[nn.Module, Sequence[float], S
         file = Path(torch.hub.get_dir(), "checkpoints", Path(chosen.url).name)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsMissingError(
-            f"no weights of '{name}': {file} is not there, or damaged, and cannot be downloaded ({reason}); get {chosen.url} "
-            f"and put it there, or let TORCH_HOME name the folder that holds hub/checkpoints/{file.name}"
+            f"no weights of '{name}': {file} is missing or damaged, and cannot be downloaded ({reason}); download {chosen.url} "
+            f"to this place, or set TORCH_HOME to the folder that holds hub/checkpoints/{file.name}"
         ) from error
     preset = chosen.transforms()
     return net, preset.mean, preset.std
@@ -215,7 +215,7 @@ def _read_state(name: str, path: Path) -> dict[str, Tensor]:
         reason = [*str(error).splitlines(), type(error).__name__][0]
         raise InputError(f"cannot read the weights {path}: {reason}") from error
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} is no state dict: save the net's state_dict(), nothing else")
+        raise InputError(f"{path} is not a state dict: save only the net's state_dict()")
     return state
 
 
@@ -235,7 +235,7 @@ def _pool(name: str, net: nn.Module, head_layers: int | Sequence[int], pooling: 
     if head_layers != 0:
         raise InputError("pooling makes the last feature map too small for linear layers: give head_layers 0, or no pooling")
     if not isinstance(getattr(net, "avgpool", None), nn.AdaptiveAvgPool2d):
-        raise InputError(f"'{name}' has no grid of means, as vgg16 and alexnet have, that pooling could shrink: leave it out")
+        raise InputError(f"'{name}' has no grid of means to pool, unlike vgg16 and alexnet: leave pooling out")
     net.avgpool = nn.AdaptiveAvgPool2d(1)
 
 

@@ -131,7 +131,7 @@ def fit_and_score(
             data.extractor, _ = split(**options)
         except TypeError as error:
             known = "backbone, weights, head_layers, pooling, instance_norm and image_size"
-            raise InputError(f"options of a detector: {known} ({error})") from error
+            raise InputError(f"the options of a detector are {known} ({error})") from error
     data.setup()
 
     def score(loader: Any) -> Scored:

@@ -1,17 +1,17 @@
-"""The one exception that means: the user can fix this."""
+"""Exceptions for mistakes that the user can fix."""
 
 
 class InputError(ValueError):
-    """A mistake in what the user asked for, told in one line; the commands end with exit status 2."""
+    """A mistake that the user can fix, described in one line; commands end with exit status 2."""
 
 
 class DataMissingError(InputError):
-    """A data set that is not there and is never downloaded by itself."""
+    """A data set that is missing and cannot be downloaded automatically."""
 
 
 class WeightsMissingError(InputError):
-    """A net's pretrained weights that are not there and cannot be downloaded."""
+    """Pretrained weights of a net that are missing and cannot be downloaded."""
 
 
 class UnreadableError(InputError):
-    """Image files, or a checkpoint, that cannot be read as such."""
+    """Image files or a checkpoint that cannot be read."""

@@ -169,9 +169,9 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def _validated(self, X: ArrayLike, reset: bool) -> NDArray[Any]:
         samples: NDArray[Any] = validate_data(self, X, reset=reset, allow_nd=True, ensure_min_samples=3 if reset else 1)
         if samples.ndim > 4:
-            raise InputError(f"X is (N, F), (N, H, W) or (N, C, H, W), not {samples.shape}: reshape it")
+            raise InputError(f"X must be (N, F), (N, H, W) or (N, C, H, W), not {samples.shape}: reshape it")
         if samples.ndim == 4 and is_channels_last(samples.shape):
-            raise InputError(f"X has images of {samples.shape[1]} channels: they come first, try X.transpose(0, 3, 1, 2)")
+            raise InputError(f"X has images of {samples.shape[1]} channels: channels come first, try X.transpose(0, 3, 1, 2)")
         if not reset and samples.shape[1:] != self.shape_:
             raise InputError(f"X has samples of the shape {samples.shape[1:]}: give {self.shape_}, as in fit")
         return samples

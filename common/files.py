@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Writes files completely or not at all, and never over a command's inputs."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from common.errors import InputError
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the place of ``path`` at the end; after an error it is gone and ``path`` as it was.
+    """Context with a temporary file that replaces ``path`` at the end; after an error ``path`` is unchanged.
 
     A link stays a link, and its target is replaced. What is no regular file, such as ``/dev/null``, a named pipe or
     ``/dev/stdout``, stays what it is and receives the content.
@@ -37,13 +37,13 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str) -> None:
-    """Writes a text in UTF-8, see :func:`whole`; the bytes of file names in another encoding appear as escapes."""
+    """Writes a text in UTF-8, completely or not at all; bytes of file names in other encodings are escaped."""
     with whole(path) as temporary:
         temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether a path is a device, a pipe, or the output of this process, wherever that was redirected to."""
+    """Whether a path is a device, a pipe, or the (redirected) output of this process."""
     return path.exists() and (not path.is_file() or _is_own_output(path))
 
 
@@ -55,7 +55,7 @@ def _is_own_output(path: Path) -> bool:
 
 @contextmanager
 def _received(stream: Path) -> Iterator[Path]:
-    """A temporary file whose content a stream receives at the end."""
+    """Context with a temporary file whose content is sent to a stream at the end."""
     own = _is_own_output(stream)
     sys.stdout.flush()
     with TemporaryDirectory() as folder, open(1 if own else stream, "wb", closefd=not own) as receiver:
@@ -67,7 +67,7 @@ def _received(stream: Path) -> Iterator[Path]:
 
 @contextmanager
 def _replaced(path: Path) -> Iterator[Path]:
-    """A temporary file beside a regular file, whose place it takes at the end."""
+    """Context with a temporary file beside a regular file, which it replaces at the end."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def _replaced(path: Path) -> Iterator[Path]:
 
 
 def refuse_input(out: Path, read: Iterable[Path]) -> None:
-    """Stops where a command would write over a file that it reads, by whatever path that is given.
+    """Raises InputError if a command would overwrite a file that it reads, even by another path.
 
     Raises:
         InputError: It would.

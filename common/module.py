@@ -167,7 +167,7 @@ class OneClassModule(ScoringModule):
         # With manual optimisation Lightning counts batches here, as on_train_batch_end does, not optimiser steps
         iterations = self.trainer.estimated_stepping_batches
         if math.isinf(iterations):
-            raise InputError("a cosine schedule falls to the end of the training: give trainer.max_epochs")
+            raise InputError("a cosine schedule needs the length of the training: give trainer.max_epochs")
         return {"scheduler": Cosine(optimizer, int(iterations)), "interval": "step"}
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Names of classes and folders stay as they are written, those too that YAML takes for numbers, dates or truth values."""
+"""Keeps names of classes and folders as text, even if YAML would read a number, a date or a truth value."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ PARSER_MODE = "oneclass"
 
 
 def keep_names(config: Any, text: str) -> Any:
-    """A configuration read from YAML, with ``normal``, ``anomalous`` and ``root`` of its data as they are written there.
+    """Restores ``normal``, ``anomalous`` and ``root`` of a configuration to the text in its YAML.
 
     Args:
         config: What the text was read to; changed in place.
@@ -30,7 +30,7 @@ def keep_names(config: Any, text: str) -> Any:
 
 
 def joined(text: str) -> str:
-    """Classes in one text, joined by ``+``; they may be written as a list.
+    """Joins classes, which may be written as a YAML list, to one text with ``+``.
 
     Raises:
         yaml.YAMLError: It begins as a list and is none.

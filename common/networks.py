@@ -15,7 +15,7 @@ Norm = Callable[[int], nn.Module]
 def is_flat(shape: Sequence[int]) -> bool:
     """Whether a shape is ``(F,)`` rather than ``(C, H, W)``; raises InputError for any other length."""
     if len(shape) not in {1, 3}:
-        raise InputError(f"shape is (C, H, W) or (F,), not {tuple(shape)}")
+        raise InputError(f"shape must be (C, H, W) or (F,), not {tuple(shape)}")
     return len(shape) == 1
 
 

@@ -65,7 +65,7 @@ def read_config(path: Path) -> Config:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"cannot read the preset {path}: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict) or "class_path" not in (config.get("model") or {}):
-        raise InputError(f"{path} is no preset: it names no model.class_path")
+        raise InputError(f"{path} is not a preset: it has no model.class_path")
     config["model"].setdefault("init_args", {})
     _import_beside(path, config["model"]["class_path"])
     return config
@@ -140,7 +140,7 @@ def parse_override(option: str) -> tuple[tuple[str, ...], Any]:
     """
     key, equals, text = option.partition("=")
     if not equals:
-        raise InputError(f"'{option}' is no override: give key=value, such as lr=0.001 or trainer.max_epochs=50")
+        raise InputError(f"'{option}' is not an override: give key=value, such as lr=0.001 or trainer.max_epochs=50")
     return override_path(key), read_value(text, key)
 
 
@@ -161,7 +161,7 @@ def read_value(text: str, key: str = "") -> Any:
             return joined(text) if key in CLASS_KEYS else text
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"'{text}' is no value for {key}: {' '.join(str(error).split())}") from error
+        raise InputError(f"'{text}' is not a valid value for {key}: {' '.join(str(error).split())}") from error
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         try:
             return float(value)
@@ -235,7 +235,7 @@ def merged(arguments: Sequence[str]) -> Config:
         key, equals, text = word.removeprefix("--").partition("=")
         value = text if equals else next(words, None)
         if not word.startswith("--") or value is None:
-            raise InputError(f"'{word}' is no --key=value")
+            raise InputError(f"'{word}' is not of the form --key=value")
         if key == "config":
             for group, content in read_config(config_path(value)).items():
                 config[group] = config.get(group, {}) | content if isinstance(content, dict) else content
@@ -293,4 +293,4 @@ def _import_beside(path: Path, class_path: str) -> None:
     finally:
         sys.path.pop(0)
     if module.__file__ is None or not beside[0].samefile(module.__file__):
-        raise InputError(f"{path} means {beside[0]}, and '{name}' is {module.__file__} already: rename one of them")
+        raise InputError(f"{path} needs {beside[0]}, but '{name}' is already {module.__file__}: rename one of them")

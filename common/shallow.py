@@ -57,9 +57,9 @@ class HOG(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def fit(self, X: Rows, y: None = None) -> "HOG":
         """Checks the number of pixels; nothing is fitted."""
         if len(self.shape) != 3 or X.shape[1] != np.prod(self.shape):
-            raise InputError(f"HOG wants the pixels of images, not {X.shape[1]} features or columns: leave out the backbone")
+            raise InputError(f"HOG needs the pixels of images, not {X.shape[1]} features or columns: leave out the backbone")
         if min(self.shape[1:]) < 2 * self.cell:
-            raise InputError(f"HOG wants images of {2 * self.cell} x {2 * self.cell} pixels or more: give a larger image_size")
+            raise InputError(f"HOG needs images of {2 * self.cell} x {2 * self.cell} pixels or more: give a larger image_size")
         return self
 
     def transform(self, X: Rows) -> Rows:

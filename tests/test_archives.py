@@ -203,8 +203,8 @@ def test_ped2_in_other_places(ped2, place):
     ("damage", "message"),
     [
         (lambda base: (base / "Test/UCSDped2.m").unlink(), r"no .*UCSDped2\.m, the frames' ground truth"),
-        (lambda base: (base / "Test/Test002").rename(base / "Test/x"), r"Test has 2 clips and UCSDped2\.m speaks of 3"),
-        (lambda base: (base / "Test/UCSDped2.m").write_text("x"), r"Test has 3 clips and UCSDped2\.m speaks of 0"),
+        (lambda base: (base / "Test/Test002").rename(base / "Test/x"), r"Test has 2 clips, but UCSDped2\.m lists 3"),
+        (lambda base: (base / "Test/UCSDped2.m").write_text("x"), r"Test has 3 clips, but UCSDped2\.m lists 0"),
         (lambda base: (base / "Train").rename(base / "x"), r"no frames TrainNNN/NNN\.tif in .*Train"),
         (lambda base: (base / "Train/Train002/003.tif").write_text("x"), r"cannot read the image .*003\.tif"),
         (lambda base: save(base / "Train/Train002/003.tif", np.zeros((9, 9), np.uint8)), r"003\.tif is 9x9"),

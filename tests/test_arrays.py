@@ -93,26 +93,26 @@ def test_numbers_of_any_type(dtype):
 
 
 BAD_ARRAYS = [
-    ((X, Y[:-1]), "there are 40 samples and 39 labels"),
-    ((X[:, 0, 0], Y), r"X_train is \(N, H, W\), \(N, C, H, W\) or \(N, F\), not \(40,\)"),
-    ((X[:0], Y[:0]), "X_train is"),
-    ((np.stack([X] * 3, -1), Y), r"8 channels, and 1 or 3 are expected: channels come first, try X.transpose\(0, 3, 1, 2\)"),
-    ((np.stack([X] * 4, 1), Y), "4 channels, and 1 or 3 are expected$"),
+    ((X, Y[:-1]), "there are 40 samples but 39 labels"),
+    ((X[:, 0, 0], Y), r"X_train must be \(N, H, W\), \(N, C, H, W\) or \(N, F\), not \(40,\)"),
+    ((X[:0], Y[:0]), "X_train must be"),
+    ((np.stack([X] * 3, -1), Y), r"1 or 3 channels, not 8: channels come first, try X.transpose\(0, 3, 1, 2\)"),
+    ((np.stack([X] * 4, 1), Y), "1 or 3 channels, not 4$"),
     ((np.where(TABLE > 1e6, np.nan, TABLE), Y), "X_train holds NaN or infinity"),
     ((X, Y, np.full((2, 8, 8), np.inf), [0, 1]), "X_test holds NaN or infinity"),
-    ((X.astype(str), Y), "X_train holds <U3: numbers are expected"),
-    ((X.astype(object), Y), "X_train holds object"),
-    ((X, Y[:, None]), r"y_train is \(N,\), one label for each sample, not \(40, 1\)"),
-    ((X, Y + 0.5), "y_train holds float64: labels are whole numbers or text"),
-    ((X, np.where(Y == 0, np.nan, Y)), "y_train holds float64"),
-    ((X, Y.astype(object)), "y_train holds object"),
+    ((X.astype(str), Y), "X_train must hold numbers, not <U3"),
+    ((X.astype(object), Y), "X_train must hold numbers, not object"),
+    ((X, Y[:, None]), r"y_train must be \(N,\), one label for each sample, not \(40, 1\)"),
+    ((X, Y + 0.5), "y_train must hold integers or text, not float64"),
+    ((X, np.where(Y == 0, np.nan, Y)), "y_train must hold integers or text, not float64"),
+    ((X, Y.astype(object)), "y_train must hold integers or text, not object"),
     ((X, Y, X), "X_test and y_test belong together"),
     ((X, Y, X[:, :4], Y), r"X_train and X_test differ: \(1, 8, 8\) uint8 and \(1, 4, 8\) uint8"),
     ((X, Y, X / 255, Y), "X_train and X_test differ"),
-    ((X, Y, X, Y.astype(str)), "y_train and y_test differ"),
-    ((X, Y, None, None, ["a", "b"]), "targets are class numbers from 0 to 1"),
+    ((X, Y, X, Y.astype(str)), "y_train and y_test must have the same type"),
+    ((X, Y, None, None, ["a", "b"]), "targets must be class numbers from 0 to 1"),
     ((X, Y, None, None, ["a", "b", "c", "a"]), "class names must differ"),
-    ((X, Y.astype(str), None, None, ["0", "1", "2"]), "classes do not name the label 3: 0, 1, 2"),
+    ((X, Y.astype(str), None, None, ["0", "1", "2"]), "classes must name every label, and 3 is missing: 0, 1, 2"),
 ]
 
 
@@ -137,10 +137,10 @@ BAD_FILES = {
     "objects": (lambda path: write(path, X=X, y=Y.astype(object)), "is not a .npz of plain arrays: Object arrays cannot"),
     "a key": (
         lambda path: write(path, X_train=X, y_train=Y, x_test=X),
-        "no X_test, y_test: X_train, y_train, X_test and y_test",
+        "lacks X_test, y_test: give X_train, y_train, X_test and y_test",
     ),
-    "other keys": (lambda path: write(path, images=X), "no X_train, y_train, X_test, y_test: .*, or X and y"),
-    "shapes": (lambda path: write(path, X=X, y=Y[:3]), "there are 40 samples and 3 labels"),
+    "other keys": (lambda path: write(path, images=X), "lacks X_train, y_train, X_test, y_test: .*, or X and y"),
+    "shapes": (lambda path: write(path, X=X, y=Y[:3]), "there are 40 samples but 3 labels"),
 }
 
 
@@ -154,7 +154,7 @@ def test_files_that_are_no_data_set(tmp_path, spoil, message):
 
 
 def test_another_ending(tmp_path):
-    with pytest.raises(InputError, match=r"does not end in \.npz"):
+    with pytest.raises(InputError, match=r"must end in \.npz"):
         save_arrays(tmp_path / "my.npy", X, Y)
 
 
@@ -205,16 +205,16 @@ GOOD = ImageData(torch.from_numpy(X[:, None]), Y, Y == 3, tuple("abcd"))
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        ({"X": X}, "a dict is no data set: give an ImageData"),
-        (None, "a NoneType is no data set"),
-        (GOOD._replace(images=GOOD.images[:5]), r"5 images need as many targets and official_test, not \(40,\) and \(40,\)"),
-        (GOOD._replace(targets=Y + 1), "targets are class numbers from 0 to 3"),
-        (GOOD._replace(targets=Y - 1), "targets are class numbers"),
-        (GOOD._replace(targets=Y / 1), "targets are class numbers"),
+        ({"X": X}, "a dict is not a data set: give an ImageData"),
+        (None, "a NoneType is not a data set"),
+        (GOOD._replace(images=GOOD.images[:5]), r"targets and official_test must have the shape \(5,\), not \(40,\)"),
+        (GOOD._replace(targets=Y + 1), "targets must be class numbers from 0 to 3"),
+        (GOOD._replace(targets=Y - 1), "targets must be class numbers"),
+        (GOOD._replace(targets=Y / 1), "targets must be class numbers"),
         (GOOD._replace(images=torch.full((N, 2), torch.nan)), "images holds NaN"),
-        (GOOD._replace(groups=np.arange(5)), "groups are one whole number for each of 40 images"),
-        (GOOD._replace(groups=np.zeros(N, int)), "the images of a group share their class"),
-        (GOOD._replace(groups=Y, official_test=np.arange(N) > 20), "the images of a group share their official part"),
+        (GOOD._replace(groups=np.arange(5)), "groups must be integers, one for each of 40 images"),
+        (GOOD._replace(groups=np.zeros(N, int)), "the images of a group must share their class"),
+        (GOOD._replace(groups=Y, official_test=np.arange(N) > 20), "the images of a group must share their official part"),
     ],
 )
 def test_functions_that_make_no_data_set(function, tmp_path, made, message):
@@ -351,14 +351,14 @@ def test_baselines_take_tables(table, preset):
 
 
 def test_a_baseline_of_images_refuses_tables(table):
-    with pytest.raises(InputError, match="HOG wants the pixels of images, not 6 features or columns"):
+    with pytest.raises(InputError, match="HOG needs the pixels of images, not 6 features or columns"):
         fit_and_score("hog_ocsvm", OneClassDataModule(table, normal="good"), seed=0)
 
 
 def test_frozen_layers_refuse_tables(table):
     data = OneClassDataModule(table, normal="good")
     data.extractor = torch.nn.Identity()
-    with pytest.raises(InputError, match="is a table, and a backbone takes images"):
+    with pytest.raises(InputError, match="is a table, but a backbone takes images"):
         data.setup()
 
 
@@ -380,7 +380,7 @@ def test_a_data_module_of_arrays():
     data.setup()
     assert (data.dataset, data.normal, data.class_names()) == ("mine", [3], ["01"])
     assert {k for batch in data.train_dataloader() for k in batch.target.tolist()} == {3}
-    with pytest.raises(InputError, match="no data set"):
+    with pytest.raises(InputError, match="is not a data set"):
         OneClassDataModule.of({"X": TABLE})
 
 

@@ -149,9 +149,9 @@ def test_halves_become_floats(net, tmp_path):
 @pytest.mark.parametrize(
     ("state", "says"),
     [
-        (lambda net: {"state_dict": net.state_dict()}, "is no state dict"),
-        (lambda net: [1, 2], "is no state dict"),
-        (lambda net: {}, "is no state dict"),
+        (lambda net: {"state_dict": net.state_dict()}, "is not a state dict"),
+        (lambda net: [1, 2], "is not a state dict"),
+        (lambda net: {}, "is not a state dict"),
         (lambda net: without(net, "features.0"), r"lacks features.0.weight, one of 2 missing weights of 'alexnet'"),
         (lambda net: net.state_dict() | {"layer4.weight": X}, r"no weights of 'alexnet', which has no layer4.weight"),
         (lambda net: net.state_dict() | {"features.0.weight": X}, r"no features.0.weight of shape \(3, 3, 40, 40\)"),

@@ -253,7 +253,7 @@ def test_a_crop_keeps_proportions(tmp_path):
 def test_images_of_several_sizes(tmp_path):
     paths = [save(tmp_path / f"{i}.png", pixels(*size)) for i, size in enumerate([(33, 47), (8, 8), (1, 90)])]
     assert ImageFiles(paths, (45, 28), None)[torch.arange(3)].shape == (3, 1, 45, 28)
-    with pytest.raises(InputError, match=says(paths[1], "is 8x8 and the first image 33x47: give image_size")):
+    with pytest.raises(InputError, match=says(paths[1], "is 8x8, but the first image is 33x47: give image_size")):
         ImageFiles(paths, None, None)[torch.arange(3)]
 
 

@@ -198,7 +198,7 @@ def test_without_held_out_scores_there_is_no_label(tmp_path, digits, capsys):
     assert pd.read_csv("predictions.csv")[["p_value", "label"]].isna().all(axis=None)
     main(["predict-folder", str(path), str(digits[0]), "--threshold", "0.16"])
     assert pd.read_csv("predictions.csv")["label"].notna().all()
-    assert "without held-out scores" in refused(capsys, "predict-folder", path, digits[0], "--threshold", "alpha=0.1")
+    assert "needs held-out scores" in refused(capsys, "predict-folder", path, digits[0], "--threshold", "alpha=0.1")
 
 
 def test_unreadable_files_are_named_and_left_out(checkpoints, tmp_path, capsys):
@@ -257,7 +257,7 @@ def test_mistakes_in_predict_folder(checkpoints, digits, capsys, tmp_path):
         ((good, "nowhere"), "no folder nowhere"),
         (("nowhere.ckpt", folder), "no checkpoint nowhere.ckpt"),
         ((tmp_path / "file", folder), "is not a readable checkpoint"),
-        ((good, folder, "--threshold", "much"), "no threshold 'much': give quantile=Q or alpha=A"),
+        ((good, folder, "--threshold", "much"), "invalid threshold 'much': give quantile=Q or alpha=A"),
         ((good, folder, "--threshold", "alpha=2"), "alpha must lie strictly between 0 and 1"),
         ((good, folder, "--out", "file/a.csv"), "cannot write file/a.csv"),
         ((good, folder, "--out", "empty"), "cannot write empty"),
@@ -290,9 +290,9 @@ class Harmful:
         ({"class_path": "os.system"}, "'os.system' is not a class derived from"),
         ({"class_path": "nowhere.Method"}, "cannot import 'nowhere.Method'"),
         ({"class_path": ""}, "cannot import ''"),
-        ({"state_dict": {}}, "does not hold a whole Autoencoder"),
-        ({"hyper_parameters": {"shape": [1, 8, 8], "latent": 3}}, "does not hold a whole Autoencoder"),
-        ({"OneClassDataModule": {}}, "does not hold a whole Autoencoder"),
+        ({"state_dict": {}}, "is not a complete checkpoint of Autoencoder"),
+        ({"hyper_parameters": {"shape": [1, 8, 8], "latent": 3}}, "is not a complete checkpoint of Autoencoder"),
+        ({"OneClassDataModule": {}}, "is not a complete checkpoint of Autoencoder"),
         ({"extra": Harmful()}, "is not a readable checkpoint"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -321,7 +321,7 @@ def test_a_pretrained_backbone_comes_from_the_checkpoint(tmp_path, digits, monke
 def test_a_checkpoint_is_not_loaded_as_another_method(checkpoints):
     contents = load_checkpoint(checkpoints["ocgan"])
     torch.save({**contents, "class_path": "alocc.module.ALOCC"}, "mixed.ckpt")
-    with pytest.raises(InputError, match="does not hold a whole ALOCC"):
+    with pytest.raises(InputError, match="is not a complete checkpoint of ALOCC"):
         load_detector(Path("mixed.ckpt"))
 
 

@@ -292,7 +292,7 @@ def test_parameters_that_make_no_sense(parameters, error, says):
 def test_channels_last_are_not_taken_for_channels(shape):
     images = np.zeros((20, *shape))
     with pytest.raises(
-        InputError, match=rf"X has images of {shape[0]} channels: they come first, try X.transpose\(0, 3, 1, 2\)"
+        InputError, match=rf"X has images of {shape[0]} channels: channels come first, try X.transpose\(0, 3, 1, 2\)"
     ):
         quick().fit(images)
 

@@ -109,7 +109,7 @@ def test_a_class_is_that_beside_its_preset_wherever_python_searches_first(two_fo
     assert sys.modules["my_module"].WHERE == "second"
     assert sys.path[0] == str(two_folders / "first")
     with pytest.raises(
-        InputError, match=r"first/mine.yaml means .*first/my_module.py, and 'my_module' is .*second/my_module.py"
+        InputError, match=r"first/mine.yaml needs .*first/my_module.py, but 'my_module' is already .*second/my_module.py"
     ):
         read_config(preset_path(str(two_folders / "first" / "mine.yaml")))
 
@@ -125,8 +125,8 @@ def test_a_module_that_fails_is_told_in_one_line(two_folders):
     [
         (None, "no preset file"),
         ("model: [", "cannot read the preset"),
-        ("model: {}", "names no model.class_path"),
-        ("3", "is no preset"),
+        ("model: {}", "has no model.class_path"),
+        ("3", "is not a preset"),
     ],
 )
 def test_a_preset_file_that_is_none_is_named(content, says, tmp_path):

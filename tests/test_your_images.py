@@ -123,7 +123,7 @@ def test_16_bits_beside_8_are_scaled_to_8(tmp_path):
 
 def test_floats_beside_whole_numbers_are_refused(tmp_path):
     paths = [save(tmp_path / "a.png", np.zeros((8, 8), np.uint8)), save(tmp_path / "b.tif", np.zeros((8, 8), np.float32))]
-    with pytest.raises(InputError, match=r"do not compare \(.*a\.png has 8 bits, .*b\.tif has floats\): convert them"):
+    with pytest.raises(InputError, match=r"kinds of values \(.*a\.png has 8 bits, .*b\.tif has floats\): convert them"):
         _ = ImageFiles(paths, None, None).dtype
 
 
@@ -137,7 +137,7 @@ def test_a_set_without_contrast_is_refused(tmp_path, write):
     (tmp_path / "one").mkdir()
     for i in range(40):
         write(tmp_path / "one" / f"{i}.png")
-    with pytest.raises(InputError, match=r"of the 36 training images lie between .*: scale what the files hold"):
+    with pytest.raises(InputError, match=r"of the 36 training images lie between .*: scale the files"):
         folder(tmp_path)
 
 
@@ -279,7 +279,7 @@ def test_what_is_outside_of_the_centre_counts_where_it_is_not_cropped(tmp_path):
 
 
 def test_an_unknown_fit():
-    with pytest.raises(InputError, match="no fit 'stretch': choose from crop, squeeze, pad"):
+    with pytest.raises(InputError, match="unknown fit 'stretch': choose from crop, squeeze, pad"):
         OneClassDataModule(fit="stretch")
 
 
@@ -349,7 +349,7 @@ def test_one_bad_file_does_not_cost_the_others(deep, tmp_path, monkeypatch, caps
     output = capsys.readouterr().out
     assert output.count("left out: ") == len(DAMAGE) + 1
     assert all(name in output for name in PRINTED)
-    assert "8 bits.png has 8 bits and the training images 16 bits or more: convert it" in output
+    assert "8 bits.png has 8 bits, but the training images have 16 bits or more: convert it" in output
     table = pd.read_csv("predictions.csv")
     assert table.path.tolist() == [r"new/gr\udcfc\udcdf.png"]
     calibration = load_detector(run / "checkpoints" / "last.ckpt").module.calibration.numpy()

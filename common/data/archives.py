@@ -66,7 +66,7 @@ def ucsd_ped2(folder: Path, size: Size, channels: int) -> ImageData:
     train, test = _clips(folder / "Train"), _clips(folder / "Test")
     abnormal = _abnormal_frames(folder / "Test" / "UCSDped2.m")
     if len(abnormal) != len(test):
-        raise InputError(f"{folder / 'Test'} has {len(test)} clips and UCSDped2.m speaks of {len(abnormal)}: unpack it again")
+        raise InputError(f"{folder / 'Test'} has {len(test)} clips, but UCSDped2.m lists {len(abnormal)}: unpack it again")
     paths = list(chain.from_iterable(train))
     n_train = len(paths)
     frame_is_abnormal: list[bool] = []
@@ -135,7 +135,7 @@ def founder200(folder: Path, size: Size, channels: int) -> ImageData:
     data = class_folders(folder, size, channels)
     half = len(data.classes) // 2
     if not half:
-        raise InputError(f"{folder} holds one font: unpack the archive again")
+        raise InputError(f"{folder} holds only one font: unpack the archive again")
     known = data.targets < half
     rank = np.arange(len(data.targets)) - np.searchsorted(data.targets, data.targets)
     official_test = np.where(known, _share_of_each(data.targets, 0.5), rank < 50)
@@ -179,7 +179,7 @@ ARCHIVES = {
 
 def _missing(name: str, root: Path, source: str, layout: str) -> DataMissingError:
     get = f"get it from {source} and unpack it there as {layout}"
-    return DataMissingError(f"{name} is not in {root} and is not downloaded by itself: {get}")
+    return DataMissingError(f"{name} is not in {root} and cannot be downloaded automatically: {get}")
 
 
 def _clips(folder: Path) -> list[list[Path]]:

@@ -48,12 +48,12 @@ def image_data(
         labels.append(_labels(y_test, "y_test"))
     for samples, own in zip(images, labels, strict=True):
         if len(samples) != len(own):
-            raise InputError(f"there are {len(samples)} samples and {len(own)} labels")
+            raise InputError(f"there are {len(samples)} samples but {len(own)} labels: give one label for each sample")
     train, test = images[0], images[-1]
     if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
         raise InputError(f"X_train and X_test differ: {train.shape[1:]} {train.dtype} and {test.shape[1:]} {test.dtype}")
     if labels[0].dtype.kind != labels[-1].dtype.kind:
-        raise InputError(f"y_train and y_test differ: {labels[0].dtype} and {labels[-1].dtype}")
+        raise InputError(f"y_train and y_test must have the same type, not {labels[0].dtype} and {labels[-1].dtype}")
     targets, names = _targets(np.concatenate(labels), classes)
     official_test = np.arange(len(targets)) >= len(train)
     return checked(ImageData(torch.from_numpy(np.concatenate(images)), targets, official_test, names))
@@ -81,7 +81,7 @@ def save_arrays(
     """
     path = Path(path)
     if path.suffix != ".npz":
-        raise InputError(f"{path} does not end in .npz")
+        raise InputError(f"{path} must end in .npz")
     data = image_data(X_train, y_train, X_test, y_test, classes)
     X, y, test = np.asarray(data.images), data.targets, data.official_test
     arrays = {"X": X, "y": y}
@@ -107,8 +107,8 @@ def load_arrays(path: Path) -> ImageData:
         raise InputError(f"{path} is not a .npz of plain arrays: {reason}") from error
     names = ("X", "y") if {"X", "y"} <= arrays.keys() else ("X_train", "y_train", "X_test", "y_test")
     if missing := [name for name in names if name not in arrays]:
-        needed = "X_train, y_train, X_test and y_test are expected, or X and y"
-        raise InputError(f"{path}: no {', '.join(missing)}: {needed}")
+        needed = "give X_train, y_train, X_test and y_test, or X and y"
+        raise InputError(f"{path} lacks {', '.join(missing)}: {needed}")
     classes = arrays["classes"].ravel().tolist() if "classes" in arrays else None
     try:
         return image_data(*(arrays[name] for name in names), classes=classes)  # type: ignore[misc]
@@ -130,16 +130,16 @@ def is_channels_last(shape: Sequence[int]) -> bool:
 def checked(data: object) -> ImageData:
     """Checks that the parts of a data set match, and converts lists to arrays; raises InputError if they do not match."""
     if not isinstance(data, ImageData):
-        raise InputError(f"a {type(data).__name__} is no data set: give an ImageData, such as common.data.image_data makes")
+        raise InputError(f"a {type(data).__name__} is not a data set: give an ImageData, which common.data.image_data makes")
     images: Images = data.images
     if isinstance(images, np.ndarray | Tensor):
         images = torch.from_numpy(_samples(images, "images"))
     targets, official_test = np.asarray(data.targets), np.asarray(data.official_test)
     n, classes = images.shape[0], tuple(map(str, data.classes))
     if targets.shape != (n,) or official_test.shape != (n,):
-        raise InputError(f"{n} images need as many targets and official_test, not {targets.shape} and {official_test.shape}")
+        raise InputError(f"targets and official_test must have the shape ({n},), not {targets.shape} and {official_test.shape}")
     if targets.dtype.kind not in "iu" or not 0 <= targets.min() <= targets.max() < len(classes):
-        raise InputError(f"targets are class numbers from 0 to {len(classes) - 1}, by the number of class names")
+        raise InputError(f"targets must be class numbers from 0 to {len(classes) - 1}, one for each class name")
     if len(set(classes)) < len(classes):
         raise InputError(f"class names must differ: {', '.join(classes)}")
     groups = None if data.groups is None else np.asarray(data.groups)
@@ -151,27 +151,27 @@ def checked(data: object) -> ImageData:
 
 def _check_groups(groups: NDArray[np.generic], targets: NDArray[np.generic], official_test: NDArray[np.generic]) -> None:
     if groups.shape != targets.shape or groups.dtype.kind not in "iu":
-        raise InputError(f"groups are one whole number for each of {len(targets)} images, not {groups.shape} {groups.dtype}")
+        raise InputError(f"groups must be integers, one for each of {len(targets)} images, not {groups.shape} {groups.dtype}")
     _, first, number = np.unique(groups, return_index=True, return_inverse=True)
     for name, values in (("class", targets), ("official part", official_test)):
         if (values != values[first][number]).any():
-            raise InputError(f"the images of a group share their {name}, and here they do not")
+            raise InputError(f"the images of a group must share their {name}")
 
 
 def _samples(X: ArrayLike | Tensor, name: str) -> NDArray[np.generic]:
     """``(N, C, H, W)`` images or ``(N, F)`` rows, ``uint8``, ``float32`` or ``float64``, in the machine's byte order."""
     samples = np.asarray(X)
     if samples.dtype.kind not in "biuf":
-        raise InputError(f"{name} holds {samples.dtype}: numbers are expected")
+        raise InputError(f"{name} must hold numbers, not {samples.dtype}")
     kept = {"uint8": np.uint8, "float16": np.float32, "float32": np.float32}
     samples = np.ascontiguousarray(samples, kept.get(samples.dtype.name, np.float64))
     if samples.ndim == 3:
         samples = samples[:, None]
     if samples.ndim not in {2, 4} or not samples.size:
-        raise InputError(f"{name} is (N, H, W), (N, C, H, W) or (N, F), not {np.shape(X)}")
+        raise InputError(f"{name} must be (N, H, W), (N, C, H, W) or (N, F), not {np.shape(X)}")
     if samples.ndim == 4 and samples.shape[1] not in {1, 3}:
         hint = ": channels come first, try X.transpose(0, 3, 1, 2)" if is_channels_last(samples.shape) else ""
-        raise InputError(f"{name} has images of {samples.shape[1]} channels, and 1 or 3 are expected{hint}")
+        raise InputError(f"{name} must have 1 or 3 channels, not {samples.shape[1]}{hint}")
     if samples.dtype.kind == "f" and not np.isfinite(samples).all():
         raise InputError(f"{name} holds NaN or infinity")
     return samples
@@ -181,13 +181,13 @@ def _labels(y: ArrayLike, name: str) -> NDArray[np.generic]:
     """``(N,)`` int64 or text."""
     labels = np.asarray(y)
     if labels.ndim != 1:
-        raise InputError(f"{name} is (N,), one label for each sample, not {labels.shape}")
+        raise InputError(f"{name} must be (N,), one label for each sample, not {labels.shape}")
     if labels.dtype.kind == "U":
         return labels
     if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels):
         return labels.astype(np.str_)  # a column of pandas
     if labels.dtype.kind not in "biuf" or (labels != np.rint(labels)).any():
-        raise InputError(f"{name} holds {labels.dtype}: labels are whole numbers or text")
+        raise InputError(f"{name} must hold integers or text, not {labels.dtype}")
     return labels.astype(np.int64)
 
 
@@ -201,5 +201,5 @@ def _targets(labels: NDArray[np.generic], classes: Sequence[str] | None) -> tupl
     if classes is not None and labels.dtype.kind != "U":
         return labels.astype(np.int64), tuple(names)
     if unnamed := sorted(set(found) - set(names)):
-        raise InputError(f"classes do not name the label {unnamed[0]}: {', '.join(names)}")
+        raise InputError(f"classes must name every label, and {unnamed[0]} is missing: {', '.join(names)}")
     return np.array([names.index(value) for value in found])[numbers], tuple(names)

@@ -100,11 +100,11 @@ class OneClassDataModule(LightningDataModule):
         })  # fmt: skip
         self.protocol: str = self._options.pop("protocol")
         if normalization not in get_args(Normalization) or channels not in {None, 1, 3}:
-            raise InputError(f"no normalization '{normalization}' or no channels {channels}: unit, symmetric, gcn; 1, 3")
+            raise InputError(f"give normalization unit, symmetric or gcn, and channels 1 or 3: not {normalization}, {channels}")
         if fit not in get_args(Fit):
-            raise InputError(f"no fit '{fit}': choose from {', '.join(get_args(Fit))}")
+            raise InputError(f"unknown fit '{fit}': choose from {', '.join(get_args(Fit))}")
         if min(batch_size or 0, eval_batch_size or 0) < 1 or (workers or 0) < 0:
-            raise InputError("batch_size and eval_batch_size are at least 1, and workers at least 0")
+            raise InputError("batch_size and eval_batch_size must be at least 1, and workers at least 0")
         self.dataset, self.root, self.channels = dataset, Path(root) if root else default_root(), channels
         self.fit = fit
         self.size = None if image_size is None else _height_and_width(image_size)
@@ -187,7 +187,7 @@ class OneClassDataModule(LightningDataModule):
         self._inputs, shape = partial(_preprocessed, self.data.images, self.preprocessing), self.shape
         if self.extractor is not None:
             if is_table(self.data.images):
-                raise InputError(f"'{self.dataset}' is a table, and a backbone takes images: choose a method without one")
+                raise InputError(f"'{self.dataset}' is a table, but a backbone takes images: choose a method without it")
             folder, label = writable_folder(self.root, self.dataset, _cache()), dataset_label(self.dataset)
             cached = features(self.extractor, self.data.images, self.preprocessing, folder, label, self._device)
             self._inputs, shape = partial(_rows, cached), cached.shape[1:]
@@ -267,7 +267,7 @@ def _cache() -> Path:
 def _height_and_width(size: int | list[int]) -> Size:
     sizes = [size, size] if isinstance(size, int) else size
     if len(sizes) != 2 or min(sizes) < 1:
-        raise InputError(f"image_size is one positive number or [height, width], not {size}")
+        raise InputError(f"image_size must be one positive number or [height, width], not {size}")
     return sizes[0], sizes[1]
 
 

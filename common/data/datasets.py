@@ -66,7 +66,7 @@ def named_function(name: str) -> Callable[..., Any]:
         raise InputError(f"'{name}' cannot be imported: {type(error).__name__}: {reason}") from error
     function = getattr(module, attribute, None)
     if not callable(function):
-        raise InputError(f"'{name}' is not there: the module {module_name} has no function '{attribute}'")
+        raise InputError(f"there is no '{name}': the module {module_name} has no function '{attribute}'")
     return function
 
 

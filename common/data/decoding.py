@@ -81,7 +81,7 @@ def converted(path: Path, channels: int, depth: Depth) -> list[Image.Image]:
     """
     image, own = open_image(path)
     if own != depth and (own, depth) != ("integer", "uint8"):
-        raise UnreadableError(f"{shown(path)} has {DEPTHS[own]} and the training images {DEPTHS[depth]}: convert it")
+        raise UnreadableError(f"{shown(path)} has {DEPTHS[own]}, but the training images have {DEPTHS[depth]}: convert it")
     with named(path):
         is_deep_grey = image.mode == "F" or image.mode.startswith("I")
         if is_deep_grey and depth != "uint8":

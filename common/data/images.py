@@ -177,7 +177,7 @@ class ImageFiles:
         depths = {header.depth: path for header, path in self._kinds.items()}
         if "float" in depths and len(depths) > 1:
             found = ", ".join(f"{shown(path)} has {DEPTHS[depth]}" for depth, path in depths.items())
-            raise InputError(f"the values of the images do not compare ({found}): convert them to one depth")
+            raise InputError(f"the images have different kinds of values ({found}): convert them to one depth")
         return min(depths, key=list(DEPTHS).index)
 
     def __getitem__(self, indices: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ class ImageFiles:
             height, width = self.size
             if bands[0].size != (width, height) and not self.resize:
                 found = f"{shown(path)} is {bands[0].height}x{bands[0].width}"
-                raise InputError(f"{found} and the first image {height}x{width}: give image_size")
+                raise InputError(f"{found}, but the first image is {height}x{width}: give image_size")
             return np.dstack([np.asarray(fitted(band, self.size, self.fit)) for band in bands])
 
     @cached_property

@@ -64,7 +64,7 @@ def standard(
     is_normal, is_anomalous = _roles(targets, normal, anomalous)
     if not official_test.any():
         other = _without_official_test(is_normal.sum(), is_anomalous.sum())
-        raise InputError(f"the protocol needs a test set of the data set's own; use the protocol '{other}'")
+        raise InputError(f"this protocol needs a data set with an official test set: use the protocol '{other}'")
     random = np.random.default_rng(seed)
     normals = random.permutation(np.flatnonzero(is_normal & ~official_test))
     anomalies = random.permutation(np.flatnonzero(is_anomalous & ~official_test))
@@ -98,8 +98,8 @@ def balanced(
     n_train = round(TRAIN_SHARE * len(normals))
     n_test = len(normals) - n_train
     if len(anomalies) < n_test:
-        found = f"the data set has {len(anomalies)}; use the protocol 'hold_out'"
-        raise InputError(f"the protocol 'balanced' needs {n_test} anomalies and {found}")
+        found = f"the data set has only {len(anomalies)}: use the protocol 'hold_out'"
+        raise InputError(f"the protocol 'balanced' needs {n_test} anomalies, but {found}")
     train, val = _hold_out(normals[:n_train], val_fraction)
     train = np.append(train, _contaminants(anomalies[n_test:], contamination, n_train))
     test = np.append(normals[n_train:], anomalies[:n_test])
@@ -221,7 +221,7 @@ def no_split(
         ([72, 8, 160], np.int64(80))
     """
     if limit is not None and limit < 1:
-        raise InputError(f"limit is the number of samples of each normal class and at least 1, not {limit}")
+        raise InputError(f"limit, the number of samples of each normal class, must be at least 1, not {limit}")
     _, is_anomalous = _roles(targets, normal, anomalous)
     random = np.random.default_rng(seed)
     members = [np.flatnonzero((targets == k) & ~official_test)[:limit] for k in np.unique(normal)]
@@ -269,7 +269,7 @@ def _without_official_test(n_normal: int, n_anomalous: int) -> str:
 
 def _hold_out(indices: Indices, fraction: float) -> tuple[Indices, Indices]:
     if not 0 <= fraction < 1:
-        raise InputError(f"val_fraction lies in [0, 1), not {fraction}")
+        raise InputError(f"val_fraction must lie in [0, 1), not {fraction}")
     n_val = round(fraction * len(indices))
     if n_val == len(indices):
         hint = "" if n_val else "; the protocol 'hold_out' trains on samples of the official test set too"
@@ -279,21 +279,21 @@ def _hold_out(indices: Indices, fraction: float) -> tuple[Indices, Indices]:
 
 def _contaminants(anomalies: Indices, contamination: float, n_normal: int) -> Indices:
     if not 0 <= contamination < 1:
-        raise InputError(f"contamination lies in [0, 1), not {contamination}")
+        raise InputError(f"contamination must lie in [0, 1), not {contamination}")
     wanted = int(contamination * n_normal)
     if wanted > len(anomalies):
         highest = np.floor(1000 * len(anomalies) / n_normal) / 1000
         raise InputError(
-            f"contamination {contamination} needs {wanted} anomalies and there are {len(anomalies)}: {highest:g} can be had"
+            f"contamination {contamination} needs {wanted} anomalies, not {len(anomalies)}: give at most {highest:g}"
         )
     return anomalies[:wanted]
 
 
 def _draw(anomalies: Indices, share: float, n_normal: int, random: np.random.Generator) -> Indices:
     if not 0 < share < 1:
-        raise InputError(f"share is the anomalies' share of the test set and lies in (0, 1), not {share}")
+        raise InputError(f"share, the share of anomalies in the test set, must lie in (0, 1), not {share}")
     wanted = round(n_normal * share / (1 - share))
     if len(anomalies) < wanted:
         highest = np.floor(1000 * len(anomalies) / (len(anomalies) + n_normal)) / 1000
-        raise InputError(f"share={share} needs {wanted} anomalies and there are {len(anomalies)}: {highest:g} can be had")
+        raise InputError(f"share={share} needs {wanted} anomalies, not {len(anomalies)}: give at most {highest:g}")
     return random.choice(anomalies, wanted, replace=False)

@@ -35,7 +35,7 @@ def parse_protocol(text: str, arguments: Mapping[str, Any] | None = None) -> dic
         try:
             options[key] = _read_option(name, key, value)
         except (ValueError, yaml.YAMLError):
-            raise InputError(f"'{value}' is no value for {key} in protocol '{text}'") from None
+            raise InputError(f"'{value}' is not a valid {key} in protocol '{text}'") from None
     return {"protocol": name, **options}
 
 
@@ -117,7 +117,7 @@ def _check_options(protocol: str, options: Sequence[str]) -> None:
     known = [parameter.name for parameter in parameters if parameter.name != "seed"]
     for option in options:
         if option not in known:
-            raise InputError(f"protocol '{protocol}' has no option '{option}': {', '.join(known) or 'it has none'}")
+            raise InputError(f"protocol '{protocol}' has no option '{option}'; its options: {', '.join(known) or 'none'}")
 
 
 def _read_option(protocol: str, key: str, value: str) -> Any:
@@ -132,7 +132,7 @@ def _checked(protocol: str, splits: Any, n: int) -> Splits:
     try:
         parts = [np.asarray(part) for part in splits]
     except (TypeError, ValueError) as error:
-        raise InputError(f"protocol '{protocol}' returns no Splits(train, val, test): {error}") from error
+        raise InputError(f"protocol '{protocol}' must return Splits(train, val, test): {error}") from error
     if len(parts) != 3:
         raise InputError(f"protocol '{protocol}' returns {len(parts)} parts instead of train, val and test")
     for name, part in zip(Splits._fields, parts, strict=True):

@@ -159,4 +159,4 @@ def _check_contrast(images: ImageFiles, indices: Tensor) -> None:
         if high - low > least:
             return
     found = f"all pixels of the {len(indices)} training images lie between {low:g} and {high:g}"
-    raise InputError(f"{found}: scale what the files hold to their full range, which is 0 to 255 for 8 bits")
+    raise InputError(f"{found}: scale the files to their full range, which is 0 to 255 for 8 bits")

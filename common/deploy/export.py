@@ -84,14 +84,14 @@ def export(checkpoint: Path, format: Format, out: Path | None = None) -> Path:
             write(net, torch.rand(2, *shape), about, temporary)
             run = read(temporary)
         except ImportError as error:
-            raise InputError(f"no format '{format}' without {error.name}: pip install -e '.[export]'") from error
+            raise InputError(f"format '{format}' needs {error.name}: pip install -e '.[export]'") from error
         for n in (1, 3, 8):
             image = torch.rand(n, *shape, generator=torch.Generator().manual_seed(n))
             with torch.inference_mode():
                 expected = net(image).double().numpy()
             difference = np.abs(run(image.numpy()) - expected).max() / max(1.0, np.abs(expected).max())
             if not difference <= TOLERANCE:
-                raise InputError(f"the program's scores differ from the module's by {difference:.1e}: it is not kept")
+                raise InputError(f"the program's scores differ from the module's by {difference:.1e}: it was not written")
     return out
 
 

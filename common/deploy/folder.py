@@ -78,7 +78,7 @@ def predict_folder(
     for reason in unreadable:
         console.print(f"left out: {reason}")
     if np.isnan(limit):
-        console.print("no labels: the checkpoint has no held-out scores; give a score as --threshold")
+        console.print("no labels, because the checkpoint has no held-out scores: give a score as --threshold")
     elif np.isinf(limit) and threshold is not None and threshold.startswith("alpha="):
         needed = samples_needed(float(threshold.removeprefix("alpha=")))
         console.print(f"no image can be flagged: {threshold} needs {needed} held-out scores, not {len(calibration)}")

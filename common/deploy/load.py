@@ -85,7 +85,7 @@ def load_detector(path: Path, device: torch.device | str = "cpu") -> Detector:
         stored, preprocessing = tuple(about["stored"]), Preprocessing(**about["preprocessing"])
         decoding = {"depth": "uint8", **about.get("decoding", {})}  # earlier checkpoints have none
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} does not hold a whole {cls.__qualname__}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path} is not a complete checkpoint of {cls.__qualname__}: {str(error).splitlines()[0]}") from error
     try:
         module.to(device)
     except (AssertionError, RuntimeError) as error:  # PyTorch without CUDA raises AssertionError

@@ -152,14 +152,14 @@ def image_grid(groups: Mapping[str, Values], titles: Sequence[str] = (), caption
     if len({row.shape[1:] for _, row, _ in rows}) > 1:
         raise InputError(f"images differ in shape: {', '.join(str(row.shape[1:]) for _, row, _ in rows)}")
     if titles and len(titles) != sum(len(row) for _, row, _ in rows):
-        raise InputError(f"{len(titles)} titles for {sum(len(row) for _, row, _ in rows)} images")
+        raise InputError(f"there are {len(titles)} titles for {sum(len(row) for _, row, _ in rows)} images")
     return _draw_rows(rows, caption)
 
 
 def _both_classes(scores: Values, labels: Values) -> tuple[Floats, Flags]:
     values, anomalous = as_pair(scores, labels)
     if anomalous.all() or not anomalous.any():
-        raise InputError("a curve needs normal and anomalous samples")
+        raise InputError("a curve needs both normal and anomalous samples")
     return values, anomalous
 
 

@@ -89,11 +89,11 @@ def threshold_by(rule: str, calibration: Values) -> float:
     except ValueError:
         value = math.nan
     if name not in {"", "quantile", "alpha"} or math.isnan(value):
-        raise InputError(f"no threshold '{rule}': give quantile=Q or alpha=A, each in (0, 1), or a score")
+        raise InputError(f"invalid threshold '{rule}': give quantile=Q or alpha=A, each in (0, 1), or a score")
     if not name:
         return value
     if not np.size(calibration):
-        raise InputError(f"no threshold '{rule}' without held-out scores: train with val_fraction above 0, or give a score")
+        raise InputError(f"threshold '{rule}' needs held-out scores: train with val_fraction above 0, or give a score")
     if name == "quantile":
         return quantile_threshold(calibration, value)
     return float(np.nextafter(conformal_threshold(calibration, value), np.inf))
