@@ -102,7 +102,7 @@ class ALOCC(OneClassModule):
             self.averaged = AveragedModel(nets, avg_fn=average, use_buffers=True).requires_grad_(False)
 
     def named_optimizers(self) -> dict[str, Optimizer]:
-        """One for D, then one for R."""
+        """The optimiser of D, then that of R."""
         h = self.hparams
         optimizers: dict[str, Optimizer] = {}
         for name, net, lr in (("D", self.discriminator, h.lr_d), ("R", self.reconstructor, h.lr_r)):
@@ -181,7 +181,7 @@ class ALOCC(OneClassModule):
         return latent.flatten(1)
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """``R(x)``, of the shape of ``x``."""
+        """The reconstruction ``R(x)``, of the shape of ``x``."""
         reconstruction: Tensor = self.scoring_nets[0](x)
         return reconstruction
 

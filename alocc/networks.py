@@ -18,7 +18,7 @@ class Reconstructor(nn.Module):
         self.encoder, self.decoder = encoder, decoder
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, *shape)`` to ``(B, *shape)``."""
+        """Reconstructs ``(B, *shape)``."""
         reconstruction: Tensor = self.decoder(self.encoder(x))
         return reconstruction
 

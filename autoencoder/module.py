@@ -65,7 +65,7 @@ class Autoencoder(OneClassModule):
         self.encoder, self.decoder = build(network, shape, widths, latent)
 
     def named_optimizers(self) -> dict[str, Optimizer]:
-        """Adam over encoder and decoder."""
+        """Adam for encoder and decoder."""
         h = self.hparams
         parameters = [*self.encoder.parameters(), *self.decoder.parameters()]
         return {"autoencoder": Adam(parameters, h.lr, h.betas, weight_decay=h.weight_decay)}
@@ -98,7 +98,7 @@ class Autoencoder(OneClassModule):
         return self.encoder(x)
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """``De(En(x))``, of the shape of ``x``."""
+        """The reconstruction ``De(En(x))``, of the shape of ``x``."""
         return self.decoder(self.encoder(x))
 
     def scores(self, x: Tensor) -> dict[str, Tensor]:

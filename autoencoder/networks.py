@@ -163,7 +163,7 @@ class CentreCrop(nn.Module):
         self.height, self.width = height, width
 
     def forward(self, x: Tensor) -> Tensor:
-        """Crops."""
+        """Crops to the centre."""
         top, left = (x.shape[-2] - self.height) // 2, (x.shape[-1] - self.width) // 2
         if x.shape[-2:] == (self.height, self.width):
             return x

@@ -33,7 +33,7 @@ def joined(text: str) -> str:
     """Joins classes, which may be written as a YAML list, to one text with ``+``.
 
     Raises:
-        yaml.YAMLError: It begins as a list and is none.
+        yaml.YAMLError: The text begins like a list, but is not one.
 
     Example:
         >>> joined("[01, 02]"), joined("01")
@@ -58,7 +58,7 @@ def _keep(data: Any, written: Any) -> None:
     if not isinstance(data, dict):
         return
     for key in ("normal", "anomalous", "root"):
-        # only a normal class is always given, so that null is the name of one
+        # null means "not given", except for the normal class, which is always given
         if key in written and (key == "normal" or data[key] is not None):
             value = written[key]
             data[key] = "+".join(map(str, value)) if isinstance(value, list) else value

@@ -111,7 +111,7 @@ class ScoringModule(LightningModule, ABC):
         return self._metrics
 
     def metrics_of(self, scored: Scored) -> dict[str, dict[str, float]]:
-        """:func:`common.evaluation.evaluate` of every score of a split; the threshold belongs to the chosen score."""
+        """The metrics of every score of a split, see :func:`common.evaluation.evaluate`; the threshold applies to one score."""
         metrics: dict[str, dict[str, float]] = {}
         for name, values in scored.scores.items():
             threshold = float(self.threshold) if name == self.hparams["score"] else None

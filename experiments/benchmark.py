@@ -201,7 +201,7 @@ def through_lightning(name: str, arguments: argparse.Namespace) -> dict[str, flo
 
 
 def _epochs(name: str, arguments: argparse.Namespace, cli: OneClassCLI) -> int:
-    """Of a whole cell."""
+    """The number of epochs of a whole cell."""
     config = _cell(name, arguments).config(Settings())
     epochs: int = config["trainer"].get("max_epochs", cli.trainer.max_epochs)
     iterations = cli.model.hparams.get("iterations")

@@ -176,7 +176,7 @@ class OCGAN(OneClassModule):
         return {"loss_reconstruction": h.lambda_mse, "loss_latent": h.weight_latent, "loss_visual": h.weight_visual}
 
     def reconstruction_loss(self, reconstruction: Tensor, image: Tensor) -> Tensor:
-        """``l_MSE``, the mean over the batch of the squared error, a scalar."""
+        """The reconstruction loss ``l_MSE``: the squared error, averaged over the batch, a scalar."""
         return squared_error(reconstruction, image, self.hparams.reduction).mean()
 
     @property
@@ -210,12 +210,12 @@ class OCGAN(OneClassModule):
         return latent, reconstruction
 
     def embed(self, x: Tensor) -> Tensor:
-        """``En(x)``, ``(B, d)`` in (-1, 1)."""
+        """The code ``En(x)``, ``(B, d)`` in (-1, 1)."""
         latent: Tensor = self.encoder(x)
         return latent
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """``De(En(x))``, of the shape of ``x``."""
+        """The reconstruction ``De(En(x))``, of the shape of ``x``."""
         reconstruction: Tensor = self.decoder(self.encoder(x))
         return reconstruction
 

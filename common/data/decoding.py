@@ -71,7 +71,7 @@ def converted(path: Path, channels: int, depth: Depth) -> list[Image.Image]:
     Args:
         path: The file.
         channels: 1 (grey) or 3 (RGB).
-        depth: That of the set. ``uint8`` takes the high byte of 16 bits. ``integer`` and ``float`` keep the values.
+        depth: Bit depth of the data set. ``uint8`` takes the high byte of 16 bits. ``integer`` and ``float`` keep the values.
 
     Returns:
         One image of mode L or RGB for ``uint8``, else one of mode F per channel. Pillow reads only 8 bits of 16-bit colour.

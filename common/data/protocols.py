@@ -145,7 +145,7 @@ def proportion(
     anomalous: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Splits:
-    """Like ``standard``, but draws so many anomalies that they are ``share`` of the test set (ALOCC's Fig. 8: 0.1 to 0.5).
+    """Like ``standard``, but draws anomalies so that ``share`` of the test set is anomalous (ALOCC's Fig. 8: 0.1 to 0.5).
 
     ``share`` lies in (0, 1).
 

@@ -1,1 +1,1 @@
-"""Trained detectors without their training: loaded, over a folder of images, as exported programs."""
+"""Uses trained detectors: loads them, scores folders of images, and exports them as programs."""

@@ -60,17 +60,17 @@ def metadata(detector: Detector) -> dict[str, Any]:
 
 
 def export(checkpoint: Path, format: Format, out: Path | None = None) -> Path:
-    """Writes the program of a checkpoint's ``forward``: preprocessed images ``(B, C, H, W)`` to scores ``(B,)``, any B.
+    """Exports the detector of a checkpoint as a program from preprocessed images ``(B, C, H, W)`` to scores ``(B,)``, any B.
 
-    The file is kept if, read back and run on random images, it agrees with the module to 1e-4 of the largest score (or of 1,
-    if all are smaller). :func:`metadata` travels in it as JSON: in ONNX as the model's property ``oneclass``, in a torch
-    program as the extra file ``oneclass.json``.
+    The program is read back and run on random images. It is kept if it agrees with the module to 1e-4 of the largest score
+    (or of 1, if all are smaller). It holds the :func:`metadata` as JSON: ONNX in the model's property ``oneclass``, a torch
+    program in the extra file ``oneclass.json``.
 
-    The format ``onnx`` wants the extra ``export``. By default ``out`` is the checkpoint with the ending ``.onnx`` or ``.pt2``.
+    The format ``onnx`` needs the extra ``export``. By default ``out`` is the checkpoint with the ending ``.onnx`` or ``.pt2``.
 
     Raises:
-        InputError: What :func:`common.deploy.load.load_detector` refuses, an unknown format, a missing package, a program that
-            differs from the module, or a place that cannot be written.
+        InputError: The checkpoint cannot be loaded, the format is unknown, a package is missing, the program differs from the
+            module, or the file cannot be written.
     """
     if format not in get_args(Format):
         raise InputError(f"no format '{format}': choose from {', '.join(get_args(Format))}")

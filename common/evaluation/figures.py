@@ -127,7 +127,7 @@ def score_histogram(
 
 
 def image_grid(groups: Mapping[str, Values], titles: Sequence[str] = (), caption: str = "") -> Figure:
-    """Draws groups of images in rows of 8, with the name of each group on the left and one grey scale for all.
+    """Draws groups of images in rows of 8, with the name of each group on the left and one scale of values for all.
 
     Args:
         groups: Images by name of the group, ``(B, C, H, W)`` with C = 1 or 3, in any range; a group may be empty.
