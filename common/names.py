@@ -43,7 +43,7 @@ def joined(text: str) -> str:
 
 
 def dataset_label(name: str) -> str:
-    """What a data set is called in tables and folders.
+    """The name of a data set in tables and folder names.
 
     Example:
         >>> [dataset_label(name) for name in ("mnist", "path/my.npz", "my_data:load")]
