@@ -80,10 +80,6 @@ def _replaced(path: Path) -> Iterator[Path]:
 
 
 def refuse_input(out: Path, read: Iterable[Path]) -> None:
-    """Raises InputError if a command would overwrite a file that it reads, even by another path.
-
-    Raises:
-        InputError: It would.
-    """
+    """Raises InputError if a command would overwrite a file that it reads, even by another path."""
     if out.exists() and any(path.exists() and out.samefile(path) for path in read):
         raise InputError(f"{out} is read by this command: give another place for what it writes")

@@ -70,6 +70,7 @@ def call(command, folder):
         check=False,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert "GPU available" not in done.stderr, "Lightning's tips are switched off"
     return done.stdout
 
 

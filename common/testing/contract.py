@@ -21,6 +21,7 @@ from common.testing.checks import (
     check_shapes,
 )
 from common.testing.toys import Factory
+from common.training.process import configure_process
 
 CHECKS: tuple[Callable[[Factory], None], ...] = (
     check_docstrings,
@@ -61,6 +62,7 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         InputError: The class cannot be imported, is no module, or does not take an argument.
     """
+    configure_process()
     make_importable(Path.cwd())
     cls = import_class(argv[0])
     arguments = _arguments(cls, argv)
