@@ -13,7 +13,7 @@ from rich.console import Console
 from common.errors import InputError
 from common.experiment import Experiment, Grid
 from common.experiment.published import RESULTS, aggregates, commands, published, reported, tabulate, unmeasured
-from common.experiment.render import latex, markdown, write_tables
+from common.experiment.render import MOST_CLASSES, latex, markdown, write_tables
 from common.experiment.table import COLUMNS, LONG, as_summary, bootstrap_interval, long, status, summarise
 from common.experiment.terminal import show
 from experiments import autoencoder, classical
@@ -313,17 +313,43 @@ def test_rows_that_share_all_flags_share_a_command(records):
     others = of_classes("345", 1, "classical-lof", n_classes=2)
     more = {"rules": {"oracle": {"metrics": {}}}, "command": "oneclass fit --config x --trainer.max_epochs=2 --data.normal=3"}
     longer = of_classes("3", 1, "my/l1.yaml", **more)
-    made_by = commands("trial", [*records, *variant(records, lambda i: 0), *others, *longer])
+    small = "python -m experiments.classical --presets classical-lof --datasets mnist --normal 3 --seeds 0 --image-size 32"
+    resized = of_classes("3", 1, "classical-pca", command=small)
+    made_by = commands("trial", [*records, *variant(records, lambda i: 0), *others, *longer, *resized])
     python = "python -m experiments.trial --presets"
     assert [*dict.fromkeys(made_by.values())] == [
         f"{python} autoencoder-small --datasets mnist --protocols standard --seeds 0 1 2",
         f"{python} autoencoder-small,latent=4 --datasets mnist --protocols standard --normal 3 4 --seeds 0 1 2",
         f"{python} classical-lof --datasets mnist --protocols standard --seeds 0",
         f"{python} my/l1.yaml --datasets mnist --protocols standard --normal 3 --seeds 0 --max-epochs 2 --oracle",
+        f"{python} classical-pca --datasets mnist --protocols standard --normal 3 --seeds 0 --image-size 32",
     ]
     same = of_classes("34", 3, "alocc-paper", n_classes=2)
     assert len({*commands("trial", [*records, *same]).values()}) == 1
     assert "--presets autoencoder-small alocc-paper " in commands("trial", [*records, *same]).popitem()[1]
+
+
+def test_a_page_shows_the_ends_of_many_classes():
+    """Two lines of 30 classes: of each the mean, the lowest and the highest; the table has them all."""
+    many = [
+        record(str(k), 0, value(k), name, n_classes=30, classes=[f"obj{k + 1}"])
+        for name, value in (("autoencoder-small", lambda k: 0.7 + k / 100), ("classical-lof", lambda k: 0.9 - k / 100))
+        for k in range(30)
+    ]
+    table = tabulate(TRIAL, many)
+    assert (table["n_classes"] == 1).sum() == 60
+    rows = [line.split(" | ")[:5] for line in markdown(table, "A trial").splitlines() if " (1) |" in line]
+    assert [[cell.strip("| ") for cell in (row[0], row[2], row[4])] for row in rows] == [
+        ["autoencoder-small", "mean", "0.845 (1)"],
+        ["classical-lof", "mean", "0.755 (1)"],
+        ["autoencoder-small", "lowest: 0 obj1", "0.700 (1)"],
+        ["autoencoder-small", "highest: 29 obj30", "0.990 (1)"],
+        ["classical-lof", "highest: 0 obj1", "0.900 (1)"],
+        ["classical-lof", "lowest: 29 obj30", "0.610 (1)"],
+    ]
+    few = markdown(tabulate(TRIAL, many[:MOST_CLASSES]), "A trial")
+    assert "lowest" not in few
+    assert few.count("| autoencoder-small |") == MOST_CLASSES + 1
 
 
 def test_a_page_names_commands_and_their_commits(records):

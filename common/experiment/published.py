@@ -1,5 +1,6 @@
 """An experiment's table: of records, of the aggregates from before there were records, and of what papers report."""
 
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -150,9 +151,10 @@ def _flags(records: Sequence[Record]) -> str:
         words += ["--normal", *normal]
     words += ["--seeds", *map(str, sorted({cell["seed"] for cell in cells}))]
     for option, flag in SETTINGS.items():
-        given = [word for word in shlex.split(records[0].get("command", "")) if word.startswith(f"--{option}=")]
+        # of a net the command is oneclass fit, of a classical detector the experiment's own
+        given = re.search(rf"(?:--{re.escape(option)}=|{flag} )(\S+)", records[0].get("command", ""))
         if given and f"{option.partition('.')[2]}=" not in records[0]["name"]:
-            words += [flag, given[-1].partition("=")[2]]
+            words += [flag, given[1]]
     if any("oracle" in record["rules"] for record in records):
         words.append("--oracle")
     return shlex.join(words)

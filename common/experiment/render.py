@@ -45,14 +45,30 @@ class Section(NamedTuple):
         return self.rows[self.rows["metric"] == metric]
 
 
-def sections(table: pd.DataFrame) -> Iterator[Section]:
-    """The parts of a summary that stand under one heading."""
+MOST_CLASSES = 20
+"""Of more classes Markdown and LaTeX show the lowest and the highest; records, CSV and HTML have all."""
+
+
+def sections(table: pd.DataFrame, most_classes: int | None = None) -> Iterator[Section]:
+    """The parts of a summary that stand under one heading; of more than ``most_classes`` the lowest and the highest."""
     for (dataset, protocol), rows in table.groupby(["dataset", "protocol"], sort=False):
         rows = rows.iloc[np.argsort(~is_mean(rows), kind="stable")]
         is_pivoted = bool(is_mean(rows).any()) and rows["metric"].nunique() > 2
         if is_pivoted:
             rows = rows[is_mean(rows) | (rows["metric"] == rows["metric"].iloc[0])]
+        if most_classes is not None and rows[~is_mean(rows)]["normal"].nunique() > most_classes:
+            rows = _extremes(rows)
         yield Section(f"{dataset}, {protocol}", rows, list(dict.fromkeys(rows["metric"])), is_pivoted)
+
+
+def _extremes(rows: pd.DataFrame) -> pd.DataFrame:
+    """The means, and of each line its lowest and its highest class."""
+    single = rows[~is_mean(rows) & (rows["n_seeds"] > 0)]
+    single = single.assign(class_name=single["normal"] + " " + single["class_name"])
+    of_line = single.groupby(["name", "score", "rule", "metric"], sort=False)["mean"]
+    lowest, highest = single.loc[of_line.idxmin()], single.loc[of_line.idxmax()]
+    ends = pd.concat([lowest.assign(normal="lowest:"), highest.assign(normal="highest:")])
+    return pd.concat([rows[is_mean(rows)], ends.sort_index(kind="stable")])
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -163,7 +179,7 @@ def markdown(table: pd.DataFrame, title: str) -> str:
     for command, commit in commands.items():
         made_at = f" (commit {commit})" * bool(commit)
         lines.append(f"{by[command]}. `{command}`{made_at}")
-    for section in sections(table):
+    for section in sections(table, MOST_CLASSES):
         parts = [(metric, rows_text(section.of(metric), by)) for metric in section.metrics[: 1 if section.pivoted else None]]
         if section.pivoted:
             means = section.rows[is_mean(section.rows)].groupby("normal", sort=False)
@@ -214,7 +230,7 @@ def latex(table: pd.DataFrame, title: str) -> str:
     comments = [f"{title}; needs {PACKAGES}", *(f"made by: {command}" for command in made_by(table))]
     parts = [f"% {comment}\n" for comment in comments]
     parts.append("\\begingroup\\footnotesize\\setlength{\\tabcolsep}{3pt}\\setlength{\\LTcapwidth}{\\linewidth}\n")
-    for section in sections(table):
+    for section in sections(table, MOST_CLASSES):
         for metric in section.metrics:
             parts.append(_longtable(section.of(metric), f"{title}: {section.title}, {metric}"))
     return "".join([*parts, "\\endgroup\n"])
