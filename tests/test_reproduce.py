@@ -105,7 +105,7 @@ def test_data_that_cannot_be_had_are_not_drawn_and_others_not_loaded(trained, tm
     assert "mnist" not in capsys.readouterr().out
     with pytest.raises(SystemExit):
         again(results, tmp_path / "runs", *flags, "--datasets", "mnist")
-    assert "fewer --cells; mnist cannot be downloaded" in capsys.readouterr().err
+    assert "fewer --cells, or other rows; mnist cannot be downloaded" in capsys.readouterr().err
 
 
 def test_what_is_published_can_be_drawn():
