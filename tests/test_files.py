@@ -105,7 +105,7 @@ def test_every_writer_writes_whole(file):
     for call in (node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)):
         if getattr(call.func, "attr", "") in {"to_csv", "savefig", "save", "savez", "open_memmap", "to_html", "to_latex"}:
             targets = {ast.unparse(argument) for argument in call.args}
-            assert not targets or targets & {"temporary", "file", "small", "buffer"}, ast.unparse(call)
+            assert not targets or targets & {"temporary", "stream", "file", "small", "buffer"}, ast.unparse(call)
 
 
 def test_presets_are_read_in_any_locale():
