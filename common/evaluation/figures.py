@@ -17,6 +17,8 @@ from common.evaluation.metrics import Flags, Floats, Values, as_float64, as_pair
 
 NORMAL, ANOMALOUS = "#0072B2", "#D55E00"
 MAX_CLASSES, MAX_IMAGES = 12, 8
+CHARACTER = 0.067
+"""Width of a character of 8 points, in inches."""
 
 
 def roc_curve_figure(scores: Values, labels: Values) -> Figure:
@@ -33,7 +35,7 @@ def roc_curve_figure(scores: Values, labels: Values) -> Figure:
     fpr, tpr, _ = roc_curve(anomalous, values, drop_intermediate=False)
     metrics = evaluate(values, anomalous)
     eer = metrics["eer"]
-    figure, axes = _square("false positive rate", "true positive rate")
+    figure, axes = _square("false positive rate", "true positive rate", above=0.35)
     axes.plot([0, 1], [0, 1], ":", color="0.45", label="chance")
     axes.plot(fpr, tpr, color=ANOMALOUS, clip_on=False)
     axes.plot(eer, 1 - eer, "o", color=NORMAL, markersize=5, label=f"equal error rate {eer:.3f}")
@@ -53,7 +55,7 @@ def precision_recall_figure(scores: Values, labels: Values) -> Figure:
         ['anomalies, area 1.000', 'normals, area 1.000']
     """
     values, anomalous = _both_classes(scores, labels)
-    figure, axes = _square("recall", "precision")
+    figure, axes = _square("recall", "precision", above=0.7)
     metrics = evaluate(values, anomalous)
     anomalies = "anomalies", metrics["aupr_anomaly"], ANOMALOUS, "-", anomalous, values
     normals = "normals", metrics["aupr_normal"], NORMAL, "--", ~anomalous, -values
@@ -62,7 +64,7 @@ def precision_recall_figure(scores: Values, labels: Values) -> Figure:
         # The curve runs from high recall to low: each value of precision holds for the recalls before it.
         axes.step(recall, precision, line, where="post", color=color, clip_on=False, label=f"{name}, area {area:.3f}")
         axes.axhline(positive.mean(), color=color, linestyle=":", linewidth=1)
-    figure.legend(loc="outside upper center", title="positives (dotted: chance)", title_fontsize=8, fontsize=8)
+    figure.legend(loc="upper center", title="positives (dotted: chance)", title_fontsize=8, fontsize=8)
     return figure
 
 
@@ -101,16 +103,20 @@ def score_histogram(
     margin = 0.1 + 0.1 * abs(high) if np.isclose(low, high, rtol=1e-9, atol=1e-200) else 0.0
     edges = np.histogram_bin_edges(values, bins=40, range=(low - margin, high + margin))
     if targets is None:
-        figure = Figure(figsize=(4.8, 2.8), layout="constrained")
+        figure = _figure(4.8, 2.8, left=0.6, bottom=0.5)
         top = bottom = figure.subplots()
     else:
         original = as_float64(targets)
         if original.shape != values.shape:
             raise InputError(f"targets of shape {original.shape} do not match scores of shape {values.shape}")
         height = 0.4 + 0.24 * min(len(np.unique(original)), MAX_CLASSES)
-        figure = Figure(figsize=(4.8, 2.8 + height), layout="constrained")
-        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.4, height))
-        _draw_classes(bottom, values, anomalous, original, classes, edges)
+        figure = _figure(4.8, 2.8 + height, left=0.6, bottom=0.5)
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.4, height), gridspec_kw={"hspace": 0.08})
+        longest = _draw_classes(bottom, values, anomalous, original, classes, edges)
+        left = max(0.6, 0.3 + CHARACTER * longest)
+        width = 4.8 + max(0.0, left - 1.5)
+        figure.set_figwidth(width)
+        figure.subplots_adjust(left=left / width, right=1 - 0.1 / width)
     for name, color, line, group in (("normal", NORMAL, "--", ~anomalous), ("anomalous", ANOMALOUS, "-", anomalous)):
         if group.any():
             heights, _ = np.histogram(values[group].clip(edges[0], edges[-1]), edges, density=True)
@@ -163,8 +169,15 @@ def _both_classes(scores: Values, labels: Values) -> tuple[Floats, Flags]:
     return values, anomalous
 
 
-def _square(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(3.6, 3.8), layout="constrained")
+def _figure(width: float, height: float, left: float, bottom: float, above: float = 0.1) -> Figure:
+    """A figure with its margins, all in inches; to find margins takes matplotlib as long as all the rest."""
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(left=left / width, bottom=bottom / height, right=1 - 0.1 / width, top=1 - above / height)
+    return figure
+
+
+def _square(xlabel: str, ylabel: str, above: float) -> tuple[Figure, Axes]:
+    figure = _figure(3.6, 3.8, left=0.6, bottom=0.5, above=above)
     axes = figure.subplots(subplot_kw={"aspect": "equal", "xlim": (0, 1), "ylim": (0, 1)})
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.tick_params(labelsize=8)
@@ -173,7 +186,8 @@ def _square(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 
 def _draw_classes(
     axes: Axes, values: Floats, anomalous: Flags, targets: Floats, classes: Sequence[str] | None, edges: Floats
-) -> None:
+) -> int:
+    """Returns the length of the longest name."""
     members = [targets == target for target in np.unique(targets)]
     members.sort(key=lambda own: (anomalous[own].any(), np.median(values[own])))
     labels = []
@@ -189,6 +203,7 @@ def _draw_classes(
     axes.set_yticks([0.3 - i for i in range(len(labels))], labels)
     axes.tick_params(axis="y", length=0)
     axes.set(ylabel="class (AUROC)", ylim=(0.9 - len(labels), 1.0))
+    return max(map(len, labels))
 
 
 def _draw_rows(rows: Sequence[tuple[str, Floats, Sequence[str]]], caption: str) -> Figure:
@@ -201,7 +216,9 @@ def _draw_rows(rows: Sequence[tuple[str, Floats, Sequence[str]]], caption: str) 
     aspect = rows[0][1].shape[2] / rows[0][1].shape[3]
     above = 0.3 if any(titles for *_, titles in rows) else 0.06
     pitch = aspect + above
-    figure = Figure(figsize=(7.0, 0.75 * pitch * len(rows) + (0.35 if caption else 0.1)), layout="constrained")
+    above_all = 0.35 if caption else 0.05
+    names = 0.15 + CHARACTER * max(len(name) for name, *_ in rows)
+    figure = _figure(7.0, 0.75 * pitch * len(rows) + above_all + 0.05, left=names, bottom=0.05, above=above_all)
     axes = figure.add_subplot(xlim=(-0.06, 1.06 * MAX_IMAGES), ylim=(pitch * len(rows), 0), aspect="equal")
     axes.set_axis_off()
     for i, (name, images, titles) in enumerate(rows):

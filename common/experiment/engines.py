@@ -3,6 +3,7 @@
 All three give :class:`concurrent.futures.Future`, so that a grid is the same on each.
 """
 
+import gc
 import logging
 import os
 import threading
@@ -177,6 +178,7 @@ def _settle(grid: int, forked: bool, environment: Mapping[str, str], code: Mappi
     Of data it leaves it to the grid's process to say what is left out.
     """
     os.environ.update(environment)
+    gc.freeze()  # what is imported is no garbage: a collection after each cell looks only at what the cell has left
     note_code(code)
     logging.getLogger("common.data").setLevel(logging.ERROR)
 
