@@ -1,13 +1,16 @@
+"""What every test has. Heavy modules are imported by the fixtures: under pytest-xdist the controller reads this file too."""
+
 import os
 
 import pytest
-import torch
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
+    import torch
+
     torch.set_num_threads(1)
 
 
@@ -15,3 +18,19 @@ def _one_thread():
 def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.delenv("ONECLASS_DATA", raising=False)
+
+
+@pytest.fixture
+def fork():
+    """Begins a :class:`forks.Fork`, which ends with the test."""
+    from forks import Fork
+
+    forks = []
+
+    def begin(*arguments, **options):
+        forks.append(Fork(*arguments, **options))
+        return forks[-1]
+
+    yield begin
+    for each in forks:
+        each.end()

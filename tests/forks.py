@@ -1,0 +1,93 @@
+"""Commands in processes of their own that are forks of one which has imported everything, where each would for seconds."""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from common.experiment import engines
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    ["common.cli", "common.classical", "common.experiment.command", "alocc", "autoencoder", "ocgan", "ocnn"]
+)
+
+
+class _Forking(multiprocessing.context.ForkContext):
+    """A context that loky accepts: it knows forks by this name, and refuses them lest a thread holds a lock."""
+
+    def get_start_method(self, allow_none=False):
+        return "loky"
+
+
+class Fork:
+    """A function in a process of its own, which leads a group of its own: ``os.killpg(fork.pid, …)`` meets all that it starts.
+
+    It begins as a command does that is started from a terminal: with an environment, a folder, an output, and ears for
+    Ctrl-C. Numbers are computed by one thread.
+
+    Args:
+        function: Of a module that the process can import.
+        *arguments: Of the function, as are the other ``options``.
+        folder: Its current one.
+    """
+
+    def __init__(self, function, *arguments, folder=".", **options):
+        descriptor, self._output = tempfile.mkstemp()
+        os.close(descriptor)
+        where = os.path.abspath(folder)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        call = partial(function, *arguments, **options)
+        self._process = _CONTEXT.Process(target=_begin, args=(call, where, environment, self._output))
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self):
+        """As :class:`subprocess.Popen` has it; None while the process runs."""
+        return self._process.exitcode
+
+    @property
+    def output(self):
+        """All that was printed so far, and the errors."""
+        return Path(self._output).read_text(encoding="utf-8")
+
+    def wait(self, timeout=300):
+        """Returns the exit status."""
+        self._process.join(timeout)
+        assert self.returncode is not None, f"it goes on and on\n{self.output}"
+        return self.returncode
+
+    def end(self):
+        """Kills what still runs, and forgets the output."""
+        if self.returncode is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            self._process.join()
+        Path(self._output).unlink()
+
+
+def run_module(name, *words, workers="loky"):
+    """``python -m name words``, whose workers are begun as loky does, or forked, so that they need not import either."""
+    if workers == "fork":
+        engines.get_reusable_executor = partial(engines.get_reusable_executor, context=_Forking())
+    sys.argv[1:] = map(str, words)
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def _begin(call, folder, environment, output):
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with open(output, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    call()
