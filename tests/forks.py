@@ -72,10 +72,15 @@ class Fork:
         Path(self._output).unlink()
 
 
+def forked_workers():
+    """From now on the workers of this process's grids are forks, which need not import anything; loky's begin from nothing."""
+    engines.get_reusable_executor = partial(engines.get_reusable_executor, context=_Forking())
+
+
 def run_module(name, *words, workers="loky"):
-    """``python -m name words``, whose workers are begun as loky does, or forked, so that they need not import either."""
+    """``python -m name words``, with loky's workers or, for ``fork``, with :func:`forked_workers`."""
     if workers == "fork":
-        engines.get_reusable_executor = partial(engines.get_reusable_executor, context=_Forking())
+        forked_workers()
     sys.argv[1:] = map(str, words)
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
