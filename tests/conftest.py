@@ -1,6 +1,7 @@
 """What every test has. Heavy modules are imported by the fixtures: under pytest-xdist the controller reads this file too."""
 
 import os
+from contextlib import contextmanager
 
 import pytest
 
@@ -34,3 +35,26 @@ def fork():
     yield begin
     for each in forks:
         each.end()
+
+
+@contextmanager
+def _without_drawing():
+    from forks import one_pixel
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("common.training.tensorboard._render", one_pixel)
+        yield
+
+
+@pytest.fixture(scope="module")
+def blank_figures():
+    """For modules whose runs have figures that no test looks at: they are made and saved, but not drawn."""
+    with _without_drawing():
+        yield
+
+
+@pytest.fixture
+def blank_figures_from_here():
+    """As ``blank_figures``, but the module's own fixtures have drawn theirs."""
+    with _without_drawing():
+        yield

@@ -20,6 +20,8 @@ from common.module import OneClassModule
 from common.training.lightning import assemble
 from common.training.process import chosen_device, configure_process
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted(ROOT.glob("*/configs/*.yaml"))
 SMOKE = ROOT / "autoencoder" / "configs" / "smoke.yaml"

@@ -29,6 +29,8 @@ from common.experiment.engines import Engine, engine, local_slots, result_of
 from common.experiment.grid import run_grid
 from common.experiment.run import run
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 psutil = pytest.importorskip("psutil")
 
 ROOT = Path(__file__).parents[1]

@@ -25,6 +25,8 @@ from common.experiment.run import finished, run
 from common.experiment.table import COLUMNS
 from common.module import OneClassModule
 
+pytestmark = pytest.mark.usefixtures("runs", "blank_figures_from_here")
+
 CELL = Cell("autoencoder-smoke", "digits", "standard", "3", 0)
 EXPERIMENT = Experiment(
     name="autoencoder",

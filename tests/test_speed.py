@@ -15,6 +15,8 @@ from common.training.speed import Speed, fuse
 from experiments import benchmark
 from ocnn import OCCNN
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 OFF = Speed(channels_last=False, fused=False)
 
 
