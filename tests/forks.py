@@ -16,8 +16,8 @@ from common.experiment import engines
 from common.training import tensorboard
 
 ROOT = Path(__file__).parents[1]
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
     ["common.cli", "common.classical", "common.experiment.command", "alocc", "autoencoder", "ocgan", "ocnn"]
 )
 
@@ -47,7 +47,7 @@ class Fork:
         where = os.path.abspath(folder)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         call = partial(function, *arguments, **options)
-        self._process = _CONTEXT.Process(target=_begin, args=(call, where, environment, self._output))
+        self._process = CONTEXT.Process(target=_begin, args=(call, where, environment, self._output))
         self._process.start()
         self.pid = self._process.pid
 
