@@ -6,6 +6,19 @@ from contextlib import contextmanager
 import pytest
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# pytest-xdist gives every core a process of its own; threads and workers beside them would wait for one another.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_core():
+    """Module-wide fixtures compute by one thread too, and a grid's cells run in this process unless a test gives ``--jobs``."""
+    import torch
+
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "cpu_count", lambda: 1)
+        yield
 
 
 @pytest.fixture(autouse=True)
