@@ -1,4 +1,4 @@
-"""Commands in processes of their own that are forks of one which has imported everything, where each would for seconds."""
+"""Commands in processes of their own that need no imports: forks of the process whose copies a grid's workers are, too."""
 
 import multiprocessing
 import os
@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.experiment import engines
+from common.experiment import command, engines
+from common.experiment.forked import PRELOADED
 from common.training import tensorboard
 
 ROOT = Path(__file__).parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["common.cli", "common.classical", "common.experiment.command", "alocc", "autoencoder", "ocgan", "ocnn"]
-)
+CONTEXT.set_forkserver_preload(PRELOADED)
 
 
 class _Forking(multiprocessing.context.ForkContext):
@@ -80,15 +79,17 @@ def one_pixel(figure):
     return np.zeros((1, 1, 3), np.uint8)
 
 
-def forked_workers():
-    """From now on the workers of this process's grids are forks, which need not import anything; loky's begin from nothing."""
-    engines.get_reusable_executor = partial(engines.get_reusable_executor, context=_Forking())
+def run_module(name, *words, forked_workers=False):
+    """``python -m name words``.
 
-
-def run_module(name, *words, workers="loky"):
-    """``python -m name words``, with loky's workers or, for ``fork``, with :func:`forked_workers`."""
-    if workers == "fork":
-        forked_workers()
+    Args:
+        name: Of the module.
+        *words: Of the command.
+        forked_workers: Whether the workers of a grid are forks of its own process, so that nobody has to import anything.
+    """
+    if forked_workers:
+        command.begin_imports = lambda: None
+        engines.forked_context = _Forking
     sys.path.insert(0, os.getcwd())
     sys.argv[1:] = map(str, words)
     runpy.run_module(name, run_name="__main__", alter_sys=True)

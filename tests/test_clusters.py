@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from forks import forked_workers, run_module
+from forks import run_module
 from rich.console import Console
 
 from common.errors import InputError
@@ -95,21 +95,14 @@ def alone(tmp_path_factory):
     return runs
 
 
-def fails_by_itself(runs):
-    """A grid of two cells, of which the first is killed whenever it begins; for a process of its own, as are the workers."""
-    forked_workers()
-    with Killer(LONG[0], runs, times=100):
-        failures = run_grid(LONG[:2], settings(runs), 2, Console())
+def test_a_cell_that_kills_its_workers_fails_and_takes_no_other_along(alone, tmp_path, capsys):
+    with Killer(LONG[0], tmp_path, times=100):
+        failures = run_grid(LONG[:2], settings(tmp_path), 2, Console())
     assert [failure.cell for failure in failures] == LONG[:1]
     assert "its process was killed 3 times" in failures[0].message
-
-
-def test_a_cell_that_kills_its_workers_fails_and_takes_no_other_along(alone, tmp_path, fork):
-    process = fork(fails_by_itself, tmp_path)
-    assert process.wait() == 0, process.output
     assert "killed 3 times" in (LONG[0].directory(tmp_path) / "error.txt").read_text()
     assert results(LONG[1:2], tmp_path) == results(LONG[1:2], alone)
-    assert process.output.count("AUROC") == 1
+    assert capsys.readouterr().out.count("AUROC") == 1
     assert run_grid(LONG, settings(tmp_path), 1, Console()) == []
     assert results(LONG, tmp_path) == results(LONG, alone)
 

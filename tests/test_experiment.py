@@ -155,7 +155,7 @@ def test_killed_and_resumed_equals_uninterrupted(command, tmp_path):
     directory = CELL.directory(tmp_path / "killed")
     for kill in (os.kill, os.killpg):
         before = _mtime(directory / "checkpoints" / "last.ckpt")
-        process = command(*flags, workers="fork")
+        process = command(*flags, forked_workers=True)
         deadline = time.monotonic() + 180
         while _mtime(directory / "checkpoints" / "last.ckpt") == before and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -163,7 +163,7 @@ def test_killed_and_resumed_equals_uninterrupted(command, tmp_path):
         process.wait()
         _wait_for_the_end_of(process.pid)
         assert not (directory / "metrics.json").exists()
-    last = command(*flags, workers="fork")
+    last = command(*flags, forked_workers=True)
     assert last.wait() == 0, last.output
     for normal in "34":
         ours = [CELL.directory(tmp_path / name).parents[1] / f"normal={normal}" / "seed=0" for name in ("whole", "killed")]
@@ -253,7 +253,7 @@ def _mtime(path):
 
 @pytest.mark.parametrize("normal", [["3"], ["3", "4", "5"]], ids=["single cell", "grid"])
 def test_ctrl_c_ends_in_one_line_and_loses_nothing(normal, command, tmp_path):
-    process = command("--normal", *normal, "--max-epochs", "300", "--jobs", "2", "--runs", tmp_path, workers="fork")
+    process = command("--normal", *normal, "--max-epochs", "300", "--jobs", "2", "--runs", tmp_path, forked_workers=True)
     checkpoint = CELL.directory(tmp_path) / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 180
     while not checkpoint.exists() and time.monotonic() < deadline:

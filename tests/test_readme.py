@@ -104,7 +104,7 @@ def call_forked(fork):
     def call_forked(command, folder):
         python, flag, *words = shlex.split(command)
         assert (python, flag) == ("python", "-m")
-        process = fork(run_module, *words, workers="fork", folder=folder)
+        process = fork(run_module, *words, forked_workers=True, folder=folder)
         assert process.wait() == 0, f"{command}\n{process.output}"
         return process.output
 
