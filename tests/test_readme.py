@@ -98,8 +98,9 @@ def call_here(command, folder):
 
 
 @pytest.fixture
-def call_forked(fork):
+def call_forked(fork, monkeypatch):
     """As :func:`call`, in a process that need not import everything; nor need its workers."""
+    monkeypatch.setenv("COLUMNS", "80")
 
     def call_forked(command, folder):
         python, flag, *words = shlex.split(command)
