@@ -1,6 +1,5 @@
-"""One training by one process or several, for :mod:`tests.test_ddp`: ``python ddp.py DEVICES FOLDER``."""
+"""One training by one process or several, for :mod:`tests.test_ddp`."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -63,8 +62,3 @@ def train(devices, folder):
         },
         Path(folder, f"{devices}-{trainer.global_rank}.pt"),
     )
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    train(int(sys.argv[1]), sys.argv[2])

@@ -24,6 +24,8 @@ from common.networks import discriminator
 from common.testing import fit, optimizer_steps, toy_samples, trained
 from common.testing.checks import check_orientation
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 CONFIGS = Path(__file__).parents[1] / "alocc" / "configs"
 
 

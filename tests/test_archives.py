@@ -18,6 +18,8 @@ from common.experiment import Experiment, Grid, run_experiment
 from common.experiment.records import read_record
 from common.scoring import Scored, highest_of_each
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 RANDOM = np.random.default_rng(0)
 CATEGORIES = {"001.ak47": 9, "002.american-flag": 3, "056.dog": 8, "198.spider": 4, "257.clutter": 20}
 HEIGHT, WIDTH, SIZE = 47, 68, 30

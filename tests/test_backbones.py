@@ -26,6 +26,8 @@ from common.experiment.run import finished, run
 from ocnn import OCCNN
 from ocnn.losses import instance_norm
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 X = torch.rand(3, 3, 40, 40)
 GET_MODEL = torchvision.models.get_model
 NORMAL = [0.485, 0.456, 0.406]

@@ -19,6 +19,8 @@ from common.experiment.cell import Settings
 from common.experiment.run import run
 from common.module import OneClassModule
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 CURVE, RHO = (4.0, 2.0, 3.0, 1.0, 5.0), 2.5
 """What the monitored key is made to be in each epoch: below the bound in the second, best in the fourth, of five."""
 EPOCH = {"rho": 2, "validation": 4, "last": 5}

@@ -20,6 +20,8 @@ from common.module import OneClassModule
 from common.training.lightning import assemble
 from common.training.process import chosen_device, configure_process
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted(ROOT.glob("*/configs/*.yaml"))
 SMOKE = ROOT / "autoencoder" / "configs" / "smoke.yaml"
@@ -59,7 +61,8 @@ def test_every_preset_trains_through_the_parser(file, tmp_path):
             config["model"]["init_args"]["head_layers"] = 1
         config["data"]["image_size"] = 32
     config["trainer"] |= {"fast_dev_run": True, "accelerator": "cpu", "enable_progress_bar": False, "logger": False}
-    cli = assemble({**config, "data": {**config["data"], "dataset": "digits", "normal": 3, "batch_size": 8}})
+    data = {"dataset": "digits", "normal": 3, "batch_size": 8, "eval_batch_size": 8}
+    cli = assemble({**config, "data": {**config["data"], **data}})
     cli.trainer.fit(cli.model, cli.datamodule)
     cli.trainer.test(cli.model, cli.datamodule, verbose=False)
     assert cli.model.scored is not None

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from forks import run_module
 from rich.console import Console
 
 from common.errors import InputError
@@ -27,6 +28,8 @@ from common.experiment.cell import Settings
 from common.experiment.engines import Engine, engine, local_slots, result_of
 from common.experiment.grid import run_grid
 from common.experiment.run import run
+
+pytestmark = pytest.mark.usefixtures("blank_figures")
 
 psutil = pytest.importorskip("psutil")
 
@@ -104,16 +107,11 @@ def test_a_cell_that_kills_its_workers_fails_and_takes_no_other_along(alone, tmp
     assert results(LONG, tmp_path) == results(LONG, alone)
 
 
-def test_two_grids_at_once_share_the_cells(alone, tmp_path):
+def test_two_grids_at_once_share_the_cells(alone, tmp_path, fork):
     flags = ["--datasets", "digits", "--presets", "smoke", "--normal", "3", "4", "5", "--seeds", "0", "--jobs", "1"]
-    command = [sys.executable, "-m", "experiments.autoencoder", *flags, "--max-epochs", str(EPOCHS), "--runs", str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    grids = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for _ in range(2)
-    ]
-    outputs = [each.communicate(timeout=300)[0] for each in grids]
-    assert [each.returncode for each in grids] == [0, 0], outputs
+    command = ["experiments.autoencoder", *flags, "--max-epochs", str(EPOCHS), "--runs", tmp_path]
+    grids = [fork(run_module, *command) for _ in range(2)]
+    assert [each.wait() for each in grids] == [0, 0], [each.output for each in grids]
     assert results(LONG, tmp_path) == results(LONG, alone)
     for cell in LONG:
         runs_of_the_cell = list(cell.directory(tmp_path).glob("events.out.tfevents*"))

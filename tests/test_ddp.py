@@ -1,9 +1,6 @@
 """One training in two processes, by Lightning's DDP, beside the same in one."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import socket
 
 import ddp
 import pandas as pd
@@ -12,8 +9,6 @@ import torch
 
 from common.data import loaders
 from common.data.loaders import EpochSampler
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("n", [96, 97, 5])
@@ -40,18 +35,27 @@ def test_no_process_gets_a_single_sample(monkeypatch):
     assert len(EpochSampler(34, 8, shuffle=True)) == 16
 
 
-def test_two_processes_train_and_test_like_one(tmp_path, monkeypatch):
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_processes_train_and_test_like_one(tmp_path, monkeypatch, fork):
     """Up to float32: the mean of two halves' gradients is rounded otherwise than the mean of all, about 1e-7 of it, which
     Adam's 32 steps of 5e-3 carry to 3e-7 of a parameter here, on another machine to 1e-5 at most."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     ddp.train(1, str(tmp_path))
     predicted = pd.read_csv(tmp_path / "predictions.csv")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "tests" / "ddp.py"), "2", str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "strides" not in done.stderr
+    both = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
+    processes = []
+    for rank in "01":
+        for name, value in {**both, "LOCAL_RANK": rank}.items():
+            monkeypatch.setenv(name, value)  # as Lightning sets them for the processes that it starts
+        processes.append(fork(ddp.train, 2, str(tmp_path)))
+    assert [process.wait() for process in processes] == [0, 0], [process.output for process in processes]
+    assert not any("strides" in process.output for process in processes)
     one, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
     for name in ("index", "scores", "calibration", "order"):
         assert torch.equal(first[name], second[name]), "the processes disagree"

@@ -21,6 +21,8 @@ from common.deploy.load import load_checkpoint, load_detector
 from common.errors import InputError
 from common.evaluation import conformal_p_value, image_grid
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 ROOT = Path(__file__).parents[1]
 METHODS = ("autoencoder", "alocc", "ocgan", "ocnn")
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]

@@ -13,6 +13,8 @@ import pytest
 from common.cli import main
 from common.experiment import Experiment, Grid, compare, run_experiment
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 EXPERIMENT = Experiment(name="ocgan", title="A trial", main=Grid(("smoke",), ("digits",)), seeds=(0, 1))
 
 IDEA = '''
@@ -78,7 +80,8 @@ FLAGS = ["--presets", "smoke", "l1.yaml", "--normal", "3", "4", "--seeds", "0", 
 
 def test_a_method_of_ones_own_stands_beside_its_base(outside, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    run_experiment(EXPERIMENT, [*FLAGS, "--jobs", "2"])
+    run_experiment(EXPERIMENT, [*FLAGS, "--jobs", "2", "--presets", "l1.yaml", "--seeds", "0"])  # by workers, which import
+    run_experiment(EXPERIMENT, [*FLAGS, "--jobs", "1"])
     output = capsys.readouterr().out
     made = records(outside)
     assert {name.split("/")[0] for name in made} == {"ocgan-smoke", "l1"}

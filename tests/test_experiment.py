@@ -11,11 +11,11 @@ import sys
 import time
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from forks import run_module
 
 from common.classical import DETECTORS
 from common.errors import InputError
@@ -25,7 +25,8 @@ from common.experiment.run import finished, run
 from common.experiment.table import COLUMNS
 from common.module import OneClassModule
 
-ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("runs", "blank_figures_from_here")
+
 CELL = Cell("autoencoder-smoke", "digits", "standard", "3", 0)
 EXPERIMENT = Experiment(
     name="autoencoder",
@@ -36,17 +37,11 @@ EXPERIMENT = Experiment(
 )
 
 
-def command(*arguments, **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.autoencoder", *map(str, arguments)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background is born deaf to it
-        **options,
-    )
+@pytest.fixture
+def command(fork):
+    """``python -m experiments.autoencoder``, of one method on the digits."""
+    flags = ["--datasets", "digits", "--presets", "smoke", "--seeds", "0"]
+    return lambda *words, **options: fork(run_module, "experiments.autoencoder", *flags, *words, **options)
 
 
 @pytest.fixture(scope="module")
@@ -152,15 +147,15 @@ def test_tensorboard_holds_every_kind_of_thing(runs):
     assert list(CELL.directory(runs).glob("**/projector_config.pbtxt"))
 
 
-def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+def test_killed_and_resumed_equals_uninterrupted(command, tmp_path):
     """kill -9 in mid-run, of the grid alone and of all its processes, then to the end: the scores of an undisturbed run."""
-    flags = ["--datasets", "digits", "--presets", "smoke", "--normal", "3", "4", "--seeds", "0", "--max-epochs", "30"]
+    flags = ["--normal", "3", "4", "--max-epochs", "30", "--jobs", "2", "--runs", tmp_path / "killed"]
     for normal in "34":
         run(replace(CELL, normal=normal), Settings(runs=tmp_path / "whole", threads=1, max_epochs=30))
     directory = CELL.directory(tmp_path / "killed")
     for kill in (os.kill, os.killpg):
-        process = command(*flags, "--runs", tmp_path / "killed", start_new_session=True)
         before = _mtime(directory / "checkpoints" / "last.ckpt")
+        process = command(*flags, forked_workers=True)
         deadline = time.monotonic() + 180
         while _mtime(directory / "checkpoints" / "last.ckpt") == before and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -168,8 +163,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
         process.wait()
         _wait_for_the_end_of(process.pid)
         assert not (directory / "metrics.json").exists()
-    last = command(*flags, "--runs", tmp_path / "killed")
-    assert last.wait(timeout=300) == 0, last.stdout.read()
+    last = command(*flags, forked_workers=True)
+    assert last.wait() == 0, last.output
     for normal in "34":
         ours = [CELL.directory(tmp_path / name).parents[1] / f"normal={normal}" / "seed=0" for name in ("whole", "killed")]
         assert (ours[0] / "scores.csv").read_text() == (ours[1] / "scores.csv").read_text()
@@ -230,22 +225,21 @@ def test_a_folder_without_a_checkpoint_is_begun_anew(tmp_path):
     assert run(CELL, Settings(runs=tmp_path, threads=1))["selected_epoch"] == 2
 
 
-def test_a_killed_grid_takes_workers_along_that_have_not_begun(tmp_path):
-    flags = ["--datasets", "digits", "--presets", "smoke", "--normal", "3", "4", "--seeds", "0", "--max-epochs", "10000"]
-    process = command(*flags, "--jobs", "2", "--runs", tmp_path, start_new_session=True)
+def test_a_killed_grid_takes_workers_along_that_have_not_begun(command, tmp_path):
+    process = command("--normal", "3", "4", "--max-epochs", "10000", "--jobs", "2", "--runs", tmp_path)
     workers = ["pgrep", "-g", str(process.pid), "-c", "-f", "forkserver|popen_loky"]
-    started = 3 if sys.platform == "linux" else 2  # the process whose copies they are
+    started = 1 + (3 if sys.platform == "linux" else 2)  # the grid, the workers and the process whose copies they are
     deadline = time.monotonic() + 180
     while (found := int(subprocess.run(workers, capture_output=True).stdout)) < started and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.kill()
+    os.kill(process.pid, signal.SIGKILL)
     assert found >= started
     process.wait()
     _wait_for_the_end_of(process.pid)
 
 
 def _wait_for_the_end_of(group):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     with contextlib.suppress(ProcessLookupError):
         while time.monotonic() < deadline:
             os.killpg(group, 0)
@@ -258,18 +252,16 @@ def _mtime(path):
 
 
 @pytest.mark.parametrize("normal", [["3"], ["3", "4", "5"]], ids=["single cell", "grid"])
-def test_ctrl_c_ends_in_one_line_and_loses_nothing(normal, tmp_path):
-    flags = ["--datasets", "digits", "--presets", "smoke", "--normal", *normal, "--seeds", "0", "--runs", tmp_path]
-    process = command(*flags, "--max-epochs", "300", start_new_session=True)
+def test_ctrl_c_ends_in_one_line_and_loses_nothing(normal, command, tmp_path):
+    process = command("--normal", *normal, "--max-epochs", "300", "--jobs", "2", "--runs", tmp_path, forked_workers=True)
     checkpoint = CELL.directory(tmp_path) / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 180
     while not checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, output
-    assert "interrupted: give the same command again to go on" in output
-    assert "Traceback" not in output
+    assert process.wait() == 130, process.output
+    assert "interrupted: give the same command again to go on" in process.output
+    assert "Traceback" not in process.output
     assert not (CELL.directory(tmp_path) / "metrics.json").exists()
     assert checkpoint.exists()
 

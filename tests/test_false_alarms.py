@@ -8,6 +8,8 @@ from common.deploy.load import load_checkpoint
 from common.evaluation import threshold_by
 from experiments.false_alarms import count, main
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.mark.parametrize("alpha", [0.05, 0.1])
 def test_the_exact_law_holds_where_the_binomial_is_too_narrow(alpha):

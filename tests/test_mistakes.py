@@ -16,6 +16,8 @@ from common.experiment import Cell, Experiment, Grid, run_experiment
 from common.hidden import hiding
 from common.module import import_class
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 ROOT = Path(__file__).parents[1]
 EXPERIMENT = Experiment(
     name="autoencoder",

@@ -16,6 +16,8 @@ from common.names import keep_names
 from common.presets import REPOSITORY, merged
 from common.training.lightning import OneClassCLI
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 SMOKE = REPOSITORY / "autoencoder" / "configs" / "smoke.yaml"
 SPELLINGS = ["01", "02", "007", "0x10", "1_000", "1e3", "1.0", "1:30", "yes", "null", "~", "nan", "2020-01-01", "a + b", "c++"]
 OPTIONAL = [name for name in SPELLINGS if name not in {"null", "~"}]

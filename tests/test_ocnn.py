@@ -30,6 +30,8 @@ from common.testing import fit, optimizer_steps, toy_samples
 from common.training.lightning import assemble
 from ocnn import OCCNN, losses
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 CONFIGS = Path(__file__).parents[1] / "ocnn" / "configs"
 RANDOM = np.random.default_rng(0)
 RGB = (3, 40, 40)

@@ -11,6 +11,8 @@ from common.experiment.cell import Cell, Settings
 from common.experiment.run import run
 from experiments.picture import IMAGES, main, picture
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import run_module
 from PIL import Image
 
 from common.cli import main
 from common.testing import CHECKS
+
+pytestmark = pytest.mark.usefixtures("blank_figures")
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -94,6 +97,21 @@ def call_here(command, folder):
     return printed.getvalue()
 
 
+@pytest.fixture
+def call_forked(fork, monkeypatch):
+    """As :func:`call`, in a process that need not import everything; nor need its workers."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call_forked(command, folder):
+        python, flag, *words = shlex.split(command)
+        assert (python, flag) == ("python", "-m")
+        process = fork(run_module, *words, forked_workers=True, folder=folder)
+        assert process.wait() == 0, f"{command}\n{process.output}"
+        return process.output
+
+    return call_forked
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A working folder with small trees of images in it, and a method and data of one's own."""
@@ -137,8 +155,8 @@ def test_the_pages_have_the_commands_that_are_tested_here():
     assert any("python -m experiments.quickstart" in command for command in COMMANDS)
 
 
-def test_quickstart(folder):
-    output = call("python -m experiments.quickstart --max-epochs 1 --normal 3 8", folder)
+def test_quickstart(folder, call_forked):
+    output = call_forked("python -m experiments.quickstart --max-epochs 1 --normal 3 8", folder)
     assert "mean of 3, 8" in output
     assert "tensorboard --logdir runs" in output
     assert len(list((folder / "runs").rglob("metrics.json"))) == 2 * 9
@@ -147,10 +165,10 @@ def test_quickstart(folder):
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python")])
-def test_experiments(command, folder):
+def test_experiments(command, folder, call_forked, monkeypatch):
     if "l1.yaml" in command:
         command = command.replace("mnist", "digits").replace("--normal 3 4", "--normal 3").replace("small", "smoke")
-        assert "Δ to ocgan-smoke" in call(f"{command} --max-epochs 1 --seeds 0 1", folder)
+        assert "Δ to ocgan-smoke" in call_forked(f"{command} --max-epochs 1 --seeds 0 1", folder)
     elif "--datasets mnist" in command:
         lines = call_here(command.replace("~/data", ".") + " --normal 0 --dry-run", folder).splitlines()
         presets = re.search(r"--presets ((?:[^-\s]\S*\s?)+)", command)[1].split()
@@ -159,6 +177,7 @@ def test_experiments(command, folder):
     elif "reproduce" in command:
         assert "--cells" in call_here(f"{command} --help", folder)
     elif "report" in command:
+        monkeypatch.setattr("common.experiment.overview.write_overview", lambda *_: None)  # test_page draws them all
         assert "written: report/index.html" in call_here(command, folder)
     else:
         call_here(f"{small(command)} --max-epochs 2 --seeds 0 --jobs 1", folder)
@@ -201,16 +220,16 @@ def test_a_class_of_ones_own_is_checked(folder):
     assert all(line.startswith("ok    ") for line in lines)
 
 
-def test_what_one_brings_is_taken_by_the_names_that_the_readme_gives(folder):
+def test_what_one_brings_is_taken_by_the_names_that_the_readme_gives(folder, call_forked):
     """Data by file and by function, a protocol, and overrides."""
-    call("python -c 'import my_data'", folder)
+    call_forked("python -m my_data", folder)
     (overrides,) = re.findall(r'--presets tuned "tuned(,\S+)"', TEXT)
     row = "my/l1.yaml" + overrides.replace("=50", "=1")
     line = f"python -m experiments.ocgan --presets '{row}' classical-lof --normal 3 --seeds 0 --jobs 1"
     for dataset in re.findall(r"`--datasets (my\S+)`", TEXT):
         (protocol,) = re.findall(r"`--protocols (my\S+)`", TEXT)
         rule = f" --protocols {protocol}" if dataset == "my_data:load" else " --protocols balanced"
-        assert "mining_steps=0" in call(f"{line} --datasets {dataset}{rule}", folder)
+        assert "mining_steps=0" in call_forked(f"{line} --datasets {dataset}{rule}", folder)
     assert len(list((folder / "runs").glob("*/my*/*/*/*/metrics.json"))) == 4
 
 

@@ -12,6 +12,8 @@ from common.experiment.table import as_summary, long
 from experiments import reproduce
 from experiments.alocc import EXPERIMENT
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -19,7 +21,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     flags = ["--datasets", "digits", "--presets", "autoencoder-smoke", "classical-lof"]
     flags += ["--normal", "1", "3", "--seeds", "0", "1"]
-    run_experiment(EXPERIMENT, [*flags, "--device", "cpu", "--runs", str(folder)])
+    run_experiment(EXPERIMENT, [*flags, "--device", "cpu", "--jobs", "1", "--runs", str(folder)])
     return [read_record(path) for path in sorted(folder.rglob("metrics.json"))]
 
 

@@ -24,6 +24,8 @@ from common.module import OneClassModule
 from common.training import checkpoints
 from common.training.checkpoints import SAVE_EVERY_S, WholeCheckpoints
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 CELL = Cell("autoencoder-smoke,rule=validation", "digits", "standard", "3", 0)
 FIT = ["--config", "autoencoder-smoke", "--data.normal=3", "--trainer.max_epochs=3"]
 THREE = Settings(runs=Path("runs"), threads=1, max_epochs=3)

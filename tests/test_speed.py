@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from forks import CONTEXT
 from pytorch_lightning import Trainer
 
 from autoencoder import Autoencoder
@@ -14,6 +15,8 @@ from common.testing import toy_loader, toy_samples
 from common.training.speed import Speed, fuse
 from experiments import benchmark
 from ocnn import OCCNN
+
+pytestmark = pytest.mark.usefixtures("blank_figures")
 
 OFF = Speed(channels_last=False, fused=False)
 
@@ -67,7 +70,8 @@ def test_only_what_can_be_fused_is():
 
 
 @pytest.mark.parametrize("flags", [[], ["--no-fused", "--no-channels-last", "--precision", "bf16-mixed"]])
-def test_the_benchmark_prints_json_lines(flags, capsys):
+def test_the_benchmark_prints_json_lines(flags, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "get_context", lambda method: CONTEXT)
     benchmark.main(["--presets", "autoencoder-smoke", "--dataset", "digits", "--rounds", "1", *flags])
     lines = {line["what"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
     assert list(lines) == ["train", "fit", "score"]
@@ -91,7 +95,8 @@ def test_the_bare_loop_reads_the_features_that_lightning_reads(monkeypatch, tmp_
         seen.clear()
 
 
-def test_the_benchmark_measures_sizes(capsys):
+def test_the_benchmark_measures_sizes(capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "get_context", lambda method: CONTEXT)
     benchmark.main(["--presets", "autoencoder-smoke", "--dataset", "digits", "--rounds", "0", "--scaling", "--cells", "1", "2"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     images = [line["images"] for line in lines[:3]]
