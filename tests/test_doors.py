@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -162,3 +163,23 @@ def test_arrays_from_python(outside):
     assert table.set_index("name")["mean"]["classical-pca"] > 0.95
     assert (outside / "runs" / "mine.npz").is_file()
     assert isinstance(table, pd.DataFrame)
+
+
+SCRIPT = """
+from sklearn.datasets import load_digits
+from common.experiment import compare
+
+print("begun")
+X, y = load_digits(return_X_y=True)
+table = compare(["classical-lof"], X[:900], y[:900], X[900:], y[900:], normal=["3", "4"], jobs=2)
+print("ended with", len(table), "rows")
+"""
+
+
+def test_a_script_that_has_no_guard_is_not_run_again_in_every_worker(tmp_path, fork):
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    process = fork(runpy.run_path, "mine.py", run_name="__main__", folder=tmp_path)
+    assert process.wait() == 0, process.output
+    assert process.output.startswith("begun\n")
+    assert process.output.endswith("ended with 3 rows\n")
+    assert process.output.count("begun") == 1

@@ -5,22 +5,51 @@ is a fork of it. A GPU's driver does not survive a fork, so workers that use one
 """
 
 import sys
-from multiprocessing import forkserver, get_context
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.context import BaseContext
+from types import ModuleType
+from typing import Any
 
 PRELOADED = ["common.experiment.run", "autoencoder", "alocc", "ocgan", "ocnn"]
+
+if sys.platform == "linux":
+    from multiprocessing import forkserver
+    from multiprocessing.context import ForkServerContext, ForkServerProcess
+
+    class _Worker(ForkServerProcess):
+        """A process that leaves the user's script alone; multiprocessing would run it again in each."""
+
+        @staticmethod
+        def _Popen(process_obj: Any) -> Any:  # noqa: N802 - multiprocessing calls it so
+            with _without_script():
+                return ForkServerProcess._Popen(process_obj)
+
+    class _Context(ForkServerContext):
+        Process = _Worker
 
 
 def forked_context() -> BaseContext | None:
     """How loky starts such workers; None where it starts them its own way."""
     if sys.platform != "linux":
         return None
-    context = get_context("forkserver")
+    context = _Context()
     context.set_forkserver_preload(PRELOADED)
     return context
 
 
 def begin_imports() -> None:
     """Starts the process, so that it imports while this one reads data and plans."""
-    if forked_context() is not None:
+    if sys.platform == "linux":
+        forked_context()
         forkserver.ensure_running()
+
+
+@contextmanager
+def _without_script() -> Iterator[None]:
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
