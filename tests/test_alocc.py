@@ -373,6 +373,34 @@ def test_pasted_rectangles_are_of_the_stated_size_and_come_from_another_place():
     assert 20 <= max(heights) <= 22
 
 
+def test_pasted_rectangles_lie_anywhere():
+    """Their first row and column are uniform over the first 9/14 of the image; none is nearer to one corner."""
+    torch.manual_seed(0)
+    image = torch.arange(1500.0).view(1500, 1, 1, 1).expand(1500, 1, 28, 28).contiguous()
+    foreign = (pasted(image) != image)[:, 0]
+    for axis in (1, 2):
+        first = foreign.any(axis).float().argmax(1)[foreign.any((1, 2))]
+        assert (first.min().item(), first.max().item()) == (1, 18)
+        assert first.float().mean().item() == pytest.approx(9.5, abs=0.6)
+
+
+def test_the_other_image_is_shifted_both_ways_by_up_to_a_third():
+    """Six pixels a side: by -2 to 2, each as likely. Every pixel's value says where it was."""
+    torch.manual_seed(0)
+    image = torch.arange(36.0).view(1, 1, 6, 6) + 100 * torch.arange(8.0).view(8, 1, 1, 1)
+    shifts = [[], []]
+    for _ in range(500):
+        source = pasted(image).long()
+        foreign = source.div(100, rounding_mode="floor") != torch.arange(8).view(8, 1, 1, 1)
+        down = (torch.arange(6).view(6, 1) - source % 100 // 6 + 2).remainder(6) - 2
+        across = (torch.arange(6) - source % 100 % 6 + 2).remainder(6) - 2
+        for found, shift in zip(shifts, (down, across), strict=True):
+            found += shift[foreign][:1].tolist()
+    for found in shifts:
+        counts = [found.count(shift) / len(found) for shift in range(-2, 3)]
+        assert counts == pytest.approx([0.2] * 5, abs=0.08)
+
+
 def test_pasted_vectors_take_a_share_of_features_from_one_other():
     image = torch.arange(256.0)[:, None].expand(256, 200).contiguous()
     mixed = pasted(image)
@@ -380,6 +408,7 @@ def test_pasted_vectors_take_a_share_of_features_from_one_other():
     share = (mixed != image).float().mean(1)
     assert share.min() < 0.1
     assert share.max() > 0.9
+    assert ((share > 0.25) & (share < 0.75)).float().mean() > 0.35, "a share of each row, not whole rows"
 
 
 def test_crossed_codes_have_a_share_of_their_own_from_one_other(monkeypatch):
@@ -391,13 +420,15 @@ def test_crossed_codes_have_a_share_of_their_own_from_one_other(monkeypatch):
     share = (mixed != latent).float().mean(1)
     assert share.min() < 0.1
     assert share.max() > 0.9
+    assert ((share > 0.25) & (share < 0.75)).float().mean() > 0.35, "a share of each code, not whole codes"
     assert not torch.equal(crossed(latent)[:, 0], mixed[:, 0])
 
 
 def test_noise_of_crossed_codes_is_of_up_to_three_deviations_of_each_entry():
     """Of codes that are all but two the same there is nothing to see but noise, and no clamping."""
-    latent = torch.zeros(800, 300)
-    latent[0], latent[1] = torch.linspace(1, 100, 300), -torch.linspace(1, 100, 300)
+    torch.manual_seed(0)
+    latent = torch.zeros(800, 2000)
+    latent[0], latent[1] = torch.linspace(1, 100, 2000), -torch.linspace(1, 100, 2000)
     noise = crossed(latent) / latent.std(0)
     strength = noise[noise.abs().amax(1) < 15].square().mean(1).sqrt()
     assert len(strength) > 700

@@ -232,10 +232,11 @@ def test_mining_from_the_edge_of_the_cube_is_finite():
 
 
 def test_mining_descends_by_hand():
-    start, weight, size = torch.tensor([[0.2, -0.4]]), torch.tensor([1.5, -0.5]), 0.7
+    """Each latent by itself: the step of one does not depend on how many there are."""
+    start, weight, size = torch.tensor([[0.2, -0.4], [-0.5, 0.3]]), torch.tensor([1.5, -0.5]), 0.7
     m = start.atanh()
     for _ in range(2):
-        belief = torch.sigmoid((m.tanh() * weight).sum())
+        belief = torch.sigmoid((m.tanh() * weight).sum(1, keepdim=True))
         m = m - size * belief * weight * (1 - m.tanh() ** 2)
     torch.testing.assert_close(mine(nn.Identity(), lambda x: (x * weight).sum(1), start, 2, size), m.tanh())
 
