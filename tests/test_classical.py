@@ -9,12 +9,13 @@ from scipy.spatial.distance import pdist
 from skimage.feature import hog
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.decomposition import PCA
+from sklearn.ensemble import IsolationForest
 from sklearn.metrics import roc_auc_score
-from sklearn.neighbors import KernelDensity
+from sklearn.neighbors import KernelDensity, LocalOutlierFactor
 from sklearn.svm import OneClassSVM
 
 from common.classical import DETECTORS, fit_and_score
-from common.data import OneClassDataModule
+from common.data import OneClassDataModule, image_data
 from common.errors import InputError
 from common.experiment import Cell
 from common.experiment.cell import Settings
@@ -55,6 +56,13 @@ def test_kernel_density_is_scikit_learns_but_for_a_constant(kernel, bandwidth):
 
 def test_scotts_bandwidth_is_scikit_learns():
     assert DenseKernelDensity().fit(X).bandwidth_ == KernelDensity(bandwidth="scott").fit(X).bandwidth_
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "exponential"])
+def test_kernel_density_is_a_mean_and_not_a_sum(kernel):
+    """The same samples twice over are no denser."""
+    once, twice = (DenseKernelDensity(0.7, kernel).fit(samples).score_samples(NEW) for samples in (X, np.tile(X, (2, 1))))
+    np.testing.assert_allclose(once, twice)
 
 
 @pytest.mark.parametrize(("kernel", "power"), [("exponential", 1), ("gaussian", 2)])
@@ -186,6 +194,32 @@ def test_settings_that_published_rows_were_made_with(preset, settings):
     assert {name: parameters[name] for name in settings} == settings
 
 
+@pytest.mark.parametrize(
+    ("preset", "normalization", "steps"),
+    [
+        ("kde_ruff_gcn", "gcn", [PrincipalComponents, DenseKernelDensity]),
+        ("iforest_ruff", "gcn", [PrincipalComponents, IsolationForest]),
+        ("kde_ruff", None, [DenseKernelDensity]),
+        ("ocsvm_ruff", None, [WideOneClassSVM]),
+    ],
+)
+def test_deep_svdds_rows_are_of_whole_classes_in_its_own_preprocessing(preset, normalization, steps):
+    """Two of them on contrast-normalised images, two on pixels; nothing is held out."""
+    data, estimator = DETECTORS[preset].data, DETECTORS[preset].build()
+    assert (data.get("normalization"), data["val_fraction"]) == (normalization, 0)
+    assert [type(step) for _, step in getattr(estimator, "steps", [("", estimator)])] == steps
+
+
+def test_lof_and_mahalanobis_are_of_euclidean_neighbours_and_of_all_samples():
+    lof = DETECTORS["lof"].build()
+    reference = LocalOutlierFactor(n_neighbors=20, novelty=True).fit(X)
+    np.testing.assert_allclose(lof.fit(X).score_samples(NEW), reference.score_samples(NEW))
+    mahalanobis = DETECTORS["mahalanobis"].build().fit(X)
+    kept = PCA(0.95, svd_solver="full").fit(X)
+    expected = EmpiricalCovariance().fit(kept.transform(X)).mahalanobis(kept.transform(NEW))
+    np.testing.assert_allclose(mahalanobis.score_samples(NEW), -expected)
+
+
 def test_the_threshold_is_of_held_out_scores():
     """Not of those that are tested: five per cent of the held-out normals are above it, whatever the test set holds."""
     data = OneClassDataModule("digits", normal=3, val_fraction=0.4)
@@ -194,6 +228,27 @@ def test_the_threshold_is_of_held_out_scores():
     scores = -PCAReconstruction().fit(train).score_samples(held_out)
     assert about["threshold"] == pytest.approx(np.quantile(scores, 0.95))
     assert about["metrics"]["pca"]["threshold"] == about["threshold"]
+
+
+def test_groups_are_scored_by_their_most_anomalous_sample():
+    """In the test and for the threshold, in whatever order the samples of a group stand."""
+    random = np.random.default_rng(0)
+    groups, frames = random.permutation(np.repeat(np.arange(40), 3)), np.arange(40)
+    is_anomalous, official_test = frames >= 30, frames >= 20
+    rows = random.normal(size=(120, 4)) + 2 * is_anomalous[groups][:, None]
+    table = image_data(rows, is_anomalous[groups].astype(int))
+    table = table._replace(official_test=official_test[groups], groups=groups)
+    data = OneClassDataModule.of(table, normal=0, val_fraction=0.4)
+    result, about = fit_and_score("knn", data, 0)
+    detector = NearestNeighborDistance().fit(data.inputs(data.splits.train).double().numpy())
+
+    def of_groups(part):
+        values = -detector.score_samples(data.inputs(part).double().numpy())
+        return [values[groups[part] == group].max() for group in np.unique(groups[part])]
+
+    np.testing.assert_allclose(result.scores["knn"], of_groups(data.splits.test))
+    assert result.label.tolist() == [0] * 10 + [1] * 10
+    assert about["threshold"] == pytest.approx(np.quantile(of_groups(data.splits.val), 0.95))
 
 
 @pytest.mark.parametrize("preset", DETECTORS)

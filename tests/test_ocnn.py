@@ -536,6 +536,14 @@ def test_svdd_is_the_smallest_ball():
     np.testing.assert_allclose(svdd.score_samples(corners[:1]), [-2], atol=0.05)
 
 
+def test_svdds_centre_is_that_of_the_ball_and_no_mean():
+    """Around a triangle of unequal sides it is the circumcentre; a point inside does not count."""
+    X = np.array([[0.0, 0.0], [4.0, 0.0], [1.0, 3.0], [2.5, 0.5]])
+    svdd = SVDD(nu=0.01).fit(X)
+    np.testing.assert_allclose(svdd.centre_, [2, 1], atol=0.01)
+    np.testing.assert_allclose(svdd.score_samples(X[:3]), [-5] * 3, rtol=0.02)
+
+
 def test_noise_svm_takes_the_datas_side():
     X = RANDOM.normal(3, 1, (200, 5))
     svm = NoiseSVM(random_state=0).fit(X)
