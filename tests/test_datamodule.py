@@ -430,3 +430,26 @@ def test_root(monkeypatch, tmp_path):
     assert default_root() == tmp_path / "given"
     assert OneClassDataModule().root == tmp_path / "given"
     assert OneClassDataModule(root="mine").root == Path("mine")
+
+
+@pytest.mark.parametrize(("n", "batch_size", "length"), [(5, 1, 5), (1, 32, 1), (33, 32, 32), (34, 32, 34), (65, 32, 64)])
+def test_only_a_last_sample_that_is_alone_is_left_out(n, batch_size, length):
+    """Not where all batches are of one sample, and not the only sample."""
+    sampler = EpochSampler(n, batch_size, shuffle=True)
+    assert len(sampler) == len(set(sampler)) == length
+    assert list(EpochSampler(n, batch_size, shuffle=False)) == list(range(n))
+
+
+def test_processes_share_the_batches_of_one_with_a_larger_batch(monkeypatch):
+    def order(n, batch_size, shuffle, rank=0, processes=1):
+        monkeypatch.setattr("common.data.loaders._rank_and_processes", lambda: (rank, processes))
+        return EpochSampler(n, batch_size, shuffle).order().tolist()
+
+    of_each = [order(12, 2, True, rank, 2) for rank in (0, 1)]
+    whole = order(12, 4, True)
+    for k in range(3):
+        together = [*of_each[0][2 * k :][:2], *of_each[1][2 * k :][:2]]
+        assert sorted(together) == sorted(whole[4 * k :][:4])
+    of_each = [order(5, 2, False, rank, 2) for rank in (0, 1)]
+    assert [len(part) for part in of_each] == [3, 3], "as many in each, or one would wait for the other for ever"
+    assert {*of_each[0], *of_each[1]} == set(range(5))

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from common.data import PROTOCOLS, OneClassDataModule, Splits, parse_protocol
-from common.data.splitting import split
+from common.data.splitting import class_numbers, split
 from common.errors import InputError
 
 quick = settings(max_examples=50, deadline=None)
@@ -217,6 +217,32 @@ def test_the_seed_chooses_the_tested_anomalies(name):
     tests = [BIG.split(name, seed=seed, **options).test for seed in (0, 0, 1)]
     anomalies = [test[~BIG.is_normal[test]].tolist() for test in tests]
     assert anomalies[0] == anomalies[1] != anomalies[2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_seed_chooses_the_contaminants(name):
+    """They are drawn from all anomalies, not the first ones of the data set, which may be of one class."""
+    options = {"share": 0.3} if name == "proportion" else {}
+    splits = [BIG.split(name, contamination=0.1, seed=seed, **options) for seed in (0, 0, 1)]
+    parts = [part.val if name == "in_sample" else part.train for part in splits]
+    contaminants = [part[~BIG.is_normal[part]].tolist() for part in parts]
+    assert contaminants[0] == contaminants[1] != contaminants[2]
+    assert BIG.classes(contaminants[0]) == {0, 2, 3}
+
+
+def test_in_sample_holds_out_outliers_too():
+    """A third of the pool is anomalous, and so is a third of its part without gradients."""
+    train, pool, _ = BIG.split("in_sample", val_fraction=0.5, contamination=0.5)
+    for part in (train, np.setdiff1d(pool, train)):
+        assert (~BIG.is_normal[part]).mean() == pytest.approx(1 / 3, abs=0.06)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_normal_class_that_is_named_twice_counts_once(name):
+    options = {"share": 0.3} if name == "proportion" else {}
+    once, twice = (BIG._replace(normal=normal).split(name, **options) for normal in ([1], [1, 1]))
+    for one, other in zip(once, twice, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_val_fraction_of_zero_holds_nothing_out():
@@ -509,3 +535,20 @@ def test_a_refusal_names_a_value_that_works(name, option):
         data.split(name, **{option: 0.9})
     highest = re.search(r"give at most ([\d.]+)", str(error.value))[1]
     assert len(data.split(name, **{option: float(highest)}).test) > 0
+
+
+def test_a_share_of_zero_is_given_and_not_left_out():
+    assert parse_protocol("standard", {"val_fraction": 0.0, "contamination": None}) == {
+        "protocol": "standard",
+        "val_fraction": 0.0,
+    }
+
+
+def test_training_may_repeat_a_sample_but_no_test_does(function):
+    """A function of a user's own may oversample; twice in a test a sample would count twice."""
+    splits = split(function(lambda targets, official_test, normal, seed: ([5, 3, 5], [9, 9, 7], [2, 1, 2])), *BIG)
+    assert [part.tolist() for part in splits] == [[3, 5, 5], [7, 9], [1, 2]]
+
+
+def test_the_longest_name_of_a_class_wins():
+    assert class_numbers("a+b+c+a", ["a", "a+b", "a+b+c", "b", "c"], "mine") == [2, 0]

@@ -181,6 +181,19 @@ def test_float_images_are_scaled_by_the_range_of_the_training_images():
     torch.testing.assert_close(Preprocessing("symmetric").fit(train)(train).flatten(), torch.tensor([-1.0, -0.2, 0.2, 1.0]))
 
 
+def test_new_samples_outside_of_the_training_range_are_not_clipped():
+    """How far outside they lie is what tells an anomaly."""
+    fitted = Preprocessing("symmetric").fit(torch.tensor([[-2.0], [3.0]], dtype=torch.float64))
+    torch.testing.assert_close(fitted(torch.tensor([[-7.0], [8.0]], dtype=torch.float64)), torch.tensor([[-3.0], [3.0]]))
+
+
+def test_a_narrow_range_is_spread_as_a_wide_one_is():
+    train = torch.tensor([[0.5, 100.0], [0.505, 150.0], [0.51, 200.0]], dtype=torch.float64)
+    torch.testing.assert_close(Preprocessing().fit(train)(train), torch.tensor([[0.0, 0.0], [0.5, 0.5], [1.0, 1.0]]))
+    images = train[:, :1].float().reshape(3, 1, 1, 1)
+    torch.testing.assert_close(Preprocessing().fit(images)(images).flatten(), torch.tensor([0.0, 0.5, 1.0]), atol=1e-4, rtol=0)
+
+
 def test_only_the_given_samples_are_fitted_on():
     images = torch.cat([torch.rand(5, 1, 4, 4), 100 + torch.rand(5, 1, 4, 4)])
     fitted = Preprocessing("gcn", class_mean=True).fit(images, torch.arange(5))
