@@ -17,6 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from autoencoder import Autoencoder
 from common.data import Preprocessing, image_data
 from common.errors import InputError
 from common.estimator import OneClassEstimator
@@ -315,3 +316,37 @@ def test_a_data_frame_is_fitted_and_scored_without_warnings(contamination):
         scores, quick(contamination=contamination).fit(frame.to_numpy()).score_samples(frame.to_numpy())
     )
     assert detector.feature_names_in_.tolist() == ["a", "b", "c"]
+
+
+def test_each_epoch_trains_on_every_sample_in_an_order_of_its_own(monkeypatch):
+    seen, step = [], Autoencoder.training_step
+    monkeypatch.setattr(Autoencoder, "training_step", lambda self, b, i: (seen.extend(b.index.tolist()), step(self, b, i))[1])
+    quick(contamination=0.1, batch_size=20).fit(ZEROS[:40])
+    first, second = seen[:40], seen[40:]
+    assert sorted(first) == sorted(second) == list(range(40))
+    assert len({tuple(order) for order in (first, second, range(40))}) == 3
+
+
+def test_the_data_settings_of_a_preset_count_where_none_are_given(monkeypatch):
+    def changed(path):
+        config = read_config(path)
+        return config | {"data": config["data"] | {"val_fraction": 0.25, "batch_size": 17, "class_mean": True}}
+
+    monkeypatch.setattr("common.estimator.read_config", changed)
+    detector = quick(max_epochs=1).fit(ZEROS[:40])
+    assert (len(detector.module_.calibration), detector.batch_size_, detector._preprocessing.class_mean) == (10, 17, True)
+    given = quick(max_epochs=1, val_fraction=0.5, batch_size=9).fit(ZEROS[:40])
+    assert (len(given.module_.calibration), given.batch_size_) == (20, 9)
+
+
+def test_a_sample_at_the_threshold_is_an_inlier_as_in_scikit_learn():
+    detector = quick().fit(ZEROS)
+    detector.offset_ = detector.score_samples(OTHERS[:1]).item()
+    assert detector.decision_function(OTHERS[:1]).tolist() == [0]
+    assert detector.predict(OTHERS[:1]).tolist() == [1]
+
+
+def test_the_seed_reaches_the_training_and_not_only_what_is_held_out():
+    first, second, other = (quick(contamination=0.1, random_state=s).fit(ZEROS).score_samples(ZEROS[:5]) for s in (1, 1, 2))
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, other)

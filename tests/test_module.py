@@ -1,16 +1,20 @@
 import math
+import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+from torch.optim.lr_scheduler import LambdaLR
 
 from autoencoder import Autoencoder
 from common import scoring
 from common.data import OneClassDataModule
 from common.errors import InputError
-from common.module import Cosine, OneClassModule
+from common.module import Cosine, OneClassModule, Scored
+from common.training.seeding import epoch_seed, isolated
 from common.training.watcher import NonFiniteLossError, Watcher
 
 
@@ -291,3 +295,194 @@ def test_a_resumed_cosine_ends_with_the_training_as_it_is_now(length):
     resumed = steps(optimizer, schedule, length - 5)
     assert resumed == (whole[5:] if length == 10 else pytest.approx(whole[5:]))
     assert resumed[-1] == pytest.approx(0)
+
+
+def test_no_epoch_of_a_run_repeats_one_of_another_seed(monkeypatch):
+    """Epoch 1 of seed 0 is not epoch 0 of seed 1: else the seeds of a table were not independent."""
+    seeds = set()
+    for run in range(5):
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(run))
+        seeds |= {epoch_seed(epoch) for epoch in range(5)}
+    assert len(seeds) == 25
+
+
+def test_an_isolated_block_draws_by_its_own_seed_whatever_the_state_around_it(monkeypatch):
+    drawn = []
+    for around, seed in ((1, 5), (2, 5), (2, 6)):
+        torch.manual_seed(around)
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(around))
+        with isolated(seed):
+            drawn.append((torch.rand(3).tolist(), epoch_seed(0)))
+    assert drawn[0] == drawn[1]
+    assert drawn[1][0] != drawn[2][0]
+    assert drawn[1][1] != drawn[2][1]
+
+
+@pytest.mark.parametrize("before", ["9", None])
+def test_an_isolated_block_gives_the_seed_back(monkeypatch, before):
+    """After an error too."""
+
+    def stopped():
+        with isolated(5):
+            assert os.environ["PL_GLOBAL_SEED"] == "5"
+            torch.rand(7)
+            raise OSError("power cut")
+
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    if before is not None:
+        monkeypatch.setenv("PL_GLOBAL_SEED", before)
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    with pytest.raises(OSError, match="power cut"):
+        stopped()
+    assert os.environ.get("PL_GLOBAL_SEED") == before
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_the_threshold_is_in_double_precision_as_scores_are():
+    """In single precision the score that is the threshold may lie below it."""
+    one, other = module(), module()
+    one.threshold.fill_(0.1)
+    other.load_state_dict(one.state_dict())
+    assert float(other.threshold) == 0.1
+
+
+def test_a_split_is_scored_in_eval_mode_without_gradients_and_every_net_keeps_its_mode(tmp_path, data):
+    noted = []
+
+    class Notes(Autoencoder):
+        def scores(self, x):
+            noted.append((any(net.training for net in self.modules()), torch.is_grad_enabled()))
+            return super().scores(x)
+
+    own = Notes(shape=(1, 8, 8), widths=(4, 8), latent=4).train()
+    own.decoder.eval()
+    own.trainer = trainer(tmp_path)
+    before = [net.training for net in own.modules()]
+    data.setup()
+    own.score(data.val_dataloader())
+    assert noted == [(False, False)]
+    assert [net.training for net in own.modules()] == before
+
+
+def test_each_score_is_judged_by_its_own_thresholds_alone(monkeypatch):
+    """The quantile is one of the chosen score; a fixed threshold belongs to the score whose meaning it is."""
+    own = module()
+    own.threshold.fill_(0.5)
+    monkeypatch.setattr(Autoencoder, "fixed_thresholds", {"other": 2.0})
+    values = {"reconstruction": np.array([0.1, 0.6, 0.7, 0.8]), "other": np.array([1.0, 1.5, 1.8, 3.0])}
+    metrics = own.metrics_of(Scored(np.arange(4), np.zeros(4, int), np.array([0, 0, 1, 1]), values))
+    assert metrics["reconstruction"]["false_alarm_rate"] == 0.5
+    assert "accuracy_fixed" not in metrics["reconstruction"]
+    assert metrics["other"]["accuracy_fixed"] == 0.75
+    assert "false_alarm_rate" not in metrics["other"]
+
+
+class PhasedRates(Autoencoder):
+    """Two phases with an optimiser each; both rates fall as 1, 1/2, 1/3, ... with every step of their schedule."""
+
+    phases = (0, 2)
+    interval = "epoch"
+
+    def named_optimizers(self):
+        return {name: torch.optim.SGD(self.parameters(), lr=1.0) for name in ("first", "second")}
+
+    def scheduler(self, name, optimizer):
+        return {"scheduler": LambdaLR(optimizer, lambda t: 1 / (1 + t)), "interval": self.interval}
+
+    def training_step(self, batch, batch_idx):
+        loss = self.reconstruction_loss(self.reconstruct(batch.image), batch.image)
+        self.descend(("first", "second")[self.phase], 1e-3 * loss)
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+def test_each_phase_has_a_schedule_that_only_its_own_steps_move(tmp_path, data, interval):
+    """The second's rate starts in full after two epochs of the first, and the first's falls no further."""
+    rates = []
+
+    class Watch(Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    own = PhasedRates(shape=(1, 8, 8), widths=(4, 8), latent=4)
+    own.interval = interval
+    run = trainer(tmp_path, [Watch()], max_epochs=4, limit_train_batches=3, limit_val_batches=0)
+    run.fit(own, data)
+    steps = range(6) if interval == "step" else [0] * 3 + [1] * 3
+    assert rates == pytest.approx(2 * [1 / (1 + t) for t in steps])
+    last = 1 / 7 if interval == "step" else 1 / 3
+    assert [optimizer.param_groups[0]["lr"] for optimizer in run.optimizers] == pytest.approx([last, last])
+
+
+def test_what_prepare_draws_depends_on_seed_and_epoch_alone(tmp_path, data):
+    drawn = []
+
+    class Draws(Autoencoder):
+        def prepare(self, batches):
+            drawn.append(torch.rand(3).tolist())
+
+    for around in (1, 2):
+        torch.manual_seed(around)
+        run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+        run.fit(Draws(shape=(1, 8, 8), widths=(4, 8), latent=4), data)
+    assert drawn[0] == drawn[1]
+
+
+def test_each_process_of_a_run_draws_noise_of_its_own():
+    drawn = []
+    for rank in (0, 1, 0):
+        own = module()
+        own._prepared_phases = 1
+        own.trainer = SimpleNamespace(current_epoch=0, global_rank=rank, train_dataloader=None)
+        own.on_train_epoch_start()
+        drawn.append(torch.rand(3).tolist())
+    assert drawn[0] == drawn[2] != drawn[1]
+
+
+class BySteps(Autoencoder):
+    """Encoder and decoder with an optimiser each; notes how far a step moves their weights from plain descent."""
+
+    def named_optimizers(self):
+        return {name: torch.optim.SGD(getattr(self, name).parameters(), lr=0.1) for name in ("encoder", "decoder")}
+
+    def training_step(self, batch, batch_idx):
+        parameters = [*self.encoder.parameters(), *self.decoder.parameters()]
+        before = [p.detach().clone() for p in parameters]
+        loss = self.reconstruction_loss(self.reconstruct(batch.image), batch.image)
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True)
+        self.descend(["encoder", "decoder"], loss)
+        for old, gradient, p in zip(before, gradients, parameters, strict=True):
+            torch.testing.assert_close(p.detach(), old - 0.1 * gradient)
+        return {"loss": loss}
+
+
+def test_a_step_descends_the_gradient_of_its_own_loss_with_all_its_optimisers(tmp_path, data):
+    """No gradient is left over from the step before."""
+    own = BySteps(shape=(1, 8, 8), widths=(4, 8), latent=4)
+    trainer(tmp_path, max_epochs=1, limit_train_batches=3, limit_val_batches=0).fit(own, data)
+
+
+def test_the_criterion_is_of_samples_and_the_threshold_of_groups(monkeypatch):
+    """Six held-out samples in three groups: the mean of all six, and the quantile of the three maxima."""
+    own, logged = module(threshold_quantile=0.5), {}
+    values = {"reconstruction": np.array([1.0, 2.0, 30.0, 4.0, 5.0, 6.0])}
+    own.groups, own._prepared_phases = np.array([7, 7, 8, 8, 9, 9]), 1
+    monkeypatch.setattr(own, "_split", lambda: Scored(np.arange(6), np.zeros(6, int), np.zeros(6, int), values))
+    monkeypatch.setattr(own, "log_dict", logged.update)
+    monkeypatch.setattr(own, "log", lambda *_: None)
+    own.on_validation_epoch_end()
+    assert logged == {"val/reconstruction": 8.0}
+    assert own.calibration.tolist() == [2.0, 6.0, 30.0]
+    assert float(own.threshold) == 6.0
+
+
+def test_a_sample_that_two_processes_have_counts_once(monkeypatch):
+    own = module()
+    own.trainer = SimpleNamespace(world_size=2)
+    of_both = {"index": torch.tensor([[2, 0], [1, 2]]), "error": torch.tensor([[0.2, 0.0], [0.1, 0.2]])}
+    monkeypatch.setattr(own, "all_gather", lambda name: of_both[name])
+    gathered = own.gathered({name: name for name in of_both})
+    assert gathered["index"].tolist() == [0, 1, 2]
+    torch.testing.assert_close(gathered["error"], torch.tensor([0.0, 0.1, 0.2]))

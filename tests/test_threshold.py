@@ -125,3 +125,7 @@ def test_a_rule_flags_what_it_says(calibration, scores, percent):
 def test_a_rule_that_is_none(rule):
     with pytest.raises(InputError, match=r"give quantile=Q or alpha=A|must lie strictly between 0 and 1"):
         threshold_by(rule, [1.0, 2.0])
+
+
+def test_a_quantile_is_computed_in_double_precision():
+    assert quantile_threshold([1e9, 1e9 + 1], 0.5) == 1e9 + 0.5
