@@ -12,7 +12,7 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from common.backbones import split
+from common.backbones import Frozen, split
 from common.classical import fit_and_score
 from common.data import OneClassDataModule, datasets
 from common.deploy.export import export
@@ -345,3 +345,17 @@ def test_a_detector_sees_standardised_features_where_it_is_asked(tmp_path):
     torch.manual_seed(0)
     raw, _ = fit_and_score("knn", data, 0, options)
     assert not np.allclose(raw.scores["knn"], scored.scores["knn"], rtol=0.1)
+
+
+def test_features_are_kept_by_layers_and_normalisation_too():
+    """The same weights after other layers, or on images normalised otherwise, make other features."""
+    net = nn.Conv2d(3, 4, 3)
+    plain = Frozen(net, [0.5] * 3, [0.25] * 3)
+    others = [
+        Frozen(nn.Sequential(net, nn.ReLU()), [0.5] * 3, [0.25] * 3),
+        Frozen(nn.Sequential(net, nn.Tanh()), [0.5] * 3, [0.25] * 3),
+        Frozen(net, [0.4] * 3, [0.25] * 3),
+        Frozen(net, [0.5] * 3, [0.2] * 3),
+    ]
+    assert len({frozen.key() for frozen in (plain, *others)}) == 5
+    assert Frozen(net, [0.5] * 3, [0.25] * 3).key() == plain.key()

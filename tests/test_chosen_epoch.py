@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from sklearn.svm import OneClassSVM
 
+from autoencoder import Autoencoder
 from common.data import OneClassDataModule
 from common.deploy.load import load_checkpoint, load_detector
 from common.evaluation import evaluate, quantile_threshold
@@ -18,6 +20,7 @@ from common.experiment import Cell
 from common.experiment.cell import Settings
 from common.experiment.run import run
 from common.module import OneClassModule
+from common.training.checkpoints import FirstBelow, Oracle
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -168,3 +171,65 @@ def test_an_epochs_svm_is_fitted_to_that_epochs_features(tested):
             features = tested.module.features(tested.data.images(tested.data.splits.train)).relu().double().numpy()
         svm = OneClassSVM(kernel="linear", nu=0.5).fit(features)
         np.testing.assert_allclose(weights["coef"], svm.coef_[0], rtol=1e-3, atol=1e-3 * np.abs(svm.coef_).max())
+
+
+class Judged(Autoencoder):
+    """Its AUROC and its monitored key are made to be what a test says."""
+
+    monitor = "val/another"
+    curve = (0.1, 0.95, 0.6, 0.95, 0.7, 0.8, 0.75, 0.8, 0.7, 0.65, 0.9, 0.85)
+
+    def __init__(self):
+        super().__init__((1, 8, 8), widths=(4, 8), latent=4)
+        self.epoch, self.logged = 0, []
+
+    def score(self, batches):
+        return None
+
+    def metrics_of(self, scored):
+        return {"reconstruction": {"auroc": self.curve[self.epoch], "eer": self.epoch / 100}}
+
+    def log(self, name, value):
+        self.logged.append((name, value))
+
+    def log_dict(self, values):
+        self.logged.append(values)
+
+
+def epochs_of(callback, module, monitored):
+    """Calls a callback after epochs with these monitored values; returns the files that it has saved."""
+    saved = []
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(test_dataloader=lambda: []),
+        default_root_dir="runs",
+        logger=None,
+        save_checkpoint=saved.append,
+    )
+    for epoch, value in enumerate(monitored):
+        module.epoch = trainer.current_epoch = epoch
+        trainer.callback_metrics = {"val/another": torch.tensor(value), "val/reconstruction": torch.tensor(-1.0)}
+        before = len(saved)
+        callback.on_train_epoch_end(trainer, module)
+        saved[before:] = [(epoch + 1, Path(path).name) for path in saved[before:]]
+    return saved
+
+
+def test_the_oracle_keeps_the_first_best_epoch_and_the_spread_of_the_last_ten():
+    module, oracle = Judged(), Oracle()
+    monitored = [float(epoch) for epoch in range(12)]
+    epochs_of(oracle, module, monitored)
+    assert oracle.curve == {"reconstruction": list(Judged.curve)}
+    assert oracle.monitored == monitored, "the module's own key"
+    (results,) = oracle.results().values()
+    assert results == pytest.approx({"auroc": 0.95, "eer": 0.01, "epoch": 2, "auroc_spread": 0.95 - 0.6})
+    assert oracle.results(last=3)["reconstruction"]["auroc_spread"] == pytest.approx(0.9 - 0.65)
+
+
+def test_the_bound_is_to_be_undercut_and_its_first_epoch_stays_after_a_resumption():
+    first = FirstBelow("val/another", 0.5)
+    assert epochs_of(first, Judged(), [0.7, 0.5, 0.4, 0.6, 0.3]) == [(3, "rho.ckpt")], "0.5 is not below 0.5"
+    resumed = FirstBelow("val/another", 0.5)
+    resumed.load_state_dict(first.state_dict())
+    module = Judged()
+    assert epochs_of(resumed, module, [0.6, 0.2]) == []
+    assert module.logged == [{"val/rho": 0.5, "val/below_rho": 0.0}, {"val/rho": 0.5, "val/below_rho": 1.0}]

@@ -152,6 +152,33 @@ def test_settings_that_change_no_number_change_no_identity():
     assert config_digest(base) != config_digest(Cell("autoencoder-smoke", "digits", "standard", "3", 1).config())
 
 
+@pytest.mark.parametrize(
+    ("group", "key", "value"),
+    [("data", "batch_size", 7), ("data", "split_seed", 3), ("data", "normalization", "gcn"), ("trainer", "precision", "16")],
+)
+def test_settings_that_change_numbers_change_the_identity(group, key, value):
+    base = CELL.config()
+    assert config_digest(base) != config_digest({**base, group: {**base[group], key: value}})
+
+
+@pytest.mark.parametrize(("key", "value"), [("rule", "rho"), ("seed_everything", 11)])
+def test_rule_and_seed_are_part_of_the_identity(key, value):
+    base = CELL.config()
+    assert base[key] != value
+    assert config_digest(base) != config_digest({**base, key: value})
+
+
+def test_all_shared_code_that_makes_scores_is_part_of_the_source(monkeypatch):
+    read = []
+    monkeypatch.setattr("common.experiment.identity.file_digest", lambda path: (read.append(path), "x")[1])
+    source_digest(CELL.config())
+    names = {path.relative_to(REPOSITORY).as_posix() for path in read}
+    data = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "common" / "data").glob("*.py")}
+    files = ("module", "scoring", "losses", "networks", "evaluation/metrics", "evaluation/threshold")
+    assert names >= data | {f"common/{file}.py" for file in (*files, "training/seeding", "training/checkpoints")}
+    assert "autoencoder/module.py" in names
+
+
 def test_the_content_of_the_data_counts_and_its_place_does_not(tmp_path):
     import numpy as np
 

@@ -2,11 +2,13 @@
 
 import json
 import math
+import re
+import subprocess
 
 import pytest
 
 from common.errors import InputError
-from common.experiment.records import publish, read_published, read_record, write_record
+from common.experiment.records import commit, publish, read_published, read_record, write_record
 
 
 def record(normal="3", seed=0, auroc=0.98765432109):
@@ -33,6 +35,33 @@ def test_published_lines_are_one_a_cell_in_order_with_six_digits(tmp_path):
     assert publish([record("9", 0)], path) == 0
     assert publish([record("9", 0, auroc=0.5)], path) == 1
     assert len(read_published(path)) == 3
+
+
+def test_a_cell_of_another_protocol_is_another_line(tmp_path):
+    other = record()
+    other["cell"] = {**other["cell"], "protocol": "balanced"}
+    assert publish([record(), other], tmp_path / "ocgan.jsonl") == 2
+    assert {one["cell"]["protocol"] for one in read_published(tmp_path / "ocgan.jsonl")} == {"standard", "balanced"}
+
+
+def test_a_commit_is_dirty_where_code_or_a_preset_differs(tmp_path, monkeypatch):
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    files = [tmp_path / name for name in ("code.py", "preset.yaml", "notes.md")]
+    for file in files:
+        file.write_text("one = 1\n")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "one", "--no-gpg-sign")
+    monkeypatch.setattr("common.experiment.records.REPOSITORY", tmp_path)
+    head = commit()
+    assert re.fullmatch("[0-9a-f]{12}", head)
+    for file, suffix in zip(files, ("-dirty", "-dirty", ""), strict=True):
+        file.write_text("two = 2\n")
+        assert commit() == head + suffix
+        file.write_text("one = 1\n")
 
 
 def test_a_line_that_is_no_record_is_named(tmp_path):

@@ -76,6 +76,13 @@ def test_the_long_frame_has_every_value_of_every_record(records):
     assert list(long([record("3", 0, 0.9, classes=["3 - three"])])["class_name"]) == [""]
 
 
+def test_a_value_of_zero_is_a_value():
+    """Of no false alarm in one seed and two in ten in the other the mean is one in ten; only None is no value."""
+    records = [record("3", seed, None, metrics={"false_alarm_rate": rate}) for seed, rate in enumerate((0.0, 0.2))]
+    table = summary(records, metrics=("auroc", "false_alarm_rate"))
+    assert table[["metric", "mean", "n_seeds"]].to_numpy().tolist() == [["false_alarm_rate", 0.1, 2]]
+
+
 def test_rows_of_classes_and_of_their_mean(records):
     table = summary(records).set_index("normal")
     assert list(summary(records)) == list(COLUMNS)
@@ -159,6 +166,23 @@ def test_interval_is_stratified():
     assert bootstrap_interval([[0.1, 0.4]]) == bootstrap_interval([[0.1, 0.4]])
 
 
+def test_each_class_is_resampled_at_its_own_number_of_seeds():
+    """Two seeds that agree and a hundred that are 0 or 1: the mean's standard error is that of the hundred, 0.05, by two."""
+    low, high = bootstrap_interval([[0.5, 0.5], [0.0, 1.0] * 50])
+    assert (low, high) == pytest.approx((0.5 - 0.049, 0.5 + 0.049), abs=0.005)
+
+
+def test_the_interval_of_a_mean_resamples_each_classs_own_seeds():
+    """All that a class has, also where another lacks the seed; not the seeds' class means, which may cancel."""
+    values = {"3": (0.90, 0.92, 0.94), "4": (0.84, 0.80)}
+    records = [
+        record(normal, seed, auroc, n_classes=2) for normal, of_class in values.items() for seed, auroc in enumerate(of_class)
+    ]
+    table = summary(records).set_index("normal")
+    for normal, classes in (("3", [values["3"]]), ("4", [values["4"]]), ("mean", [*values.values()])):
+        assert tuple(table.loc[normal, ["ci_low", "ci_high"]]) == pytest.approx(bootstrap_interval(classes))
+
+
 def test_interval_covers_the_mean_of_seeds():
     random = np.random.default_rng(0)
     inside = 0
@@ -172,6 +196,8 @@ def test_interval_covers_the_mean_of_seeds():
     ("paper", "mean", "low", "high", "expected"),
     [
         (0.957, 0.957, 0.95, 0.96, "matches"),
+        (0.95, 0.957, 0.95, 0.96, "matches"),
+        (0.96, 0.957, 0.95, 0.96, "matches"),
         (0.957, 0.965, 0.964, 0.966, "close"),
         (0.957, 0.93, 0.92, 0.94, "below"),
         (0.957, 0.99, 0.98, 1.0, "above"),
@@ -247,6 +273,41 @@ def test_class_means_are_computed_where_a_paper_prints_none():
     assert row["value"].item() == pytest.approx(0.8965, abs=5e-5)
     assert row["source"].item() == "DCAE, Ruff2018 T1"
     assert reported("no such paper").empty
+
+
+def test_a_mean_is_computed_of_ten_classes_and_of_no_other_number(tmp_path, monkeypatch):
+    """Not of three classes, nor of nine beside a mean that is printed."""
+    classes = {"ten": range(10), "three": range(3), "nine": [*range(9), "mean"], "eleven": [*range(10), "mean"]}
+    rows = [
+        {"table": "T1", "page": 1, "dataset": "mnist", "protocol": "standard", "method": method, "normal": normal,
+         "metric": "auroc", "value": 0.7 if normal == "mean" else normal / 10, "std": None}
+        for method, of_method in classes.items() for normal in of_method
+    ]  # fmt: skip
+    (tmp_path / "experiments" / "reported").mkdir(parents=True)
+    pd.DataFrame(rows).to_csv(tmp_path / "experiments" / "reported" / "trial.csv", index=False)
+    monkeypatch.setattr("common.experiment.published.REPOSITORY", tmp_path)
+    means = reported("trial").query("normal == 'mean'")
+    assert dict(zip(means["method"], means["value"], strict=True)) == {"ten": 0.45, "nine": 0.7, "eleven": 0.7}
+    assert len(means) == 3
+
+
+def test_classes_stand_beside_where_a_paper_prints_no_mean():
+    printed_classes = numbers(*[("mnist", "standard", "DAE", normal, "auroc", 0.9) for normal in "34"])
+    table = unmeasured(experiment(Grid(("autoencoder-small",), ("mnist",))), as_summary([]), printed_classes)
+    assert table[["name", "normal"]].to_numpy().tolist() == [["DAE", "3"], ["DAE", "4"]]
+
+
+def test_a_place_that_is_named_twice_has_the_first_ones_metrics():
+    grids = [Grid(("autoencoder-small",), ("mnist",), metrics=metrics) for metrics in (("auroc",), ("eer",))]
+    assert set(tabulate(experiment(*grids), [record("3", 0, 0.9, metrics={"eer": 0.1})])["metric"]) == {"auroc"}
+
+
+def test_as_many_cells_replace_a_block_also_without_a_mean(tmp_path):
+    """A row of a mean counts for no cell of its own."""
+    old = [record(normal, 0, 0.9, n_classes=2) for normal in "34"]
+    new = [record(normal, seed, 0.5, n_classes=2) for normal, seed in (("3", 0), ("4", 1))]
+    folder = committed(tmp_path, tabulate(TRIAL, old))
+    assert set(published(TRIAL, new, folder)["mean"]) == {0.5}
 
 
 def test_tables_fit_a_terminal():
