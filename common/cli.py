@@ -1,4 +1,4 @@
-"""The ``oneclass`` command: what it is asked is understood here, before PyTorch is imported."""
+"""The ``oneclass`` command. It reads its arguments before it imports PyTorch."""
 
 import re
 import sys
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _refuse_misspelt(arguments: Sequence[str]) -> None:
-    """Answers at once to a command or a flag that cannot be meant, seconds before Lightning's parser could."""
+    """Refuses an unknown command or flag at once; Lightning's parser would take seconds."""
     commands = (*LIGHTNING, "check", "predict-folder", "export")
     if not arguments:
         raise InputError(f"give a command: {', '.join(commands)}; see oneclass --help")
@@ -145,7 +145,7 @@ def _fit_cell(argv: Sequence[str]) -> None:
 
 
 def _presets_as_files(arguments: Sequence[str]) -> list[str]:
-    """The command line as Lightning takes it: with the file of each preset that ``--config`` names, and classes as one text.
+    """Rewrites a command line for Lightning: presets become files, lists of classes become one text.
 
     A preset file's folder becomes importable.
     """

@@ -1,4 +1,4 @@
-"""How every command tells a mistake of the user's: in one line, with exit status 2."""
+"""Reports a user's mistake in one line, with exit status 2, for every command."""
 
 import argparse
 import io
@@ -26,7 +26,7 @@ LIBRARIES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Its errors are told as all others are."""
+    """An argument parser that reports errors like all other commands."""
 
     def error(self, message: str) -> NoReturn:
         """A mistake on the command line."""
@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the program with one line and exit status 2 for what the user can mend, 130 for Ctrl-C.
+    """Context that ends the program with one line: exit status 2 for a user's mistake, 130 for Ctrl-C.
 
     In the block a character that the terminal's encoding does not have is printed as ``?``.
     """
@@ -53,7 +53,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def for_the_user(error: BaseException) -> str | None:
-    """One line from an :class:`InputError`, however wrapped, or from a library that refuses what the user gave; else None."""
+    """Returns one line for a mistake of the user's, found by us or by a library; None for other errors."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, InputError):  # raised in a loader's worker it brings a traceback, and itself last

@@ -1,4 +1,4 @@
-"""Files of the user's that hide a package: Python may search the current folder first, or those of ``PYTHONPATH``."""
+"""Finds a user's files that hide a package, as Python may search the current folder or ``PYTHONPATH`` first."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from common.errors import InputError
 
 @contextmanager
 def naming_hidden_packages() -> Iterator[None]:
-    """Around imports: where one fails because a file of the user's stands in its place, the error names the file.
+    """Context for imports: if a user's file hides a package and an import fails, the error names the file.
 
     Raises:
         InputError: An import failed, and there are such files.
@@ -27,7 +27,7 @@ def naming_hidden_packages() -> Iterator[None]:
 
 
 def hiding(folders: list[str]) -> list[str]:
-    """The files in a user's own folders that hide modules which Python would find later.
+    """Returns the files in a user's own folders that hide modules of Python or of a package.
 
     Args:
         folders: Python's search path; those before the standard library are the user's.

@@ -30,7 +30,7 @@ OWN = {("data", "dataset"): "--datasets", ("data", "normal"): "--normal", ("data
 
 @dataclass(frozen=True)
 class Settings:
-    """How cells are run; of all this only ``max_epochs`` and ``image_size`` change a result, and the device its last digits.
+    """How cells are run. Only ``max_epochs`` and ``image_size`` change a result; the device changes its last digits.
 
     Attributes:
         root: Where data sets lie.
@@ -61,7 +61,7 @@ class Settings:
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """What is run; its record lies in ``runs/<name>/<dataset>/<protocol>/normal=<k>/seed=<s>/``.
+    """One run; its record is in ``runs/<name>/<dataset>/<protocol>/normal=<k>/seed=<s>/``.
 
     Attributes:
         preset: ``<method>-<preset>``, ``classical-<detector>`` or a YAML file; overrides follow after commas, as
@@ -85,7 +85,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The row's name, and its folder's."""
+        """The name of the row and of its folder."""
         return row_name(self.preset)
 
     @property
@@ -106,12 +106,12 @@ class Cell:
         return self.detector is None or detector(self.detector).seeded
 
     def directory(self, runs: Path) -> Path:
-        """Where the record lies."""
+        """The folder of the record."""
         place = f"{self.protocol.replace(':', '.')}/normal={self.normal.replace('/', '_')}/seed={self.seed}"
         return runs / self.name / dataset_label(self.dataset) / place
 
     def config(self, settings: Settings = Settings()) -> Config:
-        """The preset with the overrides and this cell's data filled in: what the ``oneclass`` command takes.
+        """The configuration for the ``oneclass`` command: the preset, the overrides and this cell's data.
 
         Raises:
             InputError: Unknown preset, or an override that is not ``key=value``.

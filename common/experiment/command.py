@@ -1,4 +1,4 @@
-"""The command line that all experiments share; what it asks for is done in :mod:`common.experiment.perform`."""
+"""The command line of all experiments; :mod:`common.experiment.perform` does the work."""
 
 import argparse
 from collections.abc import Callable, Sequence

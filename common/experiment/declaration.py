@@ -1,4 +1,4 @@
-"""An experiment as it is declared: grids of presets, data sets, protocols and normal classes.
+"""Declares experiments: grids of presets, data sets, protocols and normal classes.
 
 Nothing here needs PyTorch, so that a command can answer ``--help`` at once.
 """
@@ -18,7 +18,7 @@ Backend = Literal["loky", "ray", "dask"]
 
 @dataclass(frozen=True)
 class Grid:
-    """A product of choices; every class in turn is normal where ``normal`` is not given."""
+    """A product of choices. Without ``normal``, every class is the normal one in turn."""
 
     presets: tuple[str, ...]
     datasets: tuple[str, ...]
@@ -28,7 +28,7 @@ class Grid:
 
 
 class Place(NamedTuple):
-    """A row of an experiment that its table should hold.
+    """A row that an experiment's table should have.
 
     Attributes:
         name: Of the row, ``<method>-<preset>`` or a file's stem, with overrides.
@@ -69,7 +69,7 @@ class Experiment:
 
     @cached_property
     def places(self) -> list[Place]:
-        """The rows that the tables should hold."""
+        """The rows that the tables should have."""
         found = []
         for grid in (self.main, *self.also):
             for preset, dataset, protocol in itertools.product(grid.presets, grid.datasets, grid.protocols):
@@ -79,7 +79,7 @@ class Experiment:
 
 
 def full_name(preset: str, experiment: str) -> str:
-    """A preset with its method's name, which the experiment's own may be given without; files stay as they are.
+    """Adds the method's name to an experiment's own preset; other presets and files stay as they are.
 
     Example:
         >>> full_name("stable,sigma=1e-1", "alocc"), full_name("classical-lof", "alocc"), full_name("my/l1.yaml", "ocgan")

@@ -44,7 +44,7 @@ class Engine:
 
 @contextmanager
 def engine(backend: Backend, jobs: int, share: float) -> Iterator[Engine]:
-    """Connects to the cluster that is there, or starts workers here that end with the block.
+    """Context with workers: of a running cluster, or of this machine, where they end with the block.
 
     A task finds the modules that this process was made to find, and begins in this process's folder.
 
@@ -68,7 +68,7 @@ def engine(backend: Backend, jobs: int, share: float) -> Iterator[Engine]:
 
 
 def result_of(future: "Future[Any]") -> Any:
-    """Waits for a task's result, or raises what the task raised.
+    """Returns a task's result, or raises its exception.
 
     Raises:
         InputError: The worker lacks a module that this process has.
@@ -155,7 +155,7 @@ def _import(package: str) -> Any:
 
 
 def _call(folders: Sequence[str], current: str, function: Callable[..., Any], *args: Any) -> Any:
-    """Runs a task in a worker, where relative paths and modules are found as in the process that submitted it."""
+    """Runs a task in a worker, with the folder and the import path of the process that submitted it."""
     make_importable(*map(Path, folders))
     before = os.getcwd()
     if os.path.isdir(current):
@@ -173,7 +173,7 @@ def _call_here(*task: Any) -> "Future[Any]":
 
 
 def _settle(grid: int, forked: bool, environment: Mapping[str, str], code: Mapping[Path, str]) -> None:
-    """Gives this worker what the grid's process has, and ends it with that, even by ``kill -9``, as cells must be left free.
+    """Prepares a worker: it takes over the grid's environment, and ends when the grid ends, even by ``kill -9``.
 
     Of data it leaves it to the grid's process to say what is left out.
     """

@@ -1,4 +1,4 @@
-"""The folder of a cell: whose checkpoints it holds, and what in it may be replaced."""
+"""Guards a cell's folder: which run its checkpoints belong to, and which files may be replaced."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ WRITTEN = (
 
 
 def begin(directory: Path, own: Identity) -> None:
-    """Notes whose checkpoints a folder holds, so that no other run goes on from them; damaged ones are removed.
+    """Marks a folder as one run's, so that no other resumes from its checkpoints; removes damaged ones.
 
     Raises:
         InputError: They are another run's, the folder has files that are no run's, or it cannot be written.
@@ -51,7 +51,7 @@ def begin(directory: Path, own: Identity) -> None:
 
 
 def clear(directory: Path) -> None:
-    """Removes what a run has written and nothing else; the mark that it is ours goes last."""
+    """Removes the files that a run has written, and no others; the run's mark goes last."""
     for pattern in (FILE, *WRITTEN, "error.txt", IDENTITY):
         for path in directory.glob(pattern):
             path.unlink()

@@ -30,7 +30,7 @@ if sys.platform == "linux":
 
 
 def forked_context() -> BaseContext | None:
-    """How loky starts such workers; None where it starts them its own way."""
+    """Returns the context with which loky starts such workers, or None on other systems than Linux."""
     if sys.platform != "linux":
         return None
     context = _Context()
@@ -39,7 +39,7 @@ def forked_context() -> BaseContext | None:
 
 
 def begin_imports() -> None:
-    """Starts the process, so that it imports while this one reads data and plans."""
+    """Starts the importing process early, so that it works while this one reads data and plans."""
     if sys.platform == "linux":
         forked_context()
         forkserver.ensure_running()

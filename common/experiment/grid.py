@@ -1,4 +1,4 @@
-"""Many cells: finished ones are skipped, the rest run side by side.
+"""Runs many cells side by side and skips finished ones.
 
 How many threads a cell gets depends on ``jobs`` and the number of cells asked for, never on how many are left or where they
 run. A grid that was stopped thus goes on to the same numbers, on any engine.
@@ -48,7 +48,7 @@ ATTEMPTS = 3
 
 
 class Failure(NamedTuple):
-    """A cell that ended in an error, and what the error said."""
+    """A cell that ended in an error, with the error's message."""
 
     cell: Cell
     message: str
@@ -104,7 +104,7 @@ def run_grid(
 
 
 def is_done(cell: Cell, settings: Settings) -> bool:
-    """Whether a cell has a record that it would get now, or any that is kept."""
+    """Whether a cell has a current record, or with ``--keep`` any record."""
     record = finished(cell, settings)
     return record is not None and (settings.keep or not record["stale"])
 
@@ -169,7 +169,7 @@ def _results(
 
 
 def _attempt(cell: Cell, work: _Work, patient: bool) -> Record | str | None:
-    """Returns the record, or what went wrong; None where another process is at the cell and is not to be waited for."""
+    """Returns the record or an error message, or None if another process runs the cell and we do not wait."""
     runs = work.settings.runs
     if not runs.is_dir():
         raise InputError(f"{platform.node()} has no folder {runs}: share runs and data, at one path everywhere")

@@ -1,4 +1,4 @@
-"""What tells one cell's numbers from another's: configuration, data, and the source that computes them."""
+"""Identifies a cell's numbers by hashes of its configuration, its data and the code that computes them."""
 
 import ast
 import hashlib
@@ -41,7 +41,7 @@ WITHOUT_EFFECT = {
 
 
 def identity(config: Config) -> Identity:
-    """The identity of the cell that a configuration describes.
+    """Returns the identity of a configuration's cell.
 
     Args:
         config: As :meth:`common.experiment.Cell.config` gives it; ``data.root`` says where the data lie.
@@ -55,7 +55,7 @@ def identity(config: Config) -> Identity:
 
 
 def difference(identity: Mapping[str, str], current: Identity) -> str:
-    """Why a record is not what its cell would give now; empty where it is.
+    """Says why a record is stale; empty if it is current.
 
     Example:
         >>> difference({"config": "a", "data": "b", "source": "c"}, {"config": "a", "data": "x", "source": "y"})
@@ -69,7 +69,7 @@ def difference(identity: Mapping[str, str], current: Identity) -> str:
 
 
 def is_current(record: Mapping[str, Any]) -> bool:
-    """Whether the present source is the one that made a record; for published records, whose data need not be here.
+    """Whether the present code made a record. It needs no data, so it works for published records.
 
     Example:
         >>> is_current({"identity": {}, "class_path": "autoencoder.Autoencoder"})
@@ -85,7 +85,7 @@ def is_current(record: Mapping[str, Any]) -> bool:
 
 
 def config_digest(config: Config) -> str:
-    """A hash of a configuration less what changes no number; of a file of weights its content counts, not its place.
+    """A hash of a configuration without keys that change no number; a weights file counts by its content.
 
     Example:
         >>> config = {"data": {"dataset": "digits", "root": "here"}, "trainer": {"max_epochs": 2}}
@@ -127,7 +127,7 @@ def source_of(config: Config) -> str:
 
 
 def refuse_changed_code(config: Config) -> None:
-    """Stops where a file has changed since this process imported it: its scores would be those of the older code.
+    """Refuses to run if a file has changed since this process imported it: its scores would be the old code's.
 
     Raises:
         InputError: There is such a file; it names it.
@@ -153,12 +153,12 @@ _first_seen: dict[Path, str] = {}
 
 
 def code_seen() -> dict[Path, str]:
-    """Files of code and what they held when this process first looked at them."""
+    """Returns the hash of each code file as this process first saw it."""
     return dict(_first_seen)
 
 
 def note_code(seen: Mapping[Path, str]) -> None:
-    """Takes over what another process, whose code this one runs, saw in the files."""
+    """Takes over the hashes of the process whose code this one runs."""
     _first_seen.update(seen)
 
 
@@ -190,7 +190,7 @@ def class_files(cls: type[OneClassModule]) -> list[Path]:
 
 
 def file_digest(path: Path) -> str:
-    """A hash of what a Python file does: of its syntax tree without docstrings."""
+    """A hash of a Python file's syntax tree without docstrings."""
     return _code_digest(path.read_text(encoding="utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""An experiment's class means at a glance: dots with intervals, the papers' numbers beside them."""
+"""Draws an experiment's class means: dots with intervals, beside the papers' numbers."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""All result tables as one web page that needs nothing but itself."""
+"""Makes one self-contained web page of all result tables."""
 
 import base64
 import io
@@ -49,7 +49,7 @@ class Chapter(NamedTuple):
 
 
 def page(chapters: Sequence[Chapter]) -> str:
-    """The page; a click on a header sorts its table, and without scripts everything is there all the same.
+    """Returns the page. A click on a header sorts its table; without scripts everything is still shown.
 
     Example:
         >>> from common.experiment.declaration import Grid

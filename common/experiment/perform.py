@@ -1,4 +1,4 @@
-"""What the command of an experiment does, once its flags are understood."""
+"""Runs an experiment's command after its flags have been read."""
 
 import argparse
 import itertools
@@ -27,7 +27,7 @@ from common.training.tensorboard import write_summary_runs
 
 
 def perform(experiment: Experiment, arguments: argparse.Namespace) -> None:
-    """Runs an experiment's cells, prints its tables and writes them, as the flags say.
+    """Runs an experiment's cells, then prints and writes its tables.
 
     Raises:
         InputError: For what the user can mend.
@@ -64,7 +64,7 @@ def perform(experiment: Experiment, arguments: argparse.Namespace) -> None:
 
 
 def records_of(cells: Sequence[Cell], settings: Settings) -> list[Record]:
-    """The records of the cells that are done; a preset file's name the row that it is a variant of."""
+    """Returns the records of finished cells; those of preset files say which row they are a variant of."""
     found = bases(dict.fromkeys(cell.preset for cell in cells))
     records = []
     for cell in cells:
@@ -109,7 +109,7 @@ def publish_records(experiment: Experiment, records: Sequence[Record]) -> int:
 
 
 def refuse_stale(cells: Sequence[Cell], settings: Settings) -> None:
-    """Stops where records are not what their cells would give now.
+    """Refuses stale records: those whose configuration, data or code has changed since.
 
     Raises:
         InputError: There are such; it says which, and why.
@@ -167,7 +167,7 @@ def _say_what_is_run(cells: Sequence[Cell], missing: Mapping[str, str], settings
 
 
 def _missing_data(grids: Sequence[Grid], settings: Settings) -> dict[str, str]:
-    """The data sets that are not there and have to be fetched by hand, and how."""
+    """Returns the missing data sets that must be fetched by hand, each with instructions."""
     missing = {}
     for dataset in dict.fromkeys(itertools.chain(*(grid.datasets for grid in grids))):
         try:
@@ -178,7 +178,7 @@ def _missing_data(grids: Sequence[Grid], settings: Settings) -> dict[str, str]:
 
 
 def check_writable(runs: Path) -> None:
-    """Makes the runs folder.
+    """Creates the runs folder and checks that it can be written.
 
     Raises:
         InputError: It cannot be written.

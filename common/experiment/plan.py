@@ -1,4 +1,4 @@
-"""The cells that the flags of a command make of an experiment's grids."""
+"""Turns an experiment's grids and a command's flags into cells."""
 
 import argparse
 import itertools
@@ -15,7 +15,7 @@ from common.presets import is_file, preset_path, read_config, row_name, split_pr
 
 
 def narrowed(experiment: Experiment, arguments: argparse.Namespace) -> list[Grid]:
-    """The grids that the flags ask for: without flags all of them.
+    """Returns the grids that the flags ask for; all grids if there are no flags.
 
     With flags, each data set is run as the first grid that declares it says (with the named protocol, where one is named;
     the main grid, where none declares it), with the flags' values in place of the grid's. So no flag adds what it does not
@@ -39,7 +39,7 @@ def narrowed(experiment: Experiment, arguments: argparse.Namespace) -> list[Grid
 
 
 def cells_of(grid: Grid, seeds: Sequence[int], settings: Settings, missing: Iterable[str] = ()) -> list[Cell]:
-    """The cells of a grid, but of data sets that are missing."""
+    """Returns the cells of a grid, except for missing data sets."""
     cells = []
     for dataset in grid.datasets:
         if dataset in missing:
@@ -52,7 +52,7 @@ def cells_of(grid: Grid, seeds: Sequence[int], settings: Settings, missing: Iter
 
 
 def refuse_one_name(presets: Iterable[str]) -> None:
-    """Stops where two presets would share a row and a folder.
+    """Refuses two presets that would share a row and a folder.
 
     Raises:
         InputError: Two files have the same name.
@@ -70,7 +70,7 @@ def refuse_one_name(presets: Iterable[str]) -> None:
 
 
 def bases(presets: Iterable[str]) -> dict[str, str]:
-    """For each preset file, its base: the first preset before it of its class, or of a class that it extends."""
+    """Finds each preset file's base: the first earlier preset of its class or of a base class."""
     classes = {}
     for preset in presets:
         head, _ = split_preset(preset)

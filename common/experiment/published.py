@@ -1,4 +1,4 @@
-"""An experiment's table: of records, of the aggregates from before there were records, and of what papers report."""
+"""Builds an experiment's table from records, from older aggregates and from reported numbers."""
 
 import re
 import shlex
@@ -21,7 +21,7 @@ SETTINGS = {"trainer.max_epochs": "--max-epochs", "data.image_size": "--image-si
 
 
 def published(experiment: Experiment, more: Sequence[Record] = (), folder: Path = RESULTS) -> pd.DataFrame:
-    """The published table: committed records in place of the aggregates of the same blocks, and what is reported.
+    """Returns the published table. Committed records replace older aggregates; reported numbers stand beside them.
 
     Args:
         experiment: Its places are what the table should hold; records of other rows are shown with the first one's metrics.
@@ -36,7 +36,7 @@ def published(experiment: Experiment, more: Sequence[Record] = (), folder: Path 
 
 
 def tabulate(experiment: Experiment, records: Sequence[Record]) -> pd.DataFrame:
-    """As :func:`published`, of the records of one command alone; those that no place names have rows too."""
+    """Returns the table of one command's records, also for rows that the experiment does not declare."""
     return _with_reported(experiment, _summary(experiment, records))
 
 
@@ -129,7 +129,7 @@ def unmeasured(experiment: Experiment, table: pd.DataFrame, numbers: pd.DataFram
 
 
 def commands(name: str, records: Iterable[Record]) -> dict[tuple[str, str, str], str]:
-    """The experiment's command for each row's name, data set and protocol; presets that share all flags share a command."""
+    """Returns the command for each row, data set and protocol; presets with equal flags share a command."""
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         cell = record["cell"]

@@ -1,4 +1,4 @@
-"""Records of finished cells: one file in each cell's folder, and one line each where they are published."""
+"""Reads and writes records of finished cells: one file in each cell's folder, one line each when published."""
 
 import json
 import math
@@ -21,7 +21,7 @@ FILE = "metrics.json"
 
 
 def read_record(path: Path) -> Record:
-    """A ``metrics.json``; one of an earlier version is brought to the present form, without an identity.
+    """Reads a ``metrics.json``; one of an earlier version gets the present form, without an identity.
 
     Raises:
         InputError: It is not one.
@@ -33,12 +33,12 @@ def read_record(path: Path) -> Record:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Writes a record, whole or not at all; NaN becomes null, which JSON has."""
+    """Writes a record completely or not at all; NaN becomes null."""
     write_whole(path, json.dumps(_plain(record), indent=1) + "\n")
 
 
 def read_published(path: Path) -> list[Record]:
-    """The records of a ``.jsonl``; none where there is no such file.
+    """Reads the records of a ``.jsonl``; none if there is no such file.
 
     Raises:
         InputError: A line that is no record.
@@ -68,13 +68,13 @@ def publish(records: Iterable[Record], path: Path) -> int:
 
 
 def cell_key(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells a cell's record from all others; in the order of published lines."""
+    """Returns the key that identifies a cell and orders published lines."""
     cell = record["cell"]
     return record["name"], cell["dataset"], cell["protocol"], cell["normal"].zfill(3), cell["seed"]
 
 
 def base_of(name: str) -> str | None:
-    """The row that a row with overrides is a variant of.
+    """Returns the name of the row that a row with overrides varies.
 
     Example:
         >>> base_of("ocgan-tuned,mining_steps=0"), base_of("ocgan-tuned")
@@ -85,7 +85,7 @@ def base_of(name: str) -> str | None:
 
 
 def commit() -> str:
-    """The repository's commit, with ``-dirty`` where code or presets differ from it; empty outside of a repository."""
+    """Returns the repository's commit, with ``-dirty`` if code or presets differ; empty outside of a repository."""
     git = ["git", "-C", str(REPOSITORY)]
     try:
         head = subprocess.run([*git, "describe", "--always", "--abbrev=12"], capture_output=True, text=True, check=True)
@@ -96,7 +96,7 @@ def commit() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that a number may depend on."""
+    """Returns the versions of Python and of the packages that a number may depend on."""
     packages = ("oneclass", "torch", "torchvision", "pytorch-lightning", "numpy", "scikit-learn")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 

@@ -1,4 +1,4 @@
-"""What people read of a summary: its rows as text, its sections, and the CSV, Markdown and LaTeX files of it."""
+"""Renders a summary as text, sections, CSV, Markdown and LaTeX."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ LATEX_COLUMNS = r">{\raggedright\arraybackslash}p{0.17\linewidth}llllrrrr>{\ragg
 
 
 class Section(NamedTuple):
-    """A data set and a protocol of a summary.
+    """The part of a summary for one data set and protocol.
 
     Attributes:
         title: Both.
@@ -50,7 +50,7 @@ MOST_CLASSES = 20
 
 
 def sections(table: pd.DataFrame, most_classes: int | None = None) -> Iterator[Section]:
-    """The parts of a summary that stand under one heading; of more than ``most_classes`` the lowest and the highest."""
+    """Divides a summary into sections; of more than ``most_classes`` classes it keeps the lowest and the highest."""
     for (dataset, protocol), rows in table.groupby(["dataset", "protocol"], sort=False):
         rows = rows.iloc[np.argsort(~is_mean(rows), kind="stable")]
         is_pivoted = bool(is_mean(rows).any()) and rows["metric"].nunique() > 2
@@ -72,7 +72,7 @@ def _extremes(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a summary, which has some, as text; what there is nothing to say of is empty.
+    """Formats the rows of a summary as text; missing values are empty.
 
     Example:
         >>> from common.experiment.table import as_summary
@@ -105,19 +105,19 @@ def _texts(row: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def number(value: float) -> str:
-    """Three decimals, or none from 10 on; nothing for NaN."""
+    """Formats a number with three decimals, or none from 10 on; NaN is empty."""
     if np.isnan(value):
         return ""
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.0f}"
 
 
 def difference(value: float) -> str:
-    """With its sign; nothing for NaN."""
+    """Formats a difference with its sign; NaN is empty."""
     return "" if np.isnan(value) else f"{value:+.3f}"
 
 
 def interval(low: float, high: float, text: str = ".3f", to: str = "–") -> str:
-    """Both bounds; nothing for NaN."""
+    """Formats an interval's bounds; NaN is empty."""
     return "" if np.isnan(low) else f"{low:{text}}{to}{high:{text}}"
 
 

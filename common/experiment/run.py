@@ -1,4 +1,4 @@
-"""One cell to its record: trained, tested, written last; a stopped one goes on from its checkpoint."""
+"""Runs one cell: trains, tests, and writes its record last; a stopped cell resumes from its checkpoint."""
 
 import inspect
 import os

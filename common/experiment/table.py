@@ -1,4 +1,4 @@
-"""From records to the one summary that every table, page and comparison is made of: pure functions of frames."""
+"""Summarises records in one frame, from which every table, page and comparison is made."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -32,7 +32,7 @@ DRAWN = {"caltech256": 3}
 
 
 def long(records: Iterable[Record]) -> pd.DataFrame:
-    """One row for each value of each record; columns :data:`LONG`.
+    """Returns one row for each value of each record, with the columns :data:`LONG`.
 
     The rules are the record's own and, where the test set was scored after every epoch, all others that it holds.
     ``chosen`` marks the record's own rule and score. ``n_classes`` is how many classes can be normal in turn, infinite where a
@@ -67,7 +67,7 @@ def _class_name(normal: str, classes: Sequence[str]) -> str:
 
 
 def bootstrap_interval(values: Sequence[ArrayLike], confidence: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:
-    """Percentile interval of a mean of class means, seeds resampled within each class (stratified bootstrap).
+    """Percentile interval of a mean of class means; the bootstrap resamples seeds within each class.
 
     The classes of a table are all there are, so they are not resampled (Agarwal et al., NeurIPS 2021, do so with tasks).
 
@@ -93,7 +93,7 @@ def bootstrap_interval(values: Sequence[ArrayLike], confidence: float = 0.95, re
 
 
 def status(paper: float, mean: float, low: float, high: float) -> str:
-    """``matches`` where the interval holds the paper's value, else ``close`` within 0.02, ``above`` or ``below``.
+    """``matches`` if the interval contains the paper's value, else ``close`` within 0.02, ``above`` or ``below``.
 
     Example:
         >>> status(0.957, 0.965, 0.964, 0.966), status(0.957, 0.9571, 0.95, 0.96), status(0.9, 0.99, 0.98, 1.0)
@@ -111,7 +111,7 @@ def status(paper: float, mean: float, low: float, high: float) -> str:
 def summarise(
     long: pd.DataFrame, reported: pd.DataFrame, compare: Mapping[str, Sequence[str]], metrics: Sequence[str] = ("auroc",)
 ) -> pd.DataFrame:
-    """One row for each block and normal class, and one for their mean.
+    """Summarises seeds: one row for each block and normal class, and one for their mean.
 
     A mean is called ``mean`` if it is over all classes of the data set, else it names its classes; ``mean of n`` is over
     choices of ``n`` classes that are normal together. It stands beside the paper's mean over the same classes or beside
@@ -154,7 +154,7 @@ def as_summary(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame
 
 
 def is_mean(table: pd.DataFrame) -> "pd.Series[bool]":
-    """Which rows of a summary are means over classes."""
+    """Marks the rows of a summary that are means over classes."""
     return table["n_classes"] != 1
 
 

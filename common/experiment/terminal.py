@@ -1,4 +1,4 @@
-"""A summary in a terminal of 80 columns, at any number of classes, metrics and overrides."""
+"""Prints a summary in 80 columns, for any number of classes, metrics and overrides."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -53,7 +53,7 @@ def show(table: pd.DataFrame, console: Console, labels: Mapping[str, str] | None
 
 
 def plain(text: pd.DataFrame, title: str = "") -> Table:
-    """A frame of texts as a table."""
+    """Makes a table of a frame of texts."""
     table = Table(
         title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )

@@ -1,4 +1,4 @@
-"""The checks of the contract; each takes a factory and raises AssertionError with what is wrong."""
+"""The checks of the contract. Each takes a factory and raises AssertionError that says what is wrong."""
 
 import inspect
 import tempfile

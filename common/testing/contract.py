@@ -53,7 +53,7 @@ def check_module(factory: Factory | type[OneClassModule], **arguments: Any) -> N
 
 
 def main(argv: Sequence[str]) -> None:
-    """Puts a class to every check of :mod:`common.testing`, and exits with status 1 if one fails.
+    """Runs every check of :mod:`common.testing` on a class; exits with status 1 if one fails.
 
     Args:
         argv: A class path, importable from the current folder or as installed, then arguments of the class besides

@@ -1,4 +1,4 @@
-"""Which epochs of a run are kept, which of them is tested, and the folder where a run's files go."""
+"""Decides which epochs are kept, which one is tested, and in which folder a run's files go."""
 
 import math
 import time
@@ -70,7 +70,7 @@ def checkpointing(module: OneClassModule, held_out: bool, rule: Rule) -> list[Ch
 
 
 class EpochCheckpoint(ModelCheckpoint):
-    """Keeps each epoch, or the best one so far, as ``checkpoints/<filename>.ckpt`` in the run's folder.
+    """Saves each epoch, or the best one so far, as ``checkpoints/<filename>.ckpt`` in the run's folder.
 
     When that is written is the matter of :class:`WholeCheckpoints`.
 
@@ -89,7 +89,7 @@ class EpochCheckpoint(ModelCheckpoint):
             trainer.strategy.checkpoint_io = WholeCheckpoints()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Has the last epoch validated, however rare validation is: the threshold must be that of the last weights."""
+        """Makes Lightning validate the last epoch, as the threshold must belong to the last weights."""
         if trainer.current_epoch + 1 == trainer.max_epochs and trainer.check_val_every_n_epoch is not None:
             trainer.check_val_every_n_epoch = 1
 
@@ -106,7 +106,7 @@ class EpochCheckpoint(ModelCheckpoint):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint whole or not at all, beside its place, and those of :class:`EpochCheckpoint` not too often.
+    """Writes checkpoints completely or not at all, and those of :class:`EpochCheckpoint` at most every 20 seconds.
 
     Lightning writes it to ``$TMPDIR`` first. From another disk it is copied, so that a kill or a full disk leaves half a file.
 
@@ -121,7 +121,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         self._due = 0.0
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes a local file, or keeps it until it is due; other places are Lightning's matter."""
+        """Writes a local checkpoint, or keeps it until it is due; Lightning writes to other places."""
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -149,7 +149,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         super().remove_checkpoint(path)
 
     def teardown(self) -> None:
-        """Writes what waits; Lightning calls this at the end of every training, whatever ended it."""
+        """Writes what still waits; Lightning calls this at the end of every training, also after an error."""
         while self._waiting:
             file = next(iter(self._waiting))
             _write(self._waiting.pop(file), file)
@@ -187,7 +187,7 @@ class FirstBelow(Checkpoint):
         self.monitor, self.rho, self.found = monitor, rho, False
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Compares and writes, after the epoch's validation."""
+        """Compares the criterion with the bound after the epoch's validation, and writes."""
         criterion = trainer.callback_metrics.get(self.monitor)
         below = criterion is not None and bool(criterion < self.rho)
         if below and not self.found:

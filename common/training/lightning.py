@@ -77,7 +77,7 @@ class OneClassCLI(LightningCLI):
     oracle: Oracle | None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The link from data to module, the layout of the arithmetic, and the rule."""
+        """Adds the link from data to module, ``--speed``, ``--rule`` and ``--oracle``."""
         parser.link_arguments("data.shape", "model.init_args.shape", compute_fn=list, apply_on="instantiate")
         parser.add_lightning_class_args(Speed, "speed")
         parser.add_argument("--rule", type=Rule, default="last", help="the epoch that is tested")
@@ -105,7 +105,7 @@ class OneClassCLI(LightningCLI):
             raise InputError(for_the_user(error) or f"model or data cannot be made of these values: {reason}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Hands module and data what they need of one another, and adds the callbacks that every run has."""
+        """Connects module and data, and adds the callbacks of every run."""
         rule = self._get(self.config_init, "rule")
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         self.watcher = Watcher()
@@ -149,7 +149,7 @@ class OneClassCLI(LightningCLI):
             raise InputError(f"the checkpoint's net is none for samples of shape {shape}: give the size of its data") from error
 
     def _start_from(self, subcommand: str) -> None:
-        """Finds the checkpoint that is given by name, and says what a run starts from where it is not what was given."""
+        """Finds a checkpoint given by name, and says which hyper-parameters come from it."""
         config, folder = self.config_init[subcommand], run_folder(self.trainer)
         if subcommand == "fit":
             refuse_folder_of_a_cell(folder)

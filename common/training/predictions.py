@@ -26,7 +26,7 @@ class Predictions(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Collects."""
+        """Collects a batch."""
         self._batches.append(outputs)
 
     def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""A process that trains: its device, its memory, and what libraries may say."""
+"""Sets up a process for training: device, memory and the libraries' messages."""
 
 import ctypes
 import logging
@@ -10,12 +10,12 @@ import torch
 
 
 def chosen_device(name: str) -> str:
-    """For ``auto``, ``cuda`` where there is one, else ``cpu``: Apple's GPUs have no float64, which thresholds are kept in."""
+    """Resolves ``auto`` to ``cuda`` or ``cpu``; Apple's GPUs lack float64, which thresholds need."""
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def configure_process() -> None:
-    """Settles a process for training: Lightning keeps its tips to itself, and the C library keeps its memory.
+    """Prepares a process for training: silences Lightning's tips and lets the C library keep its memory.
 
     glibc gives every large block back to the system and asks for it anew in the next step; to let it keep them is worth
     5 to 15 % of the speed of small nets on a CPU, and changes no number. Where there is no GPU, this is written down: as

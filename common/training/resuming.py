@@ -1,4 +1,4 @@
-"""What a run may start from and where it may write: checkpoints that fit the command, files that stay as they are."""
+"""Checks what a run starts from and where it writes: fitting checkpoints, no file of the user's replaced."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -46,7 +46,7 @@ def flags_of_model(words: Sequence[str]) -> set[str]:
 
 
 def refuse_contradictions(path: Path, config: Mapping[str, Any], given: Collection[str] | None = None) -> dict[str, Any]:
-    """Stops where a command contradicts the checkpoint from which it starts.
+    """Refuses a command that contradicts the checkpoint it starts from.
 
     Args:
         path: Of the checkpoint.
@@ -79,7 +79,7 @@ def refuse_contradictions(path: Path, config: Mapping[str, Any], given: Collecti
 
 
 def refuse_folder_of_a_cell(folder: Path) -> None:
-    """Stops where a training by hand would write over an experiment's run.
+    """Refuses a training by hand in the folder of an experiment's run.
 
     Raises:
         InputError: It would.
@@ -89,7 +89,7 @@ def refuse_folder_of_a_cell(folder: Path) -> None:
 
 
 def keep_apart(callbacks: Sequence[Checkpoint]) -> None:
-    """Sees to it that a further ModelCheckpoint does not write over the run's own files.
+    """Keeps a further ModelCheckpoint from overwriting the run's own files.
 
     Its ``save_last`` goes into ``own-last.ckpt``, as it may be in the middle of an epoch.
 

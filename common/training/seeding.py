@@ -1,4 +1,4 @@
-"""Randomness that depends on the seed and the epoch alone, so that a run which was killed repeats itself."""
+"""Seeds by the run's seed and the epoch alone, so that a resumed run repeats the killed one."""
 
 import os
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def epoch_generator(epoch: int) -> torch.Generator:
 
 @contextmanager
 def isolated(seed: int) -> Iterator[None]:
-    """A block with a seed of its own, for PyTorch and :func:`epoch_seed`, that leaves both as it found them.
+    """Context with its own seed for PyTorch and :func:`epoch_seed`; both are restored afterwards.
 
     Both are the process's, so that threads take turns.
     """

@@ -1,4 +1,4 @@
-"""How the arithmetic of a training is laid out."""
+"""Memory layout and fused optimisers: the same arithmetic, faster."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 
 class Speed(Callback):
-    """What makes a training faster and changes its numbers by rounding alone; every run has it.
+    """Makes training faster and changes numbers by rounding alone; every run has this callback.
 
     ``docs/speed.md`` says what it gains.
 
@@ -32,7 +32,7 @@ class Speed(Callback):
 
 
 def fuse(optimizers: Iterable[Optimizer]) -> None:
-    """Has those that can, and have not stepped yet, step in one kernel.
+    """Lets optimisers that can, and have not stepped yet, step in one fused kernel.
 
     Example:
         >>> adam = torch.optim.Adam([torch.zeros(1, requires_grad=True)])

@@ -1,4 +1,4 @@
-"""What TensorBoard shows: figures of a run, and columns by which runs and methods are compared."""
+"""Writes for TensorBoard: figures of a run, and columns that compare runs and methods."""
 
 import os
 import time
@@ -36,7 +36,7 @@ PROJECTED, THUMBNAIL = 1000, 64
 
 
 class Figures(Callback):
-    """Shows a run: figures while it trains and after its test, each also a PNG, and its row among all runs.
+    """Draws a run's figures while it trains and after its test, also as PNG, and writes its row under HPARAMS.
 
     While training: held-out images over their reconstructions, and the method's own figures. After a test, for the score
     that counts: ROC and precision-recall curves, a histogram for every class, the most anomalous normals beside the least

@@ -1,4 +1,4 @@
-"""One callback for all that happens per batch: losses that must stay finite, throughput, and Ctrl-C."""
+"""One callback for everything per batch: finite losses, throughput and Ctrl-C."""
 
 import signal
 import threading
@@ -24,7 +24,7 @@ class NonFiniteLossError(RuntimeError):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """A block in which Ctrl-C ends a trainer with KeyboardInterrupt, where Lightning would make exit status 1 of it."""
+    """Context in which Ctrl-C ends a trainer with KeyboardInterrupt instead of Lightning's exit status 1."""
     try:
         yield
     except SystemExit as error:
@@ -34,7 +34,7 @@ def interruptible() -> Iterator[None]:
 
 
 class Interruption:
-    """A block in which the first Ctrl-C waits for :meth:`look`; a second one takes effect at once.
+    """Context in which the first Ctrl-C waits for :meth:`look`; a second one takes effect at once.
 
     Python raises KeyboardInterrupt wherever the main thread is. TensorBoard's writer wakes another thread for every number.
     An interrupt between the two halves of such a wake-up leaves that thread asleep, and the program waits for it for ever.
