@@ -5,7 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _found = find_spec("common")
-if _found is None or _found.origin != str(Path(__file__).parents[1] / "common" / "__init__.py"):
+_ours = Path(__file__).resolve().parents[1] / "common" / "__init__.py"
+if _found is None or not _found.origin or Path(_found.origin).resolve() != _ours:
     place = _found and (_found.origin or next(iter(_found.submodule_search_locations or ())))
     print(f"error: rename {place}, which Python finds instead of our package common", file=sys.stderr)
     sys.exit(2)

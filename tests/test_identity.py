@@ -171,7 +171,7 @@ def test_rule_and_seed_are_part_of_the_identity(key, value):
 def test_all_shared_code_that_makes_scores_is_part_of_the_source(monkeypatch):
     read = []
     monkeypatch.setattr("common.experiment.identity.file_digest", lambda path: (read.append(path), "x")[1])
-    monkeypatch.setattr("common.experiment.identity._first_seen", {})  # what this process saw stays as it is
+    monkeypatch.setattr("common.experiment.identity.first_seen", {})  # what this process saw stays as it is
     source_digest(CELL.config())
     names = {path.relative_to(REPOSITORY).as_posix() for path in read}
     data = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "common" / "data").glob("*.py")}

@@ -4,11 +4,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import experiments
 from common import classical, cli
+from common.deploy.export import Format
 from common.training.lightning import OneClassCLI
 from experiments.classical import DETECTORS
 
@@ -87,4 +89,11 @@ def test_every_command_of_the_help_is_there():
 
 
 def test_all_classical_detectors_are_declared():
+    """Names that stand where nothing heavy is imported are those of the code."""
     assert tuple(classical.DETECTORS) == DETECTORS
+
+
+def test_the_formats_of_an_export_are_those_of_its_help(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["export", "--help"])
+    assert f"--format {{{','.join(get_args(Format))}}}" in capsys.readouterr().out

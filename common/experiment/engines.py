@@ -25,7 +25,7 @@ from loky import cpu_count, get_reusable_executor
 from common.errors import InputError
 from common.experiment.declaration import Backend
 from common.experiment.forked import forked_context
-from common.experiment.identity import code_seen, note_code
+from common.experiment.identity import first_seen
 from common.presets import importable_folders, make_importable
 
 
@@ -94,7 +94,7 @@ def _loky(jobs: int, context: BaseContext | None) -> Iterator[Engine]:
     if jobs == 1:
         yield Engine(_call_here, ())
         return
-    settle = partial(_settle, os.getpid(), context is not None, dict(os.environ), code_seen())
+    settle = partial(_settle, os.getpid(), context is not None, dict(os.environ), dict(first_seen))
     pool = partial(get_reusable_executor, jobs, context=context, timeout=None, initializer=settle)
 
     def submit(*task: Any) -> "Future[Any]":
@@ -179,7 +179,7 @@ def _settle(grid: int, forked: bool, environment: Mapping[str, str], code: Mappi
     """
     os.environ.update(environment)
     gc.freeze()  # what is imported is no garbage: a collection after each cell looks only at what the cell has left
-    note_code(code)
+    first_seen.update(code)
     logging.getLogger("common.data").setLevel(logging.ERROR)
 
     def watch() -> None:

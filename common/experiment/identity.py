@@ -134,7 +134,7 @@ def refuse_changed_code(config: Config) -> None:
     """
     data = config["data"]
     for path in [*_own_files(source_of(config), data["protocol"]), *_own_files("classical", data["dataset"])]:
-        if _first_seen.setdefault(path, file_digest(path)) != file_digest(path):
+        if first_seen.setdefault(path, file_digest(path)) != file_digest(path):
             raise InputError(f"{path} has changed since this process imported it: start the command, or the worker, again")
 
 
@@ -145,21 +145,12 @@ def _digest_of(class_path: str, protocol: str) -> str:
         shared += sorted(COMMON.glob(pattern))
     own = _own_files(class_path, protocol)
     for path in own:
-        _first_seen.setdefault(path, file_digest(path))
+        first_seen.setdefault(path, file_digest(path))
     return _short("".join(map(file_digest, [*shared, *own])).encode())
 
 
-_first_seen: dict[Path, str] = {}
-
-
-def code_seen() -> dict[Path, str]:
-    """Returns the hash of each code file as this process first saw it."""
-    return dict(_first_seen)
-
-
-def note_code(seen: Mapping[Path, str]) -> None:
-    """Takes over the hashes of the process whose code this one runs."""
-    _first_seen.update(seen)
+first_seen: dict[Path, str] = {}
+"""The hash of each code file as this process first saw it; a worker takes over those of the process whose code it runs."""
 
 
 def _own_files(class_path: str, function: str) -> list[Path]:

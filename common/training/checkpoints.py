@@ -1,6 +1,7 @@
 """Decides which epochs are kept, which one is tested, and in which folder a run's files go."""
 
 import math
+import os
 import time
 from copy import copy, deepcopy
 from functools import partial
@@ -106,9 +107,9 @@ class EpochCheckpoint(ModelCheckpoint):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes checkpoints completely or not at all, and those of :class:`EpochCheckpoint` at most every 20 seconds.
+    """Writes checkpoints completely or not at all, and those of :class:`EpochCheckpoint` at most every :data:`SAVE_EVERY_S`.
 
-    Lightning writes it to ``$TMPDIR`` first. From another disk it is copied, so that a kill or a full disk leaves half a file.
+    Lightning writes a checkpoint to ``$TMPDIR`` first and copies it, so a kill or a full disk leaves half a file.
 
     For small nets a file after every epoch costs as much as the training. So ``last.ckpt`` is written after the first epoch,
     then after those that end :data:`SAVE_EVERY_S` later, and when the training ends, by Ctrl-C or an error too. Until then it
@@ -139,7 +140,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Reads a checkpoint that may still wait; of a local file only what is used, as optimisers' states are large."""
         self.teardown()
         local = "://" not in str(path)
-        read = partial(torch.load, mmap=True) if local else super().load_checkpoint
+        # elsewhere a file that is mapped cannot be replaced, as the next checkpoint replaces it
+        read = partial(torch.load, mmap=os.name == "posix") if local else super().load_checkpoint
         checkpoint: dict[str, Any] = read(path, map_location=map_location, weights_only=weights_only)
         return checkpoint
 

@@ -11,7 +11,9 @@ import torch
 
 def chosen_device(name: str) -> str:
     """Resolves ``auto`` to ``cuda`` or ``cpu``; Apple's GPUs lack float64, which thresholds need."""
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def configure_process() -> None:
