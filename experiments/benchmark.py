@@ -218,6 +218,7 @@ def bare(name: str, arguments: argparse.Namespace) -> dict[str, float]:
         module: Any = cli.model
         data = cli.datamodule
         data.extractor = module.frozen()
+        data.trainer = cli.trainer  # whose device is that of the batches
         data.setup()
         batches, n = data.train_dataloader(), 0
         module.trainer = SimpleNamespace(
