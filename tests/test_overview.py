@@ -1,6 +1,7 @@
 """The picture of an experiment's means."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -43,6 +44,20 @@ def test_the_best_line_is_on_top_and_rows_of_other_methods_name_their_paper(tabl
     assert "VAE, Perera2019 T2" in names
     assert names.index("tuned, |x-x'|² (3)") < names.index("tuned, |x-x'|²/|x| (3)")
     assert not any("not run" in name or "official" in name for name in names)
+
+
+def test_a_row_is_drawn_once_by_its_own_rule_and_a_mean_of_some_classes_names_them(table):
+    axes = next(axes for axes in overview(table, ocgan.EXPERIMENT).axes if axes.get_title("left") == "mnist, standard")
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(names) == len(set(names))
+    paper = "paper, |x-x'|² (3)"
+    (errorbar,) = (bars for bars in axes.containers if bars.lines[0].get_color() == OURS)
+    drawn = dict(zip(errorbar.lines[0].get_ydata(), errorbar.lines[0].get_xdata(), strict=True))[names.index(paper)]
+    row = {"dataset": "mnist", "protocol": "standard", "name": "ocgan-paper", "score": "reconstruction", "metric": "auroc"}
+    rows = table[(table[list(row)] == pd.Series(row)).all(axis=1) & (table["normal"] == "mean")].set_index("rule")["mean"]
+    assert drawn == pytest.approx(rows["validation"])
+    assert rows["validation"] != pytest.approx(rows["last"], abs=1e-4)
+    assert "paper,mining_steps=0, |x-x'|² of 2, 8 (1)" in names
 
 
 def test_what_was_not_measured_has_no_picture(tmp_path):

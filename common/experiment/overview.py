@@ -35,8 +35,9 @@ def write_overview(table: pd.DataFrame, experiment: Experiment, folder: Path) ->
 def overview(table: pd.DataFrame, experiment: Experiment, metric: str = "auroc") -> Figure | None:
     """One panel for each data set and protocol, one line for each row and score, the best on top.
 
-    A dot is the measured mean over the classes, with its 95 % interval where there are several seeds. An open diamond is
-    the number that a paper reports for that row; rows of other methods that papers report have a diamond alone.
+    A dot is the measured mean over the classes, with its 95 % interval where there are several seeds; the epoch is that of
+    the row's own rule, and a mean over some of the classes names them. An open diamond is the number that a paper reports
+    for that row; rows of other methods that papers report have a diamond alone.
 
     Args:
         table: A summary, such as :func:`common.experiment.published.published` gives.
@@ -50,6 +51,7 @@ def overview(table: pd.DataFrame, experiment: Experiment, metric: str = "auroc")
     panels = []
     for (dataset, protocol), rows in means.groupby(["dataset", "protocol"], sort=False):
         rows = rows[(rows["n_seeds"] > 0) | (rows["status"] == "reported")]
+        rows = rows.drop_duplicates(["name", "score", "normal", "reference"])  # a row's own rule comes first
         rows = rows.assign(position=rows["mean"].fillna(rows["paper"])).sort_values("position", kind="stable")
         if (rows["n_seeds"] > 0).any():
             panels.append((f"{dataset}, {protocol}", rows))
@@ -88,14 +90,15 @@ def _draw(axes: Axes, title: str, rows: pd.DataFrame, experiment: Experiment) ->
 def _labels(rows: pd.DataFrame, experiment: Experiment) -> list[str]:
     """Each row's short name, its score where the name does not tell it, and its seeds; or whose number it is."""
     labels = []
-    for name, score, seeds, reference in zip(*(rows[key] for key in ("name", "score", "n_seeds", "reference")), strict=True):
+    columns = ("name", "score", "normal", "n_seeds", "reference")
+    for name, score, normal, seeds, reference in zip(*(rows[key] for key in columns), strict=True):
         if not seeds:
             labels.append(reference)
             continue
         text = experiment.labels.get(name, name).removeprefix(f"{experiment.name}-").removeprefix("classical-")
         if score and not name.startswith("classical-"):
             text += f", {experiment.labels.get(score, score)}"
-        labels.append(f"{text} ({seeds})")
+        labels.append(f"{text}{normal.removeprefix('mean')} ({seeds})")
     return labels
 
 
