@@ -470,6 +470,15 @@ def test_records_of_a_runs_folder_replace_no_aggregates_of_more_cells(records, t
     assert table.loc["3", "mean"] == pytest.approx((0.5 + 0.92 + 0.94) / 3), "a cell's published record gives way to a new one"
 
 
+def test_rows_are_in_the_experiments_order_wherever_they_come_from(records, tmp_path):
+    declared = experiment(Grid(("autoencoder-paper", "autoencoder-small", "classical-lof"), ("mnist",)))
+    old = tabulate(declared, [*of_classes("34", 1, "classical-lof"), *records])
+    new = of_classes("34", 2, "autoencoder-other") + of_classes("34", 2, "autoencoder-paper")
+    names = dict.fromkeys(published(declared, folder=committed(tmp_path, old, new))["name"])
+    measured = [name for name in names if name.startswith(("autoencoder", "classical"))]
+    assert measured == ["autoencoder-paper", "autoencoder-small", "classical-lof", "autoencoder-other"]
+
+
 TABLES = sorted(path.stem for path in (RESULTS / "aggregates").glob("*.csv"))
 
 

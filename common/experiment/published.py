@@ -173,14 +173,19 @@ def _summary(experiment: Experiment, records: Sequence[Record]) -> pd.DataFrame:
 
 
 def _with_reported(experiment: Experiment, table: pd.DataFrame) -> pd.DataFrame:
-    """With the rows that were not measured; in each place measured ones first, then stale ones, variants below their bases."""
+    """With the rows that were not measured.
+
+    In each place measured rows come first, then stale ones, each in the experiment's order, variants below their bases.
+    """
     table = _joined(table, unmeasured(experiment, table, reported(experiment.name)))
     is_variant = table["base"].isin(table["name"]) & (table["base"] != table["name"])
+    families = table["base"].where(is_variant, table["name"])
+    order = list(dict.fromkeys([*(place.name for place in experiment.places), *families]))
     ranks = pd.DataFrame({
         "place": table.groupby(["dataset", "protocol"], sort=False).ngroup(),
         "missing": table["n_seeds"] == 0,
         "stale": table["stale"] != "",
-        "family": pd.factorize(table["base"].where(is_variant, table["name"]))[0],
+        "family": families.map(order.index),
         "variant": is_variant,
     })  # fmt: skip
     return table.loc[ranks.sort_values(list(ranks), kind="stable").index].reset_index(drop=True)
