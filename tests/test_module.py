@@ -233,14 +233,15 @@ class Explodes(Autoencoder):
         return losses | {"loss_other": losses["loss"] / (0 if bad else 1)}
 
 
-@pytest.mark.parametrize("every", [1, 50])
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data, every, monkeypatch):
+@pytest.mark.parametrize(("every", "steps"), [(1, -1), (50, -1), (50, 7)], ids=str)
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data, every, steps, monkeypatch):
+    """Also in an epoch of four batches that is cut short after three."""
     monkeypatch.setattr("common.training.watcher.CHECKED_BATCHES", every)
     with pytest.raises(NonFiniteLossError, match=r"loss_other is inf in epoch 1, batch 2"):
-        trainer(tmp_path, [Watcher()], max_epochs=3).fit(Explodes((1, 8, 8), widths=(4, 8)), data)
+        trainer(tmp_path, [Watcher()], max_epochs=3, max_steps=steps).fit(Explodes((1, 8, 8), widths=(4, 8)), data)
 
 
-def test_throughput_counts_every_training_image(tmp_path, data):
+def test_throughput_counts_every_training_image(tmp_path, data, monkeypatch):
     count = Watcher()
     trainer(tmp_path, [count], max_epochs=3).fit(module(), data)
     assert count.images == 3 * len(data.splits.train)
@@ -248,6 +249,40 @@ def test_throughput_counts_every_training_image(tmp_path, data):
     resumed = Watcher()
     resumed.load_state_dict(count.state_dict())
     assert resumed.images_per_s == count.images_per_s
+    monkeypatch.setattr("common.training.watcher.CHECKED_BATCHES", 2)
+    short = Watcher()
+    trainer(tmp_path, [short], max_steps=2).fit(module(), data)
+    assert short.images == 2 * 32
+    assert short.images_per_s > 0
+
+
+def watch_epochs(count, epochs, **trainer):
+    """Gives a watcher the losses of whole epochs, of four images a batch; NaN is where an epoch is interrupted."""
+    module = SimpleNamespace(device=torch.device("cpu"), log=lambda name, value: None)
+    for losses in epochs:
+        run = SimpleNamespace(**{"current_epoch": 0, "world_size": 1} | trainer)
+        count.on_train_epoch_start(run, module)
+        for i, loss in enumerate(losses):
+            run.is_last_batch = i == len(losses) - 1 and not math.isnan(loss)
+            count.on_train_batch_end(run, module, {"loss": torch.tensor(loss)}, SimpleNamespace(image=torch.zeros(4, 1)), i)
+        if run.is_last_batch:
+            count.on_train_epoch_end(run, module)
+
+
+def test_speed_is_that_of_all_epochs_and_processes(monkeypatch):
+    """Of two epochs of 5 and 3 seconds, with a validation of 100 between them."""
+    clock = iter([10.0, 15.0, 115.0, 118.0])
+    monkeypatch.setattr("common.training.watcher.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    count = Watcher()
+    watch_epochs(count, [[1.0, 1.0], [1.0]], world_size=2)
+    assert (count.images, count.seconds, count.images_per_s) == (3 * 4 * 2, 8.0, 3.0)
+
+
+def test_losses_of_an_interrupted_training_do_not_stop_the_next():
+    count = Watcher()
+    watch_epochs(count, [[1.0, math.nan], [1.0, 1.0]])
+    with pytest.raises(NonFiniteLossError, match="loss is inf in epoch 0, batch 1"):
+        watch_epochs(count, [[1.0, math.inf]])
 
 
 def test_checkpoint_of_another_method_is_refused(tmp_path, data):

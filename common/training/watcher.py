@@ -114,15 +114,17 @@ class Watcher(Callback):
         self.images += len(batch.image) * trainer.world_size
         self._losses.append((batch_idx, {name: loss.detach() for name, loss in outputs.items()}))
         if trainer.is_last_batch:
-            if module.device.type == "cuda":
-                torch.cuda.synchronize()
-            self.seconds += time.perf_counter() - self._start
+            self._stop_clock(module)
         if trainer.is_last_batch or len(self._losses) >= CHECKED_BATCHES:
             self._check(trainer.current_epoch)
         self._interruption.look()
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Logs ``train/images_per_s``."""
+        """Logs ``train/images_per_s``, after the last losses of an epoch that ``max_steps`` or ``max_time`` has cut short."""
+        # An epoch that is cut short has no last batch.
+        if not trainer.is_last_batch:
+            self._stop_clock(module)
+            self._check(trainer.current_epoch)
         module.log("train/images_per_s", self.images_per_s)
 
     def state_dict(self) -> dict[str, Any]:
@@ -152,8 +154,15 @@ class Watcher(Callback):
         """Gives Ctrl-C back to Python; the exception comes first."""
         self._interruption.__exit__(type(exception), exception)
 
+    def _stop_clock(self, module: LightningModule) -> None:
+        if module.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - self._start
+
     def _check(self, epoch: int) -> None:
         losses, self._losses = self._losses, []
+        if not losses:
+            return
         rows = [torch.stack(list(by_name.values())) for _, by_name in losses]
         bad = (~torch.isfinite(torch.stack(rows))).nonzero().tolist()
         if bad:
