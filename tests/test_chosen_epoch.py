@@ -20,7 +20,7 @@ from common.experiment import Cell
 from common.experiment.cell import Settings
 from common.experiment.run import run
 from common.module import OneClassModule
-from common.training.checkpoints import FirstBelow, Oracle
+from common.training.checkpoints import EpochCheckpoint, FirstBelow, Oracle, checkpointing
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -212,6 +212,21 @@ def epochs_of(callback, module, monitored):
         callback.on_train_epoch_end(trainer, module)
         saved[before:] = [(epoch + 1, Path(path).name) for path in saved[before:]]
     return saved
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_best_epoch_is_at_the_end_of_the_curve_that_the_module_says(mode, monkeypatch):
+    monkeypatch.setattr(Judged, "mode", mode)
+    best, _ = checkpointing(Judged(), held_out=True, rule="validation")
+    assert (best.filename, best.monitor, best.mode) == ("best", "val/another", mode)
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_a_bound_is_watched_where_samples_are_held_out(held_out):
+    module = Judged()
+    module.hparams["rho"] = 0.5
+    kinds = [type(callback) for callback in checkpointing(module, held_out, "last")]
+    assert kinds == [*[FirstBelow] * held_out, EpochCheckpoint]
 
 
 def test_the_oracle_keeps_the_first_best_epoch_and_the_spread_of_the_last_ten():

@@ -198,6 +198,8 @@ def test_a_checkpoint_of_other_data_or_of_another_net_is_refused(checkpoint, cap
     common = ["--config", SMOKE, "--ckpt_path", checkpoint, *QUIET]
     says = refused(capsys, "test", *common, "--data.normalization", "symmetric")
     assert "was trained with normalization unit: give --data.normalization unit" in says
+    says = refused(capsys, "test", *common, "--data.class_mean", "true")
+    assert "was trained with class_mean False: give --data.class_mean False" in says
     for command in ("fit", "test"):
         says = refused(capsys, command, *common, "--data.image_size", "16", "--trainer.max_epochs", "3")
         assert "the checkpoint's net is none for samples of shape [1, 16, 16]" in says
@@ -211,6 +213,15 @@ def test_a_configuration_takes_the_checkpoints_arguments_and_says_so(checkpoint,
     assert capsys.readouterr().err == f"taken from {checkpoint}: latent=8\n"
     main(["test", "--config", str(SMOKE), *QUIET])
     assert capsys.readouterr().err == "no --ckpt_path is given: the net is untrained\n"
+
+
+def test_a_configuration_that_contradicts_a_checkpoint_given_by_name_is_refused(checkpoint, capsys):
+    """The net is made before the checkpoint is found, so it cannot take the checkpoint's arguments."""
+    config = yaml.safe_load(SMOKE.read_text())
+    config["model"]["init_args"]["latent"] = 4
+    Path("mine.yaml").write_text(yaml.safe_dump(config))
+    flags = ["--ckpt_path", "last", "--trainer.default_root_dir", checkpoint.parents[1]]
+    assert f"{checkpoint} has latent 8, not 4" in refused(capsys, "test", "--config", "mine.yaml", *flags, *QUIET)
 
 
 def same_weights(*paths):

@@ -122,7 +122,8 @@ def test_preprocessing_travels(tmp_path, digits):
     detector = load_detector(path)
     assert detector.stored == (1, 8, 8)
     assert torch.equal(detector.preprocessing(images), data.images(data.splits.test[:100]))
-    assert exporting.metadata(detector)["input"] == [3, 10, 12]
+    about = exporting.metadata(detector)
+    assert (about["input"], about["stored"]) == ([3, 10, 12], [1, 8, 8])
 
 
 def test_threshold_is_adjusted_without_training(checkpoints, digits):
@@ -210,14 +211,14 @@ def test_unreadable_files_are_named_and_left_out(checkpoints, tmp_path, capsys):
     for i in range(70):
         pixels = random.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.{'png' if i % 2 else 'jpg'}")
-    (folder / "broken.png").write_text("nothing")
+    (folder / "12_broken.png").write_text("nothing")
     (folder / ".hidden" / "0.png").write_text("nothing")
     (folder / "notes.txt").write_text("nothing")
     main(["predict-folder", str(checkpoints["alocc"]), str(folder), "--figures", "look"])
     output = capsys.readouterr().out
     assert output.count("left out: ") == 1
-    assert "broken.png" in output
-    assert len(pd.read_csv("predictions.csv")) == 70
+    assert "12_broken.png" in output
+    assert sorted(Path(path).stem for path in pd.read_csv("predictions.csv")["path"]) == sorted(map(str, range(70)))
     assert {path.name for path in Path("look").iterdir()} == {"contact_sheet.png", "score_histogram.png"}
     (folder / "all").mkdir()
     (folder / "all" / "broken.png").write_text("nothing")
@@ -274,8 +275,12 @@ def test_mistakes_in_export(checkpoints, capsys, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("nothing")
     assert "invalid choice: 'pickle'" in refused(capsys, "export", good, "--format", "pickle")
     assert "cannot write file/program" in refused(capsys, "export", good, "--out", "file/program")
-    monkeypatch.setattr(exporting, "_read_torch", lambda path: lambda images: np.zeros(len(images)))
-    assert "differ from the module's" in refused(capsys, "export", good, "--format", "torch", "--out", "program")
+    read = exporting._read_torch
+    # One that is wrong everywhere, and one that is right at the batch size of the example alone
+    for factor in (lambda n: 0, lambda n: 1 if n == 2 else np.nan):
+        broken = lambda path, factor=factor: lambda images: read(path)(images) * factor(len(images))  # noqa: E731
+        monkeypatch.setattr(exporting, "_read_torch", broken)
+        assert "differ from the module's" in refused(capsys, "export", good, "--format", "torch", "--out", "program")
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     assert "pip install -e '.[export]'" in refused(capsys, "export", good, "--out", "program")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]

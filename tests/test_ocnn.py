@@ -29,6 +29,7 @@ from common.shallow import SVDD, MinimaxProbabilityMachine, NoiseSVM
 from common.testing import fit, optimizer_steps, toy_samples
 from common.training.lightning import assemble
 from ocnn import OCCNN, losses
+from ocnn.networks import classifier
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -128,6 +129,14 @@ def test_a_step_by_hand():
     loss = -classifier.y.log_softmax(1)[torch.arange(32), classes].mean().item()
     assert seen.losses[0] == pytest.approx({"loss": loss})
     assert seen.totals == {"['backbone', 'classifier']": [pytest.approx(loss)]}
+
+
+@pytest.mark.usefixtures("tiny")
+def test_only_weights_are_drawn_when_a_module_is_made():
+    """And no dropout masks: the classifier starts as it does right after the backbone."""
+    TinyNet()  # seeds itself
+    expected = classifier(10, ())
+    assert same(state(expected), state(tiny_module(head_layers=2).classifier))
 
 
 @pytest.mark.usefixtures("tiny")
@@ -255,6 +264,18 @@ def test_the_svm_is_scikit_learns(tmp_path):
     svm = OneClassSVM(kernel="linear", nu=0.2).fit(training)
     np.testing.assert_allclose(scores, -svm.decision_function(others), rtol=1e-3, atol=1e-2)
     assert (training > 0).mean() < 0.9, "after ReLU"
+
+
+def test_the_svm_is_fitted_to_all_processes_features_unrounded(monkeypatch):
+    """As two processes gather them in double precision."""
+    module, samples, fitted = tiny_like_none().double().eval(), toy_samples(), []
+    image = samples.image.double()
+    monkeypatch.setattr(OCCNN, "all_gather", lambda self, x: torch.stack([x, 2 * x]))
+    monkeypatch.setattr(OneClassSVM, "fit", lambda self, X, fit=OneClassSVM.fit: (fitted.append(X), fit(self, X))[1])
+    with torch.no_grad():
+        module.after_epoch([samples._replace(image=image)])
+        features = module.features(image).relu()
+    np.testing.assert_array_equal(fitted[0], torch.cat([features, 2 * features]))
 
 
 def test_the_svm_travels_with_the_checkpoint(tmp_path):

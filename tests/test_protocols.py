@@ -294,9 +294,11 @@ def test_share_out_of_range(name, share):
 
 
 @pytest.mark.parametrize("name", ["standard", "proportion"])
-def test_no_official_test_set(name):
-    with pytest.raises(InputError, match="needs a data set with an official test set: use the protocol 'balanced'"):
-        world([(30, 0)] * 3, normal=[1]).split(name)
+@pytest.mark.parametrize(("anomalies", "advised"), [(6, "balanced"), (5, "hold_out"), (0, "no_split")])
+def test_no_official_test_set(name, anomalies, advised):
+    """The advice depends on the number of anomalies: ``balanced`` would test 6 of 30 normal samples."""
+    with pytest.raises(InputError, match=f"needs a data set with an official test set: use the protocol '{advised}'"):
+        world([(30, 0), (anomalies, 0)], normal=[0]).split(name)
 
 
 @pytest.mark.parametrize("name", ["balanced", "in_sample", "no_split"])
