@@ -6,8 +6,6 @@ import math
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -55,8 +53,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, help="replaces the batch size of the presets")
     parser.add_argument("--epochs", type=int, default=2, help="epochs in each round (default: 2)")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one to warm up (default: 5)")
-    parser.add_argument("--scaling", action="store_true", help="measure time and memory by the number of images and cells")
-    parser.add_argument("--cells", type=int, nargs="+", default=[4, 8, 16], help="numbers of cells, for --scaling")
     parser.add_argument("--no-channels-last", dest="channels_last", action="store_false", help="use contiguous memory")
     parser.add_argument("--no-fused", dest="fused", action="store_false", help="use optimisers that are not fused")
     parser.add_argument("--precision", default="32-true", help="Lightning's precision, such as bf16-mixed")
@@ -73,9 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     configure_process()
     torch.set_num_threads(arguments.threads)
-    if arguments.backbone:
-        return [measure_extraction(arguments)]
-    return scaling(name, arguments) if arguments.scaling else measure(name, arguments)
+    return [measure_extraction(arguments)] if arguments.backbone else measure(name, arguments)
 
 
 def measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -104,42 +98,6 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
             seconds = statistics.median(ours["begin_s"] + ours["fit_s"] + ours["score_s"] for ours, _ in rounds)
             lines[-1] |= {"cells_per_hour": round(3600 / seconds, 1)}
     return [line | _memory(arguments.device) for line in lines]
-
-
-def scaling(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measures the seconds of an epoch on a quarter, half and all of a class, and of several cells, two at a time."""
-    lines = []
-    with tempfile.TemporaryDirectory() as folder:
-        splits = _parts(name, arguments, folder, protocol="no_split").datamodule.splits
-    n = len(splits.train) + len(splits.val)
-    for limit in (n // 4, n // 2, n):
-        seconds = []
-        for _ in range(arguments.rounds + 1):
-            with tempfile.TemporaryDirectory() as folder:
-                cli = _parts(name, arguments, folder, protocol=f"no_split,limit={limit}")
-                cli.trainer.fit(cli.model, cli.datamodule)
-                seconds.append(cli.watcher.images / cli.watcher.images_per_s / arguments.epochs)
-        images = len(cli.datamodule.splits.train)
-        lines.append({"images": images, "s": round(statistics.median(seconds[1:] or seconds), 3)})
-    method, _, preset = name.rpartition("-")
-    for cells in arguments.cells:
-        with tempfile.TemporaryDirectory() as runs:
-            command = [sys.executable, "-m", f"experiments.{method}", "--datasets", arguments.dataset, "--presets", preset]
-            command += ["--normal", arguments.normal, "--seeds", *map(str, range(cells)), "--max-epochs", "1", "--jobs", "2"]
-            command += ["--device", arguments.device, "--runs", runs, *(["--root", arguments.root] if arguments.root else [])]
-            start = time.perf_counter()
-            watched = subprocess.run([sys.executable, "-c", _WATCHED, *command], check=True, capture_output=True, text=True)
-            s = time.perf_counter() - start
-        lines.append({"cells": cells, "s": round(s, 1), "peak_mib": int(watched.stdout) // 1024})
-    about = {"method": name, "dataset": arguments.dataset, "what": "scaling", "device": arguments.device}
-    return [about | line for line in lines]
-
-
-_WATCHED = """
-import resource, subprocess, sys
-subprocess.run(sys.argv[1:], check=True, capture_output=True)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-"""  # a small process of its own, because the peak memory of a child starts at the size of its parent
 
 
 def measure_extraction(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -249,12 +207,12 @@ def bare(name: str, arguments: argparse.Namespace) -> dict[str, float]:
     return {"train": n / train_s, "score": sum(len(next(iter(s.values()))) for s in scores) / score_s}
 
 
-def _cell(name: str, arguments: argparse.Namespace, protocol: str = "standard") -> Cell:
-    return Cell(name, arguments.dataset, protocol, arguments.normal, 0)
+def _cell(name: str, arguments: argparse.Namespace) -> Cell:
+    return Cell(name, arguments.dataset, "standard", arguments.normal, 0)
 
 
-def _parts(name: str, arguments: argparse.Namespace, folder: str, protocol: str = "standard") -> OneClassCLI:
-    config = _cell(name, arguments, protocol).config(Settings(max_epochs=arguments.epochs))
+def _parts(name: str, arguments: argparse.Namespace, folder: str) -> OneClassCLI:
+    config = _cell(name, arguments).config(Settings(max_epochs=arguments.epochs))
     config["data"] |= {"root": str(arguments.root) if arguments.root else None}
     if arguments.batch_size:
         config["data"]["batch_size"] = arguments.batch_size
@@ -268,7 +226,6 @@ def _parts(name: str, arguments: argparse.Namespace, folder: str, protocol: str 
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    config["rule"] = "last" if protocol != "standard" else config.get("rule", "last")
     config["speed"] = {"channels_last": arguments.channels_last, "fused": arguments.fused}
     seed_everything(0, verbose=False)
     return assemble(config)

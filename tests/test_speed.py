@@ -93,13 +93,3 @@ def test_the_bare_loop_reads_the_features_that_lightning_reads(monkeypatch, tmp_
         loop("ocnn-tuned,weights=null", arguments)
         assert seen == {(1512,)}
         seen.clear()
-
-
-def test_the_benchmark_measures_sizes(capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, "get_context", lambda method: CONTEXT)
-    benchmark.main(["--presets", "autoencoder-smoke", "--dataset", "digits", "--rounds", "0", "--scaling", "--cells", "1", "2"])
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    images = [line["images"] for line in lines[:3]]
-    assert images[0] > 20
-    assert images[2] == pytest.approx(4 * images[0], abs=4) == pytest.approx(2 * images[1], abs=2)
-    assert [line["cells"] for line in lines[3:]] == [1, 2]
