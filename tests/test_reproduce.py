@@ -59,6 +59,23 @@ def test_a_draw_depends_on_its_number_alone(results, monkeypatch, capsys):
     assert any(other != drawn[0] for other in drawn[2:])
 
 
+def test_what_a_gpu_has_made_is_not_drawn_without_one_unless_it_is_named(trained, tmp_path, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(reproduce, "run_grid", lambda cells, *_: drawn.extend(cells) or [])
+    monkeypatch.setattr(reproduce, "finished", lambda *_: None)
+    results = publish([one | {"device": "cuda:0"} if one["name"] == "autoencoder-smoke" else one for one in trained], tmp_path)
+    with pytest.raises(SystemExit):
+        again(results, tmp_path / "runs", "--cells", "2")
+    assert {cell.name for cell in drawn} == {"classical-lof"}
+    with pytest.raises(SystemExit):
+        again(results, tmp_path / "runs", "--cells", "4")
+    assert "fewer --cells" in capsys.readouterr().err
+    drawn.clear()
+    with pytest.raises(SystemExit):
+        again(results, tmp_path / "runs", "--cells", "2", "--presets", "autoencoder-smoke")
+    assert len(drawn) == 4
+
+
 @pytest.mark.parametrize("change", ["value", "score"])
 def test_another_value_is_told_and_is_an_error(trained, tmp_path, capsys, change):
     """So is a score that is no longer given."""
