@@ -118,8 +118,8 @@ def fit_and_score(
         InputError: The preset is unknown, or the backbone refuses its arguments.
 
     Example:
-        >>> scored, about = fit_and_score("ocsvm", OneClassDataModule("digits", normal=0), seed=0)
-        >>> about["metrics"]["ocsvm"]["auroc"] > 0.99
+        >>> scored, results = fit_and_score("ocsvm", OneClassDataModule("digits", normal=0), seed=0)
+        >>> results["metrics"]["ocsvm"]["auroc"] > 0.99
         True
     """
     estimator = _estimator(preset, data.shape, seed)

@@ -80,13 +80,13 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         rounds.append((ours, bare(name, arguments)))
     del rounds[0]
     modes = {mode: getattr(arguments, mode) for mode in ("channels_last", "fused", "precision", "threads", "device")}
-    about = {"method": name, "dataset": arguments.dataset, **modes}
+    setting = {"method": name, "dataset": arguments.dataset, **modes}
     lines = []
     for what in ("train", "fit", "score"):
         rates = [lightning[what] for lightning, _ in rounds]
         plain = [loop["score" if what == "score" else "train"] for _, loop in rounds]
         ratios = [a / b for a, b in zip(rates, plain, strict=True)]
-        lines.append(about | {
+        lines.append(setting | {
             "what": what,
             "batch_size": rounds[0][0]["batch_size"] if what != "score" else 1000,
             "images_per_s": round(statistics.median(rates)),

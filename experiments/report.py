@@ -103,9 +103,9 @@ def chapter(experiment: Experiment, records: Sequence[Record], results: Path = R
     committed = read_published(results / f"{name}.jsonl")
     earlier = sum(not is_current(record) for record in committed)
     note = f"{len(committed)} published records, {earlier} of an earlier source"
-    idle = wanted[~pd.MultiIndex.from_frame(wanted).isin(present)]
+    not_run = wanted[~pd.MultiIndex.from_frame(wanted).isin(present)]
     drawn = galleries(record for record in own if record["homes"][0] == name)
-    return Chapter(experiment, table, note, idle, list(drawn))
+    return Chapter(experiment, table, note, not_run, list(drawn))
 
 
 if __name__ == "__main__":

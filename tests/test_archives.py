@@ -330,9 +330,9 @@ def test_caltech256_from_files_to_metrics(caltech, tmp_path, mode):
 @pytest.mark.filterwarnings("ignore")
 def test_the_baseline_judges_frames(ped2):
     data = OneClassDataModule("ucsd_ped2", root=str(ped2[0]), val_fraction=0.25)
-    scored, about = fit_and_score("ocsvm", data, seed=0)
+    scored, results = fit_and_score("ocsvm", data, seed=0)
     assert scored.label.tolist() == ABNORMAL
-    assert about["metrics"]["ocsvm"]["n_anomalous"] == 6
+    assert results["metrics"]["ocsvm"]["n_anomalous"] == 6
 
 
 CALTECH = "no_split,share=0.5,limit=8,anomalous=4"

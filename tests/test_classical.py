@@ -167,12 +167,12 @@ def test_no_random_number_plays_a_part_in_wide_data(estimator, method):
 
 @pytest.mark.parametrize("preset", sorted(DETECTORS.keys() - {"bsvm", "mpm"}))
 def test_scores_are_higher_for_anomalies(preset):
-    result, about = scored(preset)
-    assert about["metrics"][preset]["auroc"] > 0.8
-    values = result.scores[preset]
+    found, results = scored(preset)
+    assert results["metrics"][preset]["auroc"] > 0.8
+    values = found.scores[preset]
     assert values.dtype == np.float64
     assert np.isfinite(values).all()
-    assert about["metrics"][preset]["auroc"] == pytest.approx(roc_auc_score(result.label, values))
+    assert results["metrics"][preset]["auroc"] == pytest.approx(roc_auc_score(found.label, values))
 
 
 @pytest.mark.parametrize(
@@ -223,11 +223,11 @@ def test_lof_and_mahalanobis_are_of_euclidean_neighbours_and_of_all_samples():
 def test_the_threshold_is_of_held_out_scores():
     """Not of those that are tested: five per cent of the held-out normals are above it, whatever the test set holds."""
     data = OneClassDataModule("digits", normal=3, val_fraction=0.4)
-    _, about = fit_and_score("pca", data, 0)
+    _, results = fit_and_score("pca", data, 0)
     train, held_out = (data.inputs(part).flatten(1).double().numpy() for part in data.splits[:2])
     scores = -PCAReconstruction().fit(train).score_samples(held_out)
-    assert about["threshold"] == pytest.approx(np.quantile(scores, 0.95))
-    assert about["metrics"]["pca"]["threshold"] == about["threshold"]
+    assert results["threshold"] == pytest.approx(np.quantile(scores, 0.95))
+    assert results["metrics"]["pca"]["threshold"] == results["threshold"]
 
 
 def test_groups_are_scored_by_their_most_anomalous_sample():
@@ -239,16 +239,16 @@ def test_groups_are_scored_by_their_most_anomalous_sample():
     table = image_data(rows, is_anomalous[groups].astype(int))
     table = table._replace(official_test=official_test[groups], groups=groups)
     data = OneClassDataModule.of(table, normal=0, val_fraction=0.4)
-    result, about = fit_and_score("knn", data, 0)
+    found, results = fit_and_score("knn", data, 0)
     detector = NearestNeighborDistance().fit(data.inputs(data.splits.train).double().numpy())
 
     def of_groups(part):
         values = -detector.score_samples(data.inputs(part).double().numpy())
         return [values[groups[part] == group].max() for group in np.unique(groups[part])]
 
-    np.testing.assert_allclose(result.scores["knn"], of_groups(data.splits.test))
-    assert result.label.tolist() == [0] * 10 + [1] * 10
-    assert about["threshold"] == pytest.approx(np.quantile(of_groups(data.splits.val), 0.95))
+    np.testing.assert_allclose(found.scores["knn"], of_groups(data.splits.test))
+    assert found.label.tolist() == [0] * 10 + [1] * 10
+    assert results["threshold"] == pytest.approx(np.quantile(of_groups(data.splits.val), 0.95))
 
 
 @pytest.mark.parametrize("preset", DETECTORS)

@@ -99,18 +99,18 @@ def test_an_exported_file_scores_as_the_folder_does(kind, method, checkpoints, d
         expected = {Path(row["path"]).stem: float(row["score"]) for row in csv.DictReader(file)}
     if kind == "onnx":
         session = onnxruntime.InferenceSession("program")
-        about = json.loads(session.get_modelmeta().custom_metadata_map["oneclass"])
+        metadata = json.loads(session.get_modelmeta().custom_metadata_map["oneclass"])
     else:
         extra = {exporting.METADATA: ""}
         program = torch.export.load("program", extra_files=extra).module()
-        about = json.loads(extra[exporting.METADATA])
-    prepared = Preprocessing(**about["preprocessing"])(images)
+        metadata = json.loads(extra[exporting.METADATA])
+    prepared = Preprocessing(**metadata["preprocessing"])(images)
     scores = session.run(None, {"image": prepared.numpy()})[0] if kind == "onnx" else program(prepared).detach().numpy()
     wanted = np.array([expected[f"{i:03}"] for i in range(100)])
     assert np.abs(scores - wanted).max() <= 1e-4 * max(1, np.abs(wanted).max())
-    assert about["threshold"] == load_checkpoint(path)["state_dict"]["threshold"].item()
-    assert about["stored"] == about["input"] == [1, 8, 8]
-    assert about["score"] == load_checkpoint(path)["hyper_parameters"]["score"]
+    assert metadata["threshold"] == load_checkpoint(path)["state_dict"]["threshold"].item()
+    assert metadata["stored"] == metadata["input"] == [1, 8, 8]
+    assert metadata["score"] == load_checkpoint(path)["hyper_parameters"]["score"]
 
 
 def test_preprocessing_travels(tmp_path, digits):
@@ -122,8 +122,8 @@ def test_preprocessing_travels(tmp_path, digits):
     detector = load_detector(path)
     assert detector.stored == (1, 8, 8)
     assert torch.equal(detector.preprocessing(images), data.images(data.splits.test[:100]))
-    about = exporting.metadata(detector)
-    assert (about["input"], about["stored"]) == ([3, 10, 12], [1, 8, 8])
+    metadata = exporting.metadata(detector)
+    assert (metadata["input"], metadata["stored"]) == ([3, 10, 12], [1, 8, 8])
 
 
 def test_threshold_is_adjusted_without_training(checkpoints, digits):

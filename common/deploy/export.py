@@ -78,10 +78,10 @@ def export(checkpoint: Path, format: Format, out: Path | None = None) -> Path:
     out = out or checkpoint.with_suffix(SUFFIX[format])
     refuse_input(out, [checkpoint])
     write, read = {"onnx": (_write_onnx, _read_onnx), "torch": (_write_torch, _read_torch)}[format]
-    net, shape, about = ChosenScore(detector.module).eval(), detector.module.hparams["shape"], json.dumps(metadata(detector))
+    net, shape = ChosenScore(detector.module).eval(), detector.module.hparams["shape"]
     with whole(out) as temporary:
         try:
-            write(net, torch.rand(2, *shape), about, temporary)
+            write(net, torch.rand(2, *shape), json.dumps(metadata(detector)), temporary)
             run = read(temporary)
         except ImportError as error:
             raise InputError(f"format '{format}' needs {error.name}: pip install -e '.[export]'") from error
@@ -100,10 +100,10 @@ def program(net: ChosenScore, example: Tensor) -> torch.export.ExportedProgram:
     return torch.export.export(net, (example,), dynamic_shapes=ANY_BATCH)
 
 
-def _write_torch(net: ChosenScore, example: Tensor, about: str, path: Path) -> None:
+def _write_torch(net: ChosenScore, example: Tensor, description: str, path: Path) -> None:
     with path.open("wb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about tensors that share memory, such as the counters of batch norm
-        torch.export.save(program(net, example), file, extra_files={METADATA: about})
+        torch.export.save(program(net, example), file, extra_files={METADATA: description})
 
 
 def _read_torch(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
@@ -112,12 +112,12 @@ def _read_torch(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float6
     return lambda images: loaded(torch.from_numpy(images)).detach().double().numpy()
 
 
-def _write_onnx(net: ChosenScore, example: Tensor, about: str, temporary: Path) -> None:
+def _write_onnx(net: ChosenScore, example: Tensor, description: str, temporary: Path) -> None:
     exported = torch.onnx.export(
         net, (example,), input_names=["image"], output_names=["score"], dynamic_shapes=ANY_BATCH, dynamo=True, verbose=False
     )
     assert exported is not None
-    exported.model.metadata_props["oneclass"] = about
+    exported.model.metadata_props["oneclass"] = description
     exported.save(temporary)
 
 

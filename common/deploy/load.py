@@ -81,9 +81,9 @@ def load_detector(path: Path, device: torch.device | str = "cpu") -> Detector:
         module = cls(**(arguments | dict(cls.offline_kwargs)))
         module.load_state_dict(contents["state_dict"])
         module.on_load_checkpoint(contents)
-        about = contents[OneClassDataModule.__qualname__]
-        stored, preprocessing = tuple(about["stored"]), Preprocessing(**about["preprocessing"])
-        decoding = {"depth": "uint8", **about.get("decoding", {})}  # earlier checkpoints have none
+        data_state = contents[OneClassDataModule.__qualname__]
+        stored, preprocessing = tuple(data_state["stored"]), Preprocessing(**data_state["preprocessing"])
+        decoding = {"depth": "uint8", **data_state.get("decoding", {})}  # earlier checkpoints have none
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} is not a complete checkpoint of {cls.__qualname__}: {str(error).splitlines()[0]}") from error
     try:

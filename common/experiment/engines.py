@@ -94,8 +94,8 @@ def _loky(jobs: int, context: BaseContext | None) -> Iterator[Engine]:
     if jobs == 1:
         yield Engine(_call_here, ())
         return
-    settle = partial(_settle, os.getpid(), context is not None, dict(os.environ), dict(first_seen))
-    pool = partial(get_reusable_executor, jobs, context=context, timeout=None, initializer=settle)
+    prepare = partial(_prepare_worker, os.getpid(), context is not None, dict(os.environ), dict(first_seen))
+    pool = partial(get_reusable_executor, jobs, context=context, timeout=None, initializer=prepare)
 
     def submit(*task: Any) -> "Future[Any]":
         while True:
@@ -172,7 +172,7 @@ def _call_here(*task: Any) -> "Future[Any]":
     return future
 
 
-def _settle(grid: int, forked: bool, environment: Mapping[str, str], code: Mapping[Path, str]) -> None:
+def _prepare_worker(grid: int, forked: bool, environment: Mapping[str, str], code: Mapping[Path, str]) -> None:
     """Prepares a worker: it takes over the grid's environment, and ends when the grid ends, even by ``kill -9``.
 
     Of data it leaves it to the grid's process to say what is left out.

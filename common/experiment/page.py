@@ -37,14 +37,14 @@ class Chapter(NamedTuple):
         experiment: Which one.
         table: Its summary.
         note: On its records.
-        idle: What was not run and stands beside no reported number: columns ``method, data, protocol``.
+        not_run: What was not run and stands beside no reported number: columns ``method, data, protocol``.
         galleries: Figures of its runs.
     """
 
     experiment: Experiment
     table: pd.DataFrame
     note: str = ""
-    idle: pd.DataFrame = pd.DataFrame()
+    not_run: pd.DataFrame = pd.DataFrame()
     galleries: Sequence[Gallery] = ()
 
 
