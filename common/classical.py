@@ -3,9 +3,10 @@
 ``experiments/classical.md`` says what each preset is, where its settings come from and which published row it reproduces.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from scipy.stats import zscore
 from sklearn.base import BaseEstimator
@@ -19,7 +20,7 @@ from sklearn.utils import gen_batches
 from torch import Tensor
 
 from common.backbones import split
-from common.data import OneClassDataModule
+from common.data import OneClassDataModule, Sample
 from common.errors import InputError
 from common.evaluation import evaluate, quantile_threshold
 from common.scoring import Scored, highest_of_each
@@ -95,6 +96,8 @@ def detector(preset: str) -> Preset:
 
 
 QUANTILE = 0.95
+SCORED_TOGETHER = 20_000
+"""Samples that a detector scores at a time: more than most test sets have, fewer than the patches of a video."""
 
 
 def fit_and_score(
@@ -135,10 +138,14 @@ def fit_and_score(
     data.setup()
 
     def score(loader: Any) -> Scored:
-        batches = list(loader)
-        columns = {key: torch.cat([getattr(batch, key) for batch in batches]).numpy() for key in ("index", "target", "label")}
-        scores = -estimator.score_samples(_rows(batch.image for batch in batches))
-        scored = Scored(**columns, scores={preset: scores})
+        parts = []
+        for batches in _in_parts(loader):
+            columns = (torch.cat(column).numpy() for column in zip(*(batch[1:] for batch in batches), strict=True))
+            label, target, index = columns
+            scores = -estimator.score_samples(_rows(batch.image for batch in batches))
+            parts.append((index, target, label, scores))
+        index, target, label, scores = map(np.concatenate, zip(*parts, strict=True))
+        scored = Scored(index, target, label, {preset: scores})
         return scored if data.groups is None else highest_of_each(scored, data.groups[scored.index], preset)
 
     train = data.splits.train
@@ -168,6 +175,18 @@ def _estimator(preset: str, shape: Sequence[int], seed: int) -> Any:
         if name in given:
             estimator.set_params(**{key: given[name]})
     return estimator
+
+
+def _in_parts(loader: Iterable[Sample]) -> Iterator[list[Sample]]:
+    """Lists of batches with at least :data:`SCORED_TOGETHER` samples each, but for the last."""
+    part: list[Sample] = []
+    for batch in loader:
+        part.append(batch)
+        if sum(len(batch.index) for batch in part) >= SCORED_TOGETHER:
+            yield part
+            part = []
+    if part:
+        yield part
 
 
 def _rows(batches: Iterable[Tensor]) -> Rows:

@@ -1,4 +1,4 @@
-"""Caltech-256 and UCSD Ped2 in their published layouts, from files to frame-level results."""
+"""COIL-100, Caltech-101, Caltech-256 and UCSD Ped2 in their published layouts, from files to frame-level results."""
 
 import re
 
@@ -12,11 +12,16 @@ from pytorch_lightning import Trainer
 from autoencoder import Autoencoder
 from common.classical import fit_and_score
 from common.data import OneClassDataModule, datasets, load
+from common.data.images import ImageFiles, Patches, places
 from common.errors import DataMissingError, InputError
 from common.evaluation import evaluate
 from common.experiment import Experiment, Grid, run_experiment
+from common.experiment.cell import Settings
+from common.experiment.plan import cells_of
 from common.experiment.records import read_record
 from common.scoring import Scored, highest_of_each
+from common.shallow import Mahalanobis
+from experiments import alocc
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -56,6 +61,19 @@ def caltech(tmp_path):
     (base / "056.dog" / "greg" / "vision309").mkdir(parents=True)
     save(base / "greg" / "0001.jpg", np.zeros((4, 4), np.uint8))
     for stray in ("198.spider/RENAME2", "198.spider/._198_0001.jpg", ".DS_Store", "300.txt"):
+        (base / stray).write_text("no image")
+    return tmp_path
+
+
+@pytest.fixture
+def caltech101(tmp_path):
+    """Categories whose names begin with large and small letters, images that are no category, and a list of them."""
+    base = tmp_path / "101_ObjectCategories"
+    for name, n in {"accordion": 4, "BACKGROUND_Google": 9, "Faces": 5, "Faces_easy": 2}.items():
+        for i in range(1, n + 1):
+            shape = (20 + i, 31) if i == 1 else (20 + i, 31, 3)
+            save(base / name / f"image_{i:04}.jpg", RANDOM.integers(0, 256, shape, dtype=np.uint8))
+    for stray in ("BACKGROUND_Google/tmp", ".DS_Store"):
         (base / stray).write_text("no image")
     return tmp_path
 
@@ -138,11 +156,38 @@ def test_caltech256_with_an_empty_category(caltech):
         load("caltech256", caltech)
 
 
+@pytest.mark.parametrize("place", ["", "caltech101", "caltech-101"])
+def test_caltech101_whose_first_class_is_no_category(caltech101, place):
+    if place:
+        (caltech101 / place).mkdir()
+        (caltech101 / "101_ObjectCategories").rename(caltech101 / place / "101_ObjectCategories")
+    data = load("caltech101", caltech101)
+    assert data.classes == ("BACKGROUND_Google", "Faces", "Faces_easy", "accordion")
+    assert data.images.shape == (20, 3, 64, 64)
+    assert np.bincount(data.targets).tolist() == [9, 5, 2, 4]
+    assert not data.official_test.any()
+    grey, coloured = data.images[torch.tensor([9, 10])]
+    assert torch.equal(grey[0], grey[2])
+    assert not torch.equal(coloured[0], coloured[2])
+
+
+def test_the_draws_of_categories_leave_out_what_is_no_category():
+    grids = [grid for grid in alocc.EXPERIMENT.also if grid.datasets == ("caltech101",)]
+    draws = [[list(map(int, normal.split("+"))) for normal in grid.normal] for grid in grids]
+    assert [[len(set(draw)) for draw in three] for three in draws] == [[1] * 3, [3] * 3, [5] * 3]
+    drawn = {number for three in draws for draw in three for number in draw}
+    assert 1 <= min(drawn) <= max(drawn) <= 101
+    many = [int(draw) for n in range(1, 102) for draw in alocc.categories(n, of=101, first=1)[0].split("+")]
+    assert set(many) == set(range(1, 102))
+    assert {grid.protocols for grid in grids} == {("no_split,share=0.5,limit=150,anomalous=BACKGROUND_Google",)}
+
+
 @pytest.mark.parametrize(
     ("name", "layout", "source"),
     [
         ("coil100", "coil-100/objN__ANGLE.png", "cs.columbia.edu"),
         ("caltech256", "256_ObjectCategories/NNN.name/NNN_MMMM.jpg", "data.caltech.edu"),
+        ("caltech101", "101_ObjectCategories/<category>/image_NNNN.jpg", "data.caltech.edu"),
         ("ucsd_ped2", "UCSDped2/{Train,Test}/{Train,Test}NNN/NNN.tif", "svcl.ucsd.edu/projects/anomaly"),
     ],
 )
@@ -207,6 +252,7 @@ def test_ped2_in_other_places(ped2, place):
         (lambda base: (base / "Test/UCSDped2.m").unlink(), r"no .*UCSDped2\.m, the frames' ground truth"),
         (lambda base: (base / "Test/Test002").rename(base / "Test/x"), r"Test has 2 clips, but UCSDped2\.m lists 3"),
         (lambda base: (base / "Test/UCSDped2.m").write_text("x"), r"Test has 3 clips, but UCSDped2\.m lists 0"),
+        (lambda base: (base / "Test/Test002/005.tif").unlink(), r"Test002 lacks frame 5, which UCSDped2\.m lists"),
         (lambda base: (base / "Train").rename(base / "x"), r"no frames TrainNNN/NNN\.tif in .*Train"),
         (lambda base: (base / "Train/Train002/003.tif").write_text("x"), r"cannot read the image .*003\.tif"),
         (lambda base: save(base / "Train/Train002/003.tif", np.zeros((9, 9), np.uint8)), r"003\.tif is 9x9"),
@@ -218,6 +264,44 @@ def test_damaged_ped2(ped2, damage, message):
     with pytest.raises(InputError, match=message) as error:
         load("ucsd_ped2", root)
     assert "\n" not in str(error.value)
+
+
+def test_frames_are_decoded_once_for_patches_of_every_size(ped2, monkeypatch):
+    decoded = []
+    decode = ImageFiles.decode
+    monkeypatch.setattr(ImageFiles, "decode", lambda self, index: decoded.append(index) or decode(self, index))
+    small, large = (load("ucsd_ped2", ped2[0], size).images for size in ((20, 20), (30, 30)))
+    assert sorted(decoded) == list(range(25))
+    assert small.frames.data_ptr() == large.frames.data_ptr()
+    assert small.shape[2:] == (20, 20)
+
+
+def test_a_patch_is_named_by_its_frame_and_place(ped2):
+    root, frames = ped2
+    images = load("ucsd_ped2", root).images
+    table = places(images, np.array([len(images.corners) - 1, 8]))
+    assert [path.rpartition("UCSDped2/")[2] for path in table["path"]] == ["Test/Test003/003.tif", "Train/Train001/002.tif"]
+    assert (table["top"], table["left"]) == ([17, 0], [38, 38])
+    with Image.open(table["path"][0]) as image:
+        np.testing.assert_array_equal(np.asarray(image)[17:, 38:], frames[-1, 17:, 38:])
+        np.testing.assert_array_equal(images[torch.tensor([-1])][0, 0], frames[-1, 17:, 38:])
+
+
+def test_frames_that_come_from_no_files_have_no_names():
+    assert places(Patches(torch.zeros(1, 9, 9, dtype=torch.uint8), np.zeros((1, 3), np.int64), (4, 4)), [0]) == {}
+
+
+def test_patches_are_cut_by_no_worker(ped2):
+    data = OneClassDataModule("ucsd_ped2", root=str(ped2[0]), memory_gib=1e-9, workers=2)
+    data.setup()
+    assert {loader.num_workers for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())} == {0}
+
+
+@pytest.mark.parametrize("presets", [("autoencoder-smoke",), ("classical-pca",)])
+def test_abnormal_frames_are_never_the_normal_class(ped2, presets):
+    """No abnormal frame is in the official training set, so nothing could be trained on them."""
+    cells = cells_of(Grid(presets, ("ucsd_ped2",)), (0,), Settings(root=ped2[0]))
+    assert [cell.normal for cell in cells] == ["0"]
 
 
 def test_patches_larger_than_the_frames(ped2):
@@ -235,7 +319,13 @@ def test_no_such_class_of_ped2(ped2, options):
 
 @pytest.mark.parametrize(
     ("protocol", "options"),
-    [("standard", {}), ("proportion", {"share": 0.3}), ("balanced", {"contamination": 0.1}), ("no_split", {"limit": 8})],
+    [
+        ("standard", {}),
+        ("standard,n_train=8", {}),
+        ("proportion", {"share": 0.3}),
+        ("balanced", {"contamination": 0.1}),
+        ("no_split", {"limit": 8}),
+    ],
 )
 def test_frames_are_split_and_not_patches(ped2, protocol, options):
     options = {"normal": 0, "val_fraction": 0.25, "split_seed": 3, "protocol": protocol, **options}
@@ -246,6 +336,8 @@ def test_frames_are_split_and_not_patches(ped2, protocol, options):
     assert not np.intersect1d(frames[0], frames[1]).size
     if protocol == "standard":
         assert (len(frames[0]), len(frames[1]), frames[2].tolist()) == (9, 3, list(range(12, 25)))
+    if protocol == "standard,n_train=8":
+        assert (len(frames[0]), len(frames[1]), frames[2].tolist()) == (6, 2, list(range(12, 25)))
     if protocol == "no_split":
         assert np.sort(np.append(frames[0], frames[1])).tolist() == frames[2].tolist() == list(range(8))
 
@@ -286,10 +378,12 @@ def trained(data, tmp_path):
     return module.eval(), trainer
 
 
-@modes
+@pytest.mark.parametrize("mode", ["resident", "streamed"])
 @pytest.mark.filterwarnings("ignore")
 def test_ped2_from_files_to_frame_level_error(ped2, tmp_path, mode):
-    data = OneClassDataModule("ucsd_ped2", root=str(ped2[0]), batch_size=16, eval_batch_size=50, val_fraction=0.25, **mode)
+    data = OneClassDataModule(
+        "ucsd_ped2", root=str(ped2[0]), batch_size=16, eval_batch_size=50, val_fraction=0.25, **MODES[mode]
+    )
     module, trainer = trained(data, tmp_path)
 
     def of_frames(part):
@@ -335,6 +429,21 @@ def test_the_baseline_judges_frames(ped2):
     assert results["metrics"]["ocsvm"]["n_anomalous"] == 6
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_baseline_scores_a_large_test_set_in_parts(ped2, monkeypatch):
+    data = OneClassDataModule("ucsd_ped2", root=str(ped2[0]), val_fraction=0.25, eval_batch_size=20)
+    whole, _ = fit_and_score("mahalanobis", data, seed=0)
+    monkeypatch.setattr("common.classical.SCORED_TOGETHER", 50)
+    rows = []
+    score_samples = Mahalanobis.score_samples
+    monkeypatch.setattr(Mahalanobis, "score_samples", lambda self, X: rows.append(len(X)) or score_samples(self, X))
+    parts, _ = fit_and_score("mahalanobis", data, seed=0)
+    assert rows == [60, 60, 60, 15, 18]  # 13 test frames of 15 patches, three held-out frames of six
+    np.testing.assert_allclose(parts.scores["mahalanobis"], whole.scores["mahalanobis"])
+    assert parts.index.tolist() == whole.index.tolist()
+    assert parts.label.tolist() == ABNORMAL
+
+
 CALTECH = "no_split,share=0.5,limit=8,anomalous=4"
 ALOCC = Experiment(
     name="alocc",
@@ -368,7 +477,12 @@ def test_alocc_makes_its_tables_of_both_archives(caltech, ped2, tmp_path, capsys
     assert {"IBC", "R-graph"} <= set(beside["name"])
     assert not (table["status"] == "not run").any()
     assert "IBC" in capsys.readouterr().out
-    record = read_record(next((tmp_path / "runs").rglob("ucsd_ped2/**/metrics.json")))
+    path = next((tmp_path / "runs").rglob("ucsd_ped2/**/metrics.json"))
+    frames = pd.read_csv(path.with_name("scores.csv"))["path"].str.extract(r"Test/(Test\d+)/(\d+)\.tif$")
+    assert frames.agg("/".join, axis=1).tolist() == [
+        f"Test{k:03}/{i:03}" for k, n in ((1, 4), (2, 6), (3, 3)) for i in range(1, n + 1)
+    ]
+    record = read_record(path)
     assert record["metrics"]["discriminator"]["n_normal"] == ABNORMAL.count(0)
 
 

@@ -126,6 +126,36 @@ def test_standard_uses_the_whole_official_split(world, val_fraction, seed):
     assert world.classes(test) == world.classes(slice(None))
 
 
+@quick
+@given(worlds(), fractions, st.floats(0, 0.2), seeds, st.data())
+def test_n_train_draws_training_samples_and_changes_no_test(world, val_fraction, contamination, seed, data):
+    normals = np.flatnonzero(world.is_normal & ~world.official_test)
+    n_train = data.draw(st.integers(2, len(normals)))
+    options = {"val_fraction": val_fraction, "contamination": contamination, "seed": seed}
+    train, val, test = split_if_enough(world, "standard", n_train=n_train, **options)
+    drawn = np.append(train[world.is_normal[train]], val)
+    assert len(drawn) == n_train
+    assert set(drawn) <= set(normals)
+    assert len(val) == round(val_fraction * n_train)
+    assert len(train) - world.is_normal[train].sum() == int(contamination * n_train)
+    np.testing.assert_array_equal(test, np.flatnonzero(world.official_test))
+    if n_train == len(normals):
+        np.testing.assert_array_equal(train, world.split("standard", **options).train)
+
+
+def test_n_train_is_drawn_by_the_seed_and_not_from_the_front():
+    drawn = [BIG.split("standard", n_train=30, val_fraction=0, seed=seed).train for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert len(np.intersect1d(drawn[0], drawn[2])) < 15
+    assert drawn[0].max() > np.flatnonzero(BIG.is_normal & ~BIG.official_test)[200]
+
+
+@pytest.mark.parametrize("n_train", [0, -1, 301])
+def test_n_train_out_of_range(n_train):
+    with pytest.raises(InputError, match=f"n_train must lie between 1 and the 300 normal training samples, not {n_train}"):
+        BIG.split("standard", n_train=n_train)
+
+
 @pytest.mark.parametrize("name", ["standard", "proportion"])
 @quick
 @given(worlds(), fractions, st.floats(0, 0.2), seeds)
@@ -367,6 +397,8 @@ def protocol_arguments(draw):
         options["share"] = st.floats(0.01, 0.4)
     if name == "no_split":
         options["limit"] = st.integers(15, 400)
+    if name == "standard":
+        options["n_train"] = st.integers(15, 300)
     return {"protocol": name, **draw(st.fixed_dictionaries({}, optional=options))}
 
 
@@ -388,6 +420,8 @@ def test_what_is_written_is_parsed_and_runs(arguments):
         ("standard,share=0.5", "has no option 'share'; its options: val_fraction, contamination, anomalous"),
         ("standard,limit=3", "has no option 'limit'"),
         ("no_split,limit=1.5", "'1.5' is not a valid limit"),
+        ("standard,n_train=1.5", "'1.5' is not a valid n_train"),
+        ("proportion,n_train=3", "has no option 'n_train'"),
         ("standard,seed=1", "has no option 'seed'"),
         ("standard,", "has no option ''"),
         ("standard,contamination", "'' is not a valid contamination in protocol 'standard,contamination'"),

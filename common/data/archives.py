@@ -6,7 +6,7 @@ It raises :class:`common.errors.InputError` if the archive is damaged or incompl
 
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain, groupby
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -71,19 +71,22 @@ def ucsd_ped2(folder: Path, size: Size, channels: int) -> ImageData:
     n_train = len(paths)
     frame_is_abnormal: list[bool] = []
     for clip, listed in zip(test, abnormal, strict=True):
+        numbers = [int(path.stem) for path in clip]
+        if missing := listed - set(numbers):
+            raise InputError(f"{clip[0].parent} lacks frame {min(missing)}, which UCSDped2.m lists: unpack it again")
         paths += clip
-        frame_is_abnormal += [int(path.stem) in listed for path in clip]
-    frames = ImageFiles(paths, None, 1)[torch.arange(len(paths))].squeeze(1)
+        frame_is_abnormal += [number in listed for number in numbers]
+    frames = _decoded(tuple(paths))
     if size[0] > frames.shape[1] or size[1] > frames.shape[2]:
         raise InputError(f"image_size {size[0]}x{size[1]} exceeds the frames' {frames.shape[1]}x{frames.shape[2]}")
-    numbers = np.arange(len(paths))
+    order = np.arange(len(paths))
     corners = np.concatenate([
-        _grid(numbers[:n_train], frames.shape, size, stride=25),
-        _grid(numbers[n_train:], frames.shape, size, stride=10),
+        _grid(order[:n_train], frames.shape, size, stride=25),
+        _grid(order[n_train:], frames.shape, size, stride=10),
     ])  # fmt: skip
     groups = corners[:, 0].copy()
     targets = np.append(np.zeros(n_train, np.int64), frame_is_abnormal)
-    return ImageData(Patches(frames, corners, size), targets[groups], groups >= n_train, ("normal", "abnormal"), groups)
+    return ImageData(Patches(frames, corners, size, paths), targets[groups], groups >= n_train, ("normal", "abnormal"), groups)
 
 
 VOC_NAMES = {"aeroplane": "airplane", "boat": "boat", "car": "car", "chair": "chair", "motorbike": "motorbike", "sofa": "sofa"}
@@ -164,6 +167,14 @@ ARCHIVES = {
         size=(64, 64),  # our choice: the files all differ
         places=("caltech256/256_ObjectCategories", "256_ObjectCategories"),
     ),
+    # 9,144 files in 102 folders, 411 of them grey, the others RGB; BACKGROUND_Google is no category; no test set of its own
+    "caltech101": Archive(
+        class_folders,
+        "101_ObjectCategories/<category>/image_NNNN.jpg",
+        "data.caltech.edu, doi.org/10.22002/D1.20086",
+        size=(64, 64),  # our choice, as for Caltech-256
+        places=("caltech101/101_ObjectCategories", "caltech-101/101_ObjectCategories", "101_ObjectCategories"),
+    ),
     "ucsd_ped2": Archive(
         ucsd_ped2,
         "UCSDped2/{Train,Test}/{Train,Test}NNN/NNN.tif",
@@ -189,6 +200,12 @@ def _clips(folder: Path) -> list[list[Path]]:
     if not frames:
         raise InputError(f"no frames {folder.name}NNN/NNN.tif in {folder}: unpack the archive again")
     return [list(clip) for _, clip in groupby(frames, key=attrgetter("parent"))]
+
+
+@lru_cache(maxsize=1)
+def _decoded(paths: tuple[Path, ...]) -> torch.Tensor:
+    """Grey frames ``(F, H, W)``, decoded once for patches of every size."""
+    return ImageFiles(list(paths), None, 1)[torch.arange(len(paths))].squeeze(1)
 
 
 def _abnormal_frames(path: Path) -> list[set[int]]:

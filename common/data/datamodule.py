@@ -17,7 +17,7 @@ from common.data.arrays import checked
 from common.data.datasets import load
 from common.data.decoding import Fit
 from common.data.features import Extractor, features, writable_folder
-from common.data.images import ImageData, ImageFiles, Images, Size, is_table
+from common.data.images import ImageData, ImageFiles, Images, Patches, Size, is_table
 from common.data.loaders import Loader, ResidentLoader, Sample, streamed
 from common.data.protocols import Indices, Splits
 from common.data.splitting import class_numbers, parse_protocol, split
@@ -33,7 +33,8 @@ class OneClassDataModule(LightningDataModule):
     """One data set under one protocol, with one class (or several) taken as normal.
 
     A data set that fits into ``memory_gib`` as floats is preprocessed once and stays on the module's device. A larger one
-    is streamed from its files by ``workers`` processes. If the module has frozen layers, assign them before ``setup``
+    is streamed from its files by ``workers`` processes; patches are cut from their frames, which are in memory, by this
+    process. If the module has frozen layers, assign them before ``setup``
     (``data.extractor = module.frozen()``, as the ``oneclass`` command does): batches then hold their features, see
     :func:`common.data.features.features`.
 
@@ -42,13 +43,14 @@ class OneClassDataModule(LightningDataModule):
             :func:`common.data.load`; for arrays in memory see :meth:`of`.
         normal: The normal class or classes, by name or number, or joined by ``+``.
         root: The folder that holds data sets; ``$ONECLASS_DATA`` or the user's cache by default.
-        protocol: ``name[,option=value]…``, see :func:`common.data.parse_protocol`. It takes precedence over the next five.
-        val_fraction: Share of the normal training samples that is held out, in [0, 1). This and the next four default to
+        protocol: ``name[,option=value]…``, see :func:`common.data.parse_protocol`. It takes precedence over the next six.
+        val_fraction: Share of the normal training samples that is held out, in [0, 1). This and the next five default to
             the values of the protocol.
         contamination: Unlabelled anomalies in training, as a share of the normal training samples, in [0, 1).
         anomalous: The classes that count as anomalies, in the format of ``normal``.
         share: Share of anomalies in the test set; protocols ``proportion`` and ``no_split`` only.
-        limit: Number of samples of each normal class; protocol ``no_split`` only.
+        limit: Number of samples of each normal class, the first ones; protocol ``no_split`` only.
+        n_train: Number of normal training samples, or groups of samples, that are drawn; protocol ``standard`` only.
         split_seed: Seed of the protocol's random choices. The seed of the training does not change the split.
         batch_size: Training batch size, for each process of a distributed run.
         eval_batch_size: Batch size of validation, test and prediction; scores do not depend on it.
@@ -83,6 +85,7 @@ class OneClassDataModule(LightningDataModule):
         anomalous: Classes | None = None,
         share: float | None = None,
         limit: int | None = None,
+        n_train: int | None = None,
         split_seed: int = 0,
         batch_size: int = 128,
         eval_batch_size: int = 1000,
@@ -96,7 +99,8 @@ class OneClassDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self._options = parse_protocol(protocol, {
-            "val_fraction": val_fraction, "contamination": contamination, "anomalous": anomalous, "share": share, "limit": limit
+            "val_fraction": val_fraction, "contamination": contamination, "anomalous": anomalous, "share": share,
+            "limit": limit, "n_train": n_train,
         })  # fmt: skip
         self.protocol: str = self._options.pop("protocol")
         if normalization not in get_args(Normalization) or channels not in {None, 1, 3}:
@@ -237,7 +241,9 @@ class OneClassDataModule(LightningDataModule):
         label = torch.from_numpy(~np.isin(self.data.targets[indices], self.normal)).long()
         samples = Sample(torch.empty(0), label, target, index)
         if 4 * len(indices) * np.prod(shape) > self.memory_gib * 2**30:
-            return streamed(self._inputs, samples, batch_size, shuffle, self.workers or 0)
+            # a worker would send patches more slowly than they are cut from frames that are in memory already
+            workers = 0 if isinstance(self.data.images, Patches) else self.workers or 0
+            return streamed(self._inputs, samples, batch_size, shuffle, workers)
         # channels last from the start, as the loader keeps them: so no set is in memory twice
         image = torch.empty(len(indices), *shape[1:], shape[0]).movedim(-1, 1)
         for at in torch.arange(len(index)).split(1000):

@@ -2,7 +2,7 @@
 
 import hashlib
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
@@ -232,11 +232,18 @@ class ImageFiles:
             raise UnreadableError(f"cannot read {len(unreadable)} images: {', '.join(unreadable)} ({error})") from error
 
 
-def path_column(images: Images, indices: Iterable[int]) -> dict[str, list[str]]:
-    """The column ``path`` for a table of samples, with the file of each index; no column if samples are not files."""
-    if not isinstance(images, ImageFiles):
-        return {}
-    return {"path": [shown(images.paths[index]) for index in indices]}
+def places(images: Images, indices: Sequence[int] | NDArray[np.int64]) -> dict[str, list[str] | list[int]]:
+    """Columns for a table of samples: the ``path`` of each index's file, and the ``top`` and ``left`` of a patch in it.
+
+    There are no columns if samples are not from files.
+    """
+    if isinstance(images, Patches) and images.paths:
+        frame, top, left = images.corners[torch.as_tensor(np.asarray(indices))].unbind(1)
+        paths = [shown(images.paths[number]) for number in frame.tolist()]
+        return {"path": paths, "top": top.tolist(), "left": left.tolist()}
+    if isinstance(images, ImageFiles):
+        return {"path": [shown(images.paths[index]) for index in indices]}
+    return {}
 
 
 class Patches:
@@ -246,6 +253,7 @@ class Patches:
         frames: ``(F, H, W)`` uint8; not copied.
         corners: ``(N, 3)`` frame, top and left of each window.
         size: ``(height, width)`` of the windows.
+        paths: The file of each frame, if frames are from files.
 
     Example:
         >>> frames = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 4)
@@ -255,8 +263,8 @@ class Patches:
 
     dtype = torch.uint8
 
-    def __init__(self, frames: Tensor, corners: NDArray[np.int64], size: Size) -> None:
-        self.frames, self.corners = frames, torch.from_numpy(corners)
+    def __init__(self, frames: Tensor, corners: NDArray[np.int64], size: Size, paths: Sequence[Path] = ()) -> None:
+        self.frames, self.corners, self.paths = frames, torch.from_numpy(corners), paths
         self._windows = frames.unfold(1, size[0], 1).unfold(2, size[1], 1)
 
     @property

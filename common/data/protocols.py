@@ -49,11 +49,14 @@ def standard(
     val_fraction: float = 0.1,
     contamination: float = 0.0,
     anomalous: Sequence[int] | None = None,
+    n_train: int | None = None,
     seed: int = 0,
 ) -> Splits:
     """One class against the rest on the data set's official split (OCGAN's protocol 2, Deep SVDD's only one).
 
     Train and validation are the normal classes' official training samples; the test set is the whole official test set.
+    ``n_train``, at least 1, draws that many of the training samples, before the validation samples are held out, and leaves
+    out the others; by default all are used.
 
     Example:
         >>> targets = np.arange(100) % 10
@@ -68,6 +71,10 @@ def standard(
     random = np.random.default_rng(seed)
     normals = random.permutation(np.flatnonzero(is_normal & ~official_test))
     anomalies = random.permutation(np.flatnonzero(is_anomalous & ~official_test))
+    if n_train is not None:
+        if not 1 <= n_train <= len(normals):
+            raise InputError(f"n_train must lie between 1 and the {len(normals)} normal training samples, not {n_train}")
+        normals = normals[:n_train]
     train, val = _hold_out(normals, val_fraction)
     train = np.append(train, _contaminants(anomalies, contamination, len(normals)))
     test = np.flatnonzero((is_normal | is_anomalous) & official_test)

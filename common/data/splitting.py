@@ -125,7 +125,7 @@ def _read_option(protocol: str, key: str, value: str) -> Any:
         return value  # names are known to the data module alone, and "+" may be part of one
     if ":" in protocol:
         return yaml.safe_load(value)
-    return int(value) if key == "limit" else float(value)
+    return int(value) if key in {"limit", "n_train"} else float(value)
 
 
 def _checked(protocol: str, splits: Any, n: int) -> Splits:

@@ -5,6 +5,8 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from common.data import DATASETS, load
 from common.data.datamodule import default_root
 from common.errors import InputError
@@ -117,10 +119,9 @@ def _smoke(experiment: Experiment) -> Grid:
 def _classes(dataset: str, settings: Settings) -> list[str]:
     """The classes that are normal in turn: by number where a data set is a published one, else by name.
 
-    A folder's classes that ``train`` lacks, such as defects, are none of them.
+    Classes that only the official test set has, such as a folder's defects or a video's abnormal frames, are none of them.
     """
     data = load(dataset, settings.root or default_root())
-    numbers = range(len(data.classes))
-    if dataset == "folder":
-        return [data.classes[k] for k in numbers if k in data.targets[~data.official_test]]
-    return list(map(str, numbers)) if dataset in DATASETS else list(data.classes)
+    trained_on = np.unique(data.targets[~data.official_test]).tolist()
+    by_number = dataset in DATASETS and dataset != "folder"
+    return [str(k) if by_number else data.classes[k] for k in trained_on]

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from common.classical import fit_and_score
 from common.data import OneClassDataModule
-from common.data.images import path_column
+from common.data.images import places
 from common.deploy.load import load_checkpoint
 from common.errors import InputError
 from common.experiment.cell import Cell, Settings
@@ -267,9 +267,9 @@ def _with_root(config: Config, settings: Settings) -> Config:
 
 
 def _scores(scored: Scored, data: OneClassDataModule) -> pd.DataFrame:
-    """A row for each tested sample, with its file if it has one."""
+    """A row for each tested sample, or for each group with its most anomalous sample, with its file if it has one."""
     columns = {"index": scored.index, "target": scored.target, "label": scored.label, **scored.scores}
-    return pd.DataFrame(columns | path_column(data.data.images, scored.index))
+    return pd.DataFrame(columns | places(data.data.images, scored.index))
 
 
 def _epoch(checkpoint: Mapping[str, Any]) -> int:

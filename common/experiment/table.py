@@ -27,7 +27,7 @@ COLUMNS = (
 
 TEXT = {*KEY, "normal", "class_name", "status", "reference", "base", "stale", "commit", "command"}
 
-DRAWN = {"caltech256": 3}
+DRAWN = {"caltech101": 3, "caltech256": 3}
 """Where a paper's mean is one over that many random choices of the normal classes."""
 
 

@@ -8,7 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from common.data import OneClassDataModule
-from common.data.images import path_column
+from common.data.images import places
 from common.files import write_whole
 from common.module import OneClassModule
 from common.training.checkpoints import run_folder
@@ -39,6 +39,6 @@ class Predictions(Callback):
             table = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
             data = trainer.datamodule  # type: ignore[attr-defined]
             if isinstance(data, OneClassDataModule):
-                table = table.assign(**path_column(data.data.images, table["index"]))
+                table = table.assign(**places(data.data.images, table["index"].to_numpy()))
             write_whole(path, table.to_csv(index=False))
             print(f"written: {path}")
