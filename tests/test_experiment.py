@@ -21,9 +21,12 @@ from common.classical import DETECTORS
 from common.errors import InputError
 from common.experiment import Cell, Experiment, Grid, run_experiment
 from common.experiment.cell import Settings
+from common.experiment.command import _parser
+from common.experiment.plan import narrowed
 from common.experiment.run import finished, run
 from common.experiment.table import COLUMNS
 from common.module import OneClassModule
+from experiments import alocc
 
 pytestmark = pytest.mark.usefixtures("runs", "blank_figures_from_here")
 
@@ -300,6 +303,25 @@ def test_flags_run_only_what_they_name(tmp_path, capsys):
         f"autoencoder-smoke/digits/standard/normal={k}/seed=0" for k in (1, 2)
     ]
     assert listed(capsys, tmp_path, "--protocols", further) == [f"autoencoder-smoke/digits/{further}/normal=1/seed=0"]
+
+
+def chosen_grids(*flags):
+    return narrowed(alocc.EXPERIMENT, _parser(alocc.EXPERIMENT).parse_args(flags))
+
+
+def test_a_data_set_is_run_with_all_normal_classes_that_are_declared_for_it():
+    """ALOCC's Table 1 is three grids: one, three and five categories."""
+    grids = chosen_grids("--datasets", "caltech101", "--presets", "stable")
+    assert [len(normal.split("+")) for grid in grids for normal in grid.normal] == [1] * 3 + [3] * 3 + [5] * 3
+    assert {(grid.presets, grid.protocols) for grid in grids} == {
+        (("alocc-stable",), ("no_split,share=0.5,limit=150,anomalous=BACKGROUND_Google",))
+    }
+    assert [grid.normal for grid in chosen_grids("--datasets", "caltech101", "--normal", "7")] == [("7",)]
+
+
+def test_frames_are_drawn_from_and_the_normal_class_is_kept():
+    (grid,) = chosen_grids("--datasets", "ucsd_ped2")
+    assert (grid.protocols, grid.normal, grid.metrics) == (("standard,n_train=600",), ("0",), ("eer", "auroc"))
 
 
 @pytest.mark.parametrize(

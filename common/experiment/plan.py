@@ -20,8 +20,9 @@ def narrowed(experiment: Experiment, arguments: argparse.Namespace) -> list[Grid
     """Returns the grids that the flags ask for; all grids if there are no flags.
 
     With flags, each data set is run as the first grid that declares it says (with the named protocol, where one is named;
-    the main grid, where none declares it), with the flags' values in place of the grid's. So no flag adds what it does not
-    name, and a data set with a protocol or a normal class of its own keeps them.
+    the main grid, where none declares it), with the flags' values in place of the grid's. Grids that differ from it in their
+    normal classes alone are run too. So no flag adds what it does not name, and a data set with a protocol or normal classes
+    of its own keeps them.
     """
     if arguments.smoke:
         return [_smoke(experiment)]
@@ -36,8 +37,9 @@ def narrowed(experiment: Experiment, arguments: argparse.Namespace) -> list[Grid
         homes = [grid for grid in grids if dataset in grid.datasets] or grids[:1]
         for protocol in arguments.protocols or _protocols_of(homes, grids[0]):
             home = next((grid for grid in homes if protocol in grid.protocols), homes[0])
-            chosen.append(replace(home, **given, datasets=(dataset,), protocols=(protocol,)))
-    return chosen
+            alike = [grid for grid in homes if replace(grid, normal=home.normal) == home]
+            chosen += [replace(grid, **given, datasets=(dataset,), protocols=(protocol,)) for grid in alike]
+    return list(dict.fromkeys(chosen))
 
 
 def cells_of(grid: Grid, seeds: Sequence[int], settings: Settings, missing: Iterable[str] = ()) -> list[Cell]:
