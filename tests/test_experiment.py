@@ -319,9 +319,12 @@ def test_a_data_set_is_run_with_all_normal_classes_that_are_declared_for_it():
     assert [grid.normal for grid in chosen_grids("--datasets", "caltech101", "--normal", "7")] == [("7",)]
 
 
-def test_frames_are_drawn_from_and_the_normal_class_is_kept():
-    (grid,) = chosen_grids("--datasets", "ucsd_ped2")
-    assert (grid.protocols, grid.normal, grid.metrics) == (("standard,n_train=600",), ("0",), ("eer", "auroc"))
+@pytest.mark.parametrize("flags", [(), ("--presets", "stable"), ("--protocols", "standard,n_train=5")])
+def test_a_data_set_keeps_its_protocols_and_its_normal_class(flags):
+    grids = chosen_grids("--datasets", "ucsd_ped2", *flags)
+    given = ["standard,n_train=5"] if "--protocols" in flags else ["standard,n_train=600", "standard,n_train=60"]
+    assert [protocol for grid in grids for protocol in grid.protocols] == given
+    assert {(grid.normal, grid.metrics) for grid in grids} == {(("0",), ("eer", "auroc"))}
 
 
 @pytest.mark.parametrize(
