@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments = parser.parse_args(argv)
         figure = frames(arguments.run, arguments.clip)
         with whole(arguments.out) as temporary:
-            figure.savefig(temporary, format="png", dpi=100)
+            figure.savefig(temporary, format="png", dpi=85)
         print(f"written: {arguments.out}")
 
 
