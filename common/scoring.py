@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
@@ -24,6 +24,11 @@ class Scored(NamedTuple):
     target: NDArray[np.int64]
     label: NDArray[np.int64]
     scores: dict[str, NDArray[np.float64]]
+
+
+MERGED_AFTER = 100
+"""Batches after which their columns become one. Each small tensor that stays lies where a batch of images was, and would keep
+the next one from fitting there: 1.5 million patches took 5 GB that way."""
 
 
 def highest_of_each(scored: Scored, groups: NDArray[np.int64], name: str) -> Scored:
@@ -85,6 +90,8 @@ class ScoringModule(LightningModule, ABC):
         """Scores a batch of held-out samples."""
         sample = {"index": batch.index, "target": batch.target, "label": batch.label}
         self._collected.append(sample | self.scores(batch.image))
+        if len(self._collected) == MERGED_AFTER:
+            self._collected = [_merged(self._collected)]
 
     test_step = validation_step
 
@@ -139,7 +146,7 @@ class ScoringModule(LightningModule, ABC):
         return {name: values[torch.from_numpy(first).to(values.device)] for name, values in columns.items()}
 
     def _split(self) -> Scored:
-        parts = {name: torch.cat([part[name] for part in self._collected]) for name in self._collected[0]}
+        parts = _merged(self._collected)
         self._collected.clear()
         columns = self.gathered(parts)
         index, target, label = (columns.pop(name).cpu().numpy() for name in ("index", "target", "label"))
@@ -169,3 +176,8 @@ class ScoringModule(LightningModule, ABC):
         finally:
             for net, mode in modes:
                 net.training = mode
+
+
+def _merged(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Concatenates the columns of parts that all have the same ones."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

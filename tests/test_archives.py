@@ -406,6 +406,23 @@ def test_ped2_from_files_to_frame_level_error(ped2, tmp_path, mode):
     assert module.threshold.item() == pytest.approx(np.quantile(list(held_out.values()), 0.95), rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_scores_of_many_batches_do_not_pile_up(ped2, tmp_path, monkeypatch):
+    """Many small tensors between batches of images would keep the memory of each batch."""
+    data = OneClassDataModule("ucsd_ped2", root=str(ped2[0]), eval_batch_size=10)
+    module, _ = trained(data, tmp_path)
+    at_once = module.score(data.test_dataloader())
+    monkeypatch.setattr("common.scoring.MERGED_AFTER", 4)
+    waiting = []
+    step = Autoencoder.validation_step
+    monkeypatch.setattr(Autoencoder, "validation_step", lambda *args: (step(*args), waiting.append(len(module._collected))))
+    merged = module.score(data.test_dataloader())
+    assert len(waiting) == 20
+    assert max(waiting) == 3
+    for one, other in zip((*at_once[:3], *at_once.scores.values()), (*merged[:3], *merged.scores.values()), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @modes
 @pytest.mark.filterwarnings("ignore")
 def test_caltech256_from_files_to_metrics(caltech, tmp_path, mode):
