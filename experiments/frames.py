@@ -55,11 +55,12 @@ def frames(run: Path, clip: str | None = None) -> Figure:
     data = OneClassDataModule(**config["data"])
     rows = _of_clip(table, clip)
     figure = Figure(figsize=(9, 5.6), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    grid = figure.add_gridspec(2, 2, height_ratios=(1.4, 1))
     shown = [_median(rows, record["score"], label) for label in (1, 0)]
-    for axes, row in zip(above.subplots(1, 2), shown, strict=True):
+    for column, row in enumerate(shown):
+        axes = figure.add_subplot(grid[0, column])
         _draw_frame(axes, row, _most_anomalous(run, record, data, row), data, record)
-    _draw_scores(below.subplots(), rows, shown, record)
+    _draw_scores(figure.add_subplot(grid[1, :]), rows, shown, record)
     auroc, eer = (record["metrics"][record["score"]][metric] for metric in ("auroc", "eer"))
     figure.suptitle(f"{record['name']}, AUROC of all frames {auroc:.3f}, equal error rate {eer:.3f}", fontsize=10)
     return figure
