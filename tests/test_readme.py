@@ -150,6 +150,7 @@ def test_the_pages_have_the_commands_that_are_tested_here():
         "ray start --address=head:6379",
         "ray start --head",
         "tensorboard --logdir runs",
+        "tensorboard --logdir runs/ocgan-small/digits/standard",
         "tensorboard --logdir runs/summary",
     ]
     assert any("python -m experiments.quickstart" in command for command in COMMANDS)
