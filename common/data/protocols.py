@@ -55,8 +55,7 @@ def standard(
     """One class against the rest on the data set's official split (OCGAN's protocol 2, Deep SVDD's only one).
 
     Train and validation are the normal classes' official training samples; the test set is the whole official test set.
-    ``n_train``, at least 1, draws that many of the training samples, before the validation samples are held out, and leaves
-    out the others; by default all are used.
+    ``n_train``, at least 1, draws that many of the training samples before any is held out; by default all are used.
 
     Example:
         >>> targets = np.arange(100) % 10
@@ -152,9 +151,7 @@ def proportion(
     anomalous: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Splits:
-    """Like ``standard``, but draws anomalies so that ``share`` of the test set is anomalous (ALOCC's Fig. 8: 0.1 to 0.5).
-
-    ``share`` lies in (0, 1).
+    """Like ``standard``, but draws anomalies to be ``share``, in (0, 1), of the test set (ALOCC's Fig. 8: 0.1 to 0.5).
 
     Example:
         >>> targets = np.arange(1000) % 10

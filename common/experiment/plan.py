@@ -125,5 +125,6 @@ def _classes(dataset: str, settings: Settings) -> list[str]:
     """
     data = load(dataset, settings.root or default_root())
     trained_on = np.unique(data.targets[~data.official_test]).tolist()
-    by_number = dataset in DATASETS and dataset != "folder"
-    return [str(k) if by_number else data.classes[k] for k in trained_on]
+    if dataset in DATASETS and dataset != "folder":
+        return [str(k) for k in trained_on]
+    return [data.classes[k] for k in trained_on]
