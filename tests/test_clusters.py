@@ -1,6 +1,7 @@
 """Grids whose workers are killed, that meet one another, and that run on Ray and Dask clusters of this machine."""
 
 import contextlib
+import gc
 import json
 import os
 import pkgutil
@@ -224,6 +225,12 @@ def test_a_missing_package_is_named(package, tmp_path, capsys, monkeypatch):
         run_experiment(experiment, ["--normal", "3", "--runs", str(tmp_path), "--backend", backend])
     assert exited.value.code == 2
     assert f"there is no package '{package}': pip install -e '.[cluster]'" in capsys.readouterr().err
+
+
+def test_collections_between_cells_pass_over_what_is_imported_and_the_process_is_left_as_it_was():
+    with engine("loky", 1, 0):
+        assert len(gc.get_objects()) < gc.get_freeze_count()
+    assert gc.get_freeze_count() == 0
 
 
 def test_a_machine_without_the_runs_folder_is_told_of(tmp_path):

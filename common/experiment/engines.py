@@ -92,7 +92,11 @@ def local_slots(device: str, cells_per_gpu: int) -> int:
 @contextmanager
 def _loky(jobs: int, context: BaseContext | None) -> Iterator[Engine]:
     if jobs == 1:
-        yield Engine(_call_here, ())
+        gc.freeze()  # as in a worker
+        try:
+            yield Engine(_call_here, ())
+        finally:
+            gc.unfreeze()
         return
     prepare = partial(_prepare_worker, os.getpid(), context is not None, dict(os.environ), dict(first_seen))
     pool = partial(get_reusable_executor, jobs, context=context, timeout=None, initializer=prepare)
