@@ -10,7 +10,7 @@ F1 = tuple(f"f1_normal_{share}" for share in (10, 20, 30, 40, 50))
 LABELS = {
     "discriminator_reconstruction": "D(R(X))",
     "discriminator": "D(X)",
-    "reconstruction": "|X-R(X)|²",
+    "reconstruction": "squared error",
     "auroc": "AUROC",
     "auroc_spread": "spread",
     "f1_max_normal": "max F1",

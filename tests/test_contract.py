@@ -302,6 +302,14 @@ class Forgetful(Tiny):
         return self.error(x + 0.5 * torch.randn(x.shape, generator=self.random)).mean()
 
 
+class LacksArguments(Tiny):
+    """It takes nothing but the shape."""
+
+    def __init__(self, shape):
+        super(Tiny, self).__init__()
+        self.save_hyperparameters(logger=False)
+
+
 @pytest.mark.parametrize("module", [Tiny, Whitened, TwoPhases])
 def test_a_sound_module_passes(module):
     check_module(module)
@@ -334,6 +342,7 @@ def test_a_sound_module_passes(module):
         (check_orientation, Inverted, "higher must mean more anomalous"),
         (check_scores, LooksAtValues, "cannot be exported"),
         (check_resume, Forgetful, "resumed"),
+        (check_shapes, LacksArguments, r"must take score, threshold_quantile and call self.save_hyperparameters\(\)"),
     ],
 )
 def test_planted_faults_are_caught(check, fault, says):

@@ -136,7 +136,7 @@ def test_data_of_ones_own(dataset, outside, capsys):
     presets = ["smoke", "autoencoder-smoke", "alocc-small", "classical-lof"]
     flags = ["--datasets", dataset, "--normal", normal, "--jobs", "1", "--seeds", "0", "--max-epochs", "1"]
     run_experiment(EXPERIMENT, [*flags, "--presets", *presets])
-    assert f"{dataset} has no presets of its own" in capsys.readouterr().out
+    assert f"no preset is made for '{dataset}'" in capsys.readouterr().out
     made = records(outside)
     assert {record["classes"][0] for record in made.values()} == {normal}
     assert {name.split("/")[1] for name in made} == {"my" if dataset == "my.npz" else "my_data.load"}

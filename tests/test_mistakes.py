@@ -111,6 +111,24 @@ def test_mistakes_get_one_line_and_status_2(flags, says, tmp_path, capsys):
     assert not list(tmp_path.rglob("metrics.json"))
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--presets", "smoke", "my/none.yaml"], "no preset file my/none.yaml"),
+        (["--presets", "smoke", "smoke,latnt=4"], "autoencoder-smoke,latnt=4"),
+        (["--presets", "smoke", "smoke,latnt=4"], "did you mean latent?"),
+        (["--presets", "smoke", "smoke,trainer.max_epoch=3"], "did you mean max_epochs?"),
+        (["--presets", "smoke", "smoke,latent=many"], "latent must be int"),
+        (["--presets", "smoke", "classical-loff"], "unknown classical detector 'loff'"),
+        (["--normal", "3", "12"], "'digits' has no class '12'"),
+    ],
+)
+def test_a_mistake_is_found_before_any_cell_runs(flags, says, tmp_path, capsys):
+    for more in ([], [] if "--normal" in flags else ["--dry-run"]):  # a dry run needs no data
+        assert says in refused(capsys, "--runs", tmp_path / "runs", *flags, *more)
+    assert not list((tmp_path / "runs").rglob("*"))
+
+
 def test_empty_class_folder(tmp_path, capsys):
     root = tree(tmp_path / "pets")
     (root / "test" / "bird").mkdir()

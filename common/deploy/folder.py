@@ -81,7 +81,7 @@ def predict_folder(
         console.print("no labels, because the checkpoint has no held-out scores: give a score as --threshold")
     elif np.isinf(limit) and threshold is not None and threshold.startswith("alpha="):
         needed = samples_needed(float(threshold.removeprefix("alpha=")))
-        console.print(f"no image can be flagged: {threshold} needs {needed} held-out scores, not {len(calibration)}")
+        console.print(f"no image can be flagged: {threshold} needs {needed} held-out scores, not {len(calibration)}: give more")
     else:
         console.print(f"{table['label'].sum()} of {len(table)} images reach the threshold {limit:.6g}")
     console.print(f"written: {out}")

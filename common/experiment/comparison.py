@@ -14,7 +14,7 @@ from common.experiment.cell import Settings
 from common.experiment.declaration import Experiment, Grid
 from common.experiment.grid import run_grid
 from common.experiment.perform import check_writable, records_of, refuse_stale
-from common.experiment.plan import cells_of
+from common.experiment.plan import cells_of, refuse_mistaken_presets, refuse_unknown_classes
 from common.experiment.published import tabulate
 from common.training.process import chosen_device
 
@@ -76,6 +76,8 @@ def compare(
     save_arrays(path, X_train, y_train, X_test, y_test)
     grid = Grid(tuple(presets), (str(path),), (protocol,), None if normal is None else tuple(map(str, normal)))
     cells = cells_of(grid, seeds, given)
+    refuse_mistaken_presets(cells, given)
+    refuse_unknown_classes(cells, given)
     if not given.force:
         refuse_stale(cells, given)
     if failures := run_grid(cells, given, jobs, Console()):

@@ -12,10 +12,17 @@ from common.data import DATASETS, load
 from common.data.datamodule import default_root
 from common.errors import DataMissingError, InputError
 from common.experiment.cell import Cell, Settings
-from common.experiment.declaration import Experiment, Grid
+from common.experiment.declaration import Experiment, Grid, full_name
 from common.experiment.grid import Failure, cells_at_a_time, run_grid, threads_per_cell
 from common.experiment.overview import write_overview
-from common.experiment.plan import bases, cells_of, narrowed, refuse_one_name
+from common.experiment.plan import (
+    bases,
+    cells_of,
+    narrowed,
+    refuse_mistaken_presets,
+    refuse_one_name,
+    refuse_unknown_classes,
+)
 from common.experiment.published import RESULTS, published, tabulate
 from common.experiment.records import Record, publish
 from common.experiment.render import write_tables
@@ -44,10 +51,13 @@ def perform(experiment: Experiment, arguments: argparse.Namespace) -> None:
         wanted += cells_of(grid, seeds, settings, missing)
     wanted = list(dict.fromkeys(wanted))
     refuse_one_name(dict.fromkeys(cell.preset for cell in wanted))
+    declared = itertools.chain(*(grid.presets for grid in (experiment.main, *experiment.also)))
+    refuse_mistaken_presets(wanted, settings, {full_name(preset, experiment.name) for preset in declared})
     if arguments.dry_run:
         limit = cells_at_a_time(wanted, settings, arguments.jobs, arguments.cells_per_gpu)
         _list(wanted, replace(settings, threads=threads_per_cell(limit)), console)
         return
+    refuse_unknown_classes(wanted, settings)
     _say_what_is_run(wanted, missing, settings, console)
     if not arguments.keep:
         refuse_stale(wanted, settings)
@@ -160,7 +170,7 @@ def _say_what_is_run(cells: Sequence[Cell], missing: Mapping[str, str], settings
         if dataset not in DATASETS or dataset == "folder":
             load(dataset, settings.root or default_root())  # here, where it says what is left out, and not in every worker
             console.print(
-                f"{dataset} has no presets of its own: the general ones are used, those for tables if it is one",
+                f"no preset is made for '{dataset}': the general presets are used, for a table those for tables",
                 highlight=False,
                 soft_wrap=True,
             )

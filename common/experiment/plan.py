@@ -2,18 +2,24 @@
 
 import argparse
 import itertools
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
+from inspect import signature
 
 import numpy as np
+from pytorch_lightning import Trainer
 
-from common.data import DATASETS, load
+from common.data import DATASETS, OneClassDataModule, load
 from common.data.datamodule import default_root
+from common.data.splitting import class_numbers
 from common.errors import InputError
 from common.experiment.cell import Cell, Settings
 from common.experiment.declaration import Experiment, Grid, full_name
 from common.module import import_class
-from common.presets import is_file, preset_path, read_config, row_name, split_preset
+from common.presets import Config, is_file, preset_path, read_config, row_name, split_preset
+from common.training.lightning import check_config
 
 
 def narrowed(experiment: Experiment, arguments: argparse.Namespace) -> list[Grid]:
@@ -73,6 +79,36 @@ def refuse_one_name(presets: Iterable[str]) -> None:
             raise InputError(f"{first} and {preset} would both be called {row_name(preset)}: rename one")
 
 
+def refuse_mistaken_presets(cells: Sequence[Cell], settings: Settings, known: Collection[str] = ()) -> None:
+    """Refuses presets and overrides that cannot be run, before any cell is.
+
+    Args:
+        cells: What is to be run.
+        settings: How.
+        known: Presets that need no check of their keys and values.
+
+    Raises:
+        InputError: There is no such preset, or the command does not take a key or a value.
+    """
+    for cell in {(cell.preset, cell.dataset): cell for cell in cells}.values():
+        config = cell.config(settings)
+        if cell.preset not in known and cell.detector is None:
+            try:
+                check_config(config)
+            except InputError as error:
+                raise InputError(f"{cell.preset}: {_with_suggestion(str(error), config)}") from error
+
+
+def refuse_unknown_classes(cells: Sequence[Cell], settings: Settings) -> None:
+    """Refuses classes that a data set lacks, before any cell is run; it loads the data.
+
+    Raises:
+        InputError: There is no such class, or the data cannot be had.
+    """
+    for dataset, normal in dict.fromkeys((cell.dataset, cell.normal) for cell in cells):
+        class_numbers(normal, load(dataset, settings.root or default_root()).classes, dataset)
+
+
 def bases(presets: Iterable[str]) -> dict[str, str]:
     """Finds each preset file's base: the first earlier preset of its class or of a base class."""
     classes = {}
@@ -89,6 +125,16 @@ def bases(presets: Iterable[str]) -> dict[str, str]:
             if extended:
                 found[name] = extended[0]
     return found
+
+
+def _with_suggestion(message: str, config: Config) -> str:
+    """A message about an unknown key, with the key that is spelt most like it."""
+    keys = import_class(config["model"]["class_path"]).argument_names()
+    keys |= signature(OneClassDataModule).parameters.keys() | signature(Trainer).parameters.keys()
+    for word in re.findall(r"[Oo]ption '(\w+)'", message):
+        if near := get_close_matches(word, keys, n=1):
+            return f"{message}: did you mean {near[0]}?"
+    return message
 
 
 def _datasets_of(grids: Sequence[Grid], protocols: Sequence[str] | None) -> list[str]:

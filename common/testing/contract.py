@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = _arguments(cls, argv)
     console, failures = Console(highlight=False), 0
     for check in CHECKS:
-        purpose = (check.__doc__ or "").splitlines()[0]
+        purpose = (check.__doc__ or "").splitlines()[0].replace("``", "")
         with console.status(purpose):
             fault = _fault(check, cls, arguments)
         failures += fault is not None

@@ -47,9 +47,12 @@ def toy_loader(samples: Sample) -> ResidentLoader:
 
 
 def new(factory: Factory, shape: Sequence[int] = SHAPE) -> OneClassModule:
-    """A module whose initial weights are always the same."""
+    """A module whose initial weights are always the same; AssertionError if it lacks hyper-parameters that all have."""
     with seeded():
-        return factory(shape)
+        module = factory(shape)
+    missing = [name for name in ("shape", "score", "threshold_quantile") if name not in module.hparams]
+    assert not missing, f"__init__ must take {', '.join(missing)} and call self.save_hyperparameters()"
+    return module
 
 
 def fit(

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 from jsonargparse import ArgumentParser
 from pytorch_lightning import Callback, Trainer
@@ -16,7 +17,7 @@ from common.errors import InputError
 from common.module import OneClassModule
 from common.names import PARSER_MODE
 from common.presets import split_preset
-from common.training.checkpoints import Oracle, Rule, checkpointing, run_folder
+from common.training.checkpoints import EpochCheckpoint, Oracle, Rule, checkpointing, run_folder
 from common.training.predictions import Predictions
 from common.training.resuming import (
     NAMED,
@@ -137,9 +138,10 @@ class OneClassCLI(LightningCLI):
         try:
             with interruptible():
                 super()._run_subcommand(subcommand)
+            if subcommand == "fit" and self.trainer.is_global_zero and (written := self._last_checkpoint()):
+                print(f"written: {written}")
         except KeyboardInterrupt:
-            saved = self.trainer.checkpoint_callbacks[-1].best_model_path  # type: ignore[attr-defined]
-            if subcommand != "fit" or not saved:
+            if subcommand != "fit" or not (saved := self._last_checkpoint()):
                 raise
             raise KeyboardInterrupt(f"go on with --ckpt_path {saved}") from None
         except RuntimeError as error:
@@ -147,6 +149,11 @@ class OneClassCLI(LightningCLI):
                 raise
             shape = list(self.datamodule.shape)
             raise InputError(f"the checkpoint's net is none for samples of shape {shape}: give the size of its data") from error
+
+    def _last_checkpoint(self) -> str:
+        """Where the run's last epoch lies; empty if none was saved."""
+        own = [callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, EpochCheckpoint)]
+        return own[-1].best_model_path if own else ""
 
     def _start_from(self, subcommand: str) -> None:
         """Finds a checkpoint given by name, and says which hyper-parameters come from it."""
@@ -183,6 +190,22 @@ def assemble(config: dict[str, Any], metadata: Mapping[str, Any] | None = None) 
     """
     with _as_input_errors():
         return OneClassCLI(config, run=False, metadata=metadata)
+
+
+def check_config(config: dict[str, Any]) -> None:
+    """Checks a configuration's keys and values, and makes nothing of them.
+
+    Raises:
+        InputError: A key or value that the parser does not accept.
+    """
+
+    class Parsed(OneClassCLI):
+        def instantiate_classes(self) -> None:
+            """Makes nothing."""
+
+    with _as_input_errors(), catch_warnings():
+        simplefilter("ignore")  # Lightning expects either arguments or a command line
+        Parsed({**config, "seed_everything": False}, run=False)
 
 
 def data_module(options: dict[str, Any]) -> OneClassDataModule:
