@@ -8,6 +8,8 @@ AE_ONLY = "tuned,weight_latent=0,weight_visual=0"
 LATENT = "tuned,weight_visual=0"
 VISUAL = "tuned,mining_steps=null"
 UNMINED = "tuned,mining_steps=0"  # C is trained but unused; not in the paper
+MEAN = "paper,reduction=mean"  # the squared norm as the authors' code has it: averaged over the pixels
+MEAN_UNMINED = f"{MEAN},mining_steps=0"
 SCORES = ("reconstruction", "relative_reconstruction")
 
 EXPERIMENT = Experiment(
@@ -18,10 +20,11 @@ EXPERIMENT = Experiment(
     also=(
         # Table 4
         Grid((AE_ONLY, LATENT, VISUAL, UNMINED, "tuned"), ("mnist",)),
+        Grid((MEAN, MEAN_UNMINED), ("mnist",), normal=("8",)),
         # Table 1, "protocol 1"
         Grid((*PRESETS, *BASELINES), ("mnist", "coil100", "fashion_mnist"), ("balanced",)),
     ),
-    compare={f"ocgan-{preset} {score}": ("OCGAN",) for preset in PRESETS for score in SCORES}
+    compare={f"ocgan-{preset} {score}": ("OCGAN",) for preset in (*PRESETS, MEAN) for score in SCORES}
     | {f"ocgan-{AE_ONLY} {score}": ("AE only",) for score in SCORES}
     | {f"ocgan-{LATENT} {score}": ("+ latent",) for score in SCORES}
     | {f"ocgan-{VISUAL} {score}": ("+ visual",) for score in SCORES}
