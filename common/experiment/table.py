@@ -133,14 +133,17 @@ def summarise(
     rows = []
     for (*key, _), cells in long.groupby([*KEY, "together"], sort=False):
         base = current.get((cells["base"].iloc[0], *key[1:]))
-        seeds = _by_seed(cells)
-        choices = [[str(normal)] for normal in seeds]
+        base_seeds = None if base is None else _by_seed(base)
+        seeds, of_class = _by_seed(cells), {str(normal): own for normal, own in cells.groupby("normal")}
+        choices = [([str(normal)], of_class[str(normal)]) for normal in seeds]
         if len(choices) > 1 and len(seeds.dropna()):
-            choices.append([str(normal) for normal in seeds])
-        for normals in choices:
-            row = dict(zip(KEY, key, strict=True)) | _measured(cells, seeds[normals], _label(cells, normals))
-            row |= _beside_paper(row, normals, reported, compare)
-            rows.append(row | (_beside_base(seeds[normals], base) if base is not None else {}))
+            choices.append(([str(normal) for normal in seeds], cells))
+        block = dict(zip(KEY, map(str, key), strict=True))
+        numbers = _numbers_of(block, reported, compare)
+        for normals, chosen in choices:
+            row = block | _measured(chosen, seeds[normals], _label(cells, normals))
+            row |= _beside_paper(row, normals, numbers)
+            rows.append(row | (_beside_base(seeds[normals], base_seeds) if base_seeds is not None else {}))
     return as_summary(rows)
 
 
@@ -175,9 +178,9 @@ def _label(cells: pd.DataFrame, normals: Sequence[str]) -> str:
 
 
 def _measured(cells: pd.DataFrame, seeds: pd.DataFrame, label: str) -> dict[str, Any]:
-    cells = cells[cells["normal"].isin(list(seeds))]
-    means = seeds.dropna().mean(axis=1)
-    low, high = bootstrap_interval([seeds[normal].dropna() for normal in seeds])
+    values = seeds.to_numpy()
+    means = pd.Series(values[~np.isnan(values).any(axis=1)].mean(axis=1))
+    low, high = bootstrap_interval([column[~np.isnan(column)] for column in values.T])
     return {
         "normal": label,
         "class_name": cells["class_name"].iloc[0] if seeds.shape[1] == 1 else "",
@@ -193,29 +196,39 @@ def _measured(cells: pd.DataFrame, seeds: pd.DataFrame, label: str) -> dict[str,
     }
 
 
-def _beside_paper(
-    row: Mapping[str, Any], normals: Sequence[str], reported: pd.DataFrame, compare: Mapping[str, Sequence[str]]
-) -> dict[str, Any]:
-    same = (reported["dataset"] == row["dataset"]) & (reported["metric"] == row["metric"])
-    numbers = reported[same & (reported["protocol"] == row["protocol"].partition(",")[0])]
-    for wanted in compare.get(f"{row['name']} {row['score']}", compare.get(row["name"], ())):
-        found = numbers[(numbers["method"] == wanted) | (numbers["source"] == wanted)]
-        for source, of_source in found.groupby("source", sort=False):
-            values = of_source.set_index("normal")["value"]
-            if row["normal"] in values.index:
-                paper = float(values[row["normal"]])
-            elif set(normals) <= set(values.index):
-                paper = float(values[list(normals)].mean())
-            else:
-                continue
-            verdict = status(paper, row["mean"], row["ci_low"], row["ci_high"])
-            return {"paper": paper, "delta": row["mean"] - paper, "reference": source, "status": verdict}
+def _numbers_of(
+    block: Mapping[str, str], reported: pd.DataFrame, compare: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, float]]:
+    """The reported numbers that may stand beside a block, by class, for each source; the preferred one first."""
+    wanted = compare.get(f"{block['name']} {block['score']}", compare.get(block["name"], ()))
+    if not wanted:
+        return {}
+    same = (reported["dataset"] == block["dataset"]) & (reported["metric"] == block["metric"])
+    numbers = reported[same & (reported["protocol"] == block["protocol"].partition(",")[0])]
+    found: dict[str, dict[str, float]] = {}
+    for name in wanted:
+        rows = numbers[(numbers["method"] == name) | (numbers["source"] == name)]
+        for source, of_source in rows.groupby("source", sort=False):
+            found.setdefault(str(source), dict(zip(of_source["normal"], of_source["value"], strict=True)))
+    return found
+
+
+def _beside_paper(row: Mapping[str, Any], normals: Sequence[str], numbers: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    for source, values in numbers.items():
+        if row["normal"] in values:
+            paper = float(values[row["normal"]])
+        elif set(normals) <= values.keys():
+            paper = float(np.mean([values[normal] for normal in normals]))
+        else:
+            continue
+        verdict = status(paper, row["mean"], row["ci_low"], row["ci_high"])
+        return {"paper": paper, "delta": row["mean"] - paper, "reference": source, "status": verdict}
     return {}
 
 
 def _beside_base(seeds: pd.DataFrame, base: pd.DataFrame) -> dict[str, float]:
     """The mean difference over the pairs of one class and seed, and a bootstrap interval in which pairs are resampled."""
-    pairs = (seeds - _by_seed(base).reindex(columns=seeds.columns)).to_numpy().ravel()
+    pairs = (seeds - base.reindex(columns=seeds.columns)).to_numpy().ravel()
     pairs = pairs[~np.isnan(pairs)]
     if not len(pairs):
         return {}
