@@ -10,11 +10,6 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
-def pytest_xdist_auto_num_workers():
-    """One process more than cores: some tests wait for a cluster, a browser or a kill, and another can run meanwhile."""
-    return os.cpu_count() + 1
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _one_core():
     """Module-wide fixtures compute by one thread too, and a grid's cells run in this process unless a test gives ``--jobs``."""

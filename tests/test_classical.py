@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy.spatial.distance import pdist
 from skimage.feature import hog
@@ -19,6 +18,7 @@ from common.data import OneClassDataModule, image_data
 from common.errors import InputError
 from common.experiment import Cell
 from common.experiment.cell import Settings
+from common.experiment.published import measured
 from common.experiment.run import run
 from common.shallow import (
     HOG,
@@ -31,6 +31,7 @@ from common.shallow import (
     WideOneClassSVM,
     diameter,
 )
+from experiments.classical import EXPERIMENT
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 X = np.random.default_rng(0).normal(size=(60, 7))
@@ -299,8 +300,8 @@ def test_an_unknown_option_gets_one_line(preset, says, tmp_path):
 
 @pytest.mark.parametrize("preset", ["ocsvm_ruff", "kde_ruff"])
 def test_the_committed_rows_are_the_published_ones(preset):
-    table = pd.read_csv(EXPERIMENTS / "results" / "aggregates" / "classical.csv", dtype={"normal": str})
-    rows = table[(table["preset"] == preset) & (table["dataset"] == "mnist")]
+    table = measured(EXPERIMENT)
+    rows = table[(table["name"] == f"classical-{preset}") & (table["dataset"] == "mnist")]
     assert set(rows["normal"]) == {*map(str, range(10)), "mean"}
     assert rows["reference"].str.endswith("Ruff2018 T1").all()
     assert rows["delta"].abs().max() < 0.001
