@@ -205,7 +205,8 @@ def test_fit_by_two_processes(folder):
 
 def test_own_images(folder):
     fit, predict, export = (c for c in COMMANDS if "photos" in c and c.startswith("oneclass"))
-    call_here(f"{small(fit)} --trainer.max_epochs 2", folder)
+    written = "written: runs/photos/version_0/checkpoints/last.ckpt"
+    assert written in call_here(f"{small(fit)} --trainer.max_epochs 2", folder)
     assert "of 24 images" in call_here(predict, folder)
     assert "written: runs/photos" in call_here(export, folder)
 

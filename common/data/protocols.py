@@ -10,12 +10,10 @@ and by keyword its options and the ``seed`` of its random choices. It returns :c
 protocols of :data:`PROTOCOLS`:
 
 * ``val_fraction``: share of the normal training samples that is held out, in [0, 1);
-* ``contamination``: anomalies mixed into training, unlabelled, as a share of the number of normal training samples (before
-  the validation samples are held out), in [0, 1);
+* ``contamination``: unlabelled anomalies in training, as a share of all normal training samples, held-out ones too, in [0, 1);
 * ``anomalous``: the classes that count as anomalies, in contamination and test; all others by default.
 
 All raise :class:`common.errors.InputError` for a share outside its range, a class without samples or too few anomalies.
-Users can write such a function themselves. Nothing here knows about images.
 """
 
 from collections.abc import Callable, Sequence
@@ -213,7 +211,6 @@ def no_split(
 
     The normal samples are the official training samples, or all samples if the data set has no test set. The results
     flatter the method. Validation samples get no gradient but are tested.
-
     ``share``, in (0, 1), is the share of anomalies in the test set; by default all anomalies are tested. ``limit``, at
     least 1, keeps only the first samples of each normal class; by default all are used. Anomalies that contaminate the
     training are not tested.
