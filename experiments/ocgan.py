@@ -23,6 +23,7 @@ EXPERIMENT = Experiment(
         Grid((MEAN, MEAN_UNMINED), ("mnist",), normal=("8",)),
         # Table 1, "protocol 1"
         Grid((*PRESETS, *BASELINES), ("mnist", "coil100", "fashion_mnist"), ("balanced",)),
+        Grid(("autoencoder-denoising",), ("coil100",), ("balanced",)),
     ),
     compare={f"ocgan-{preset} {score}": ("OCGAN",) for preset in (*PRESETS, MEAN) for score in SCORES}
     | {f"ocgan-{AE_ONLY} {score}": ("AE only",) for score in SCORES}
