@@ -110,8 +110,14 @@ def unmeasured(experiment: Experiment, table: pd.DataFrame, numbers: pd.DataFram
         if "-" in name or name in set(table["name"]):  # a preset file's row stands for a source only where it was run
             ours.update(sources)
     parts = []
+    printed: dict[Place, pd.DataFrame] = {}
     for place in experiment.places:
-        theirs = _printed(numbers, place)
+        anyone = place._replace(name="")
+        if anyone not in printed:
+            printed[anyone] = _printed(numbers, place)
+        theirs = printed[anyone]
+        if not len(theirs):
+            continue
         others = theirs[~_is_one_of(theirs, ours)]
         parts.append(others.assign(name=others["method"], status="reported"))
         done = table[(table[["name", "dataset", "protocol"]] == place[:3]).all(axis=1)]

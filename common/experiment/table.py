@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from common.experiment.records import Record
 from common.names import dataset_label
@@ -141,7 +141,8 @@ def summarise(
         block = dict(zip(KEY, map(str, key), strict=True))
         numbers = _numbers_of(block, reported, compare)
         for normals, chosen in choices:
-            row = block | _measured(chosen, seeds[normals], _label(cells, normals))
+            values = seeds.to_numpy() if len(normals) > 1 else seeds[normals[0]].to_numpy()[:, None]
+            row = block | _measured(chosen, values, _label(cells, normals))
             row |= _beside_paper(row, normals, numbers)
             rows.append(row | (_beside_base(seeds[normals], base_seeds) if base_seeds is not None else {}))
     return as_summary(rows)
@@ -162,7 +163,7 @@ def is_mean(table: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def _by_seed(cells: pd.DataFrame) -> pd.DataFrame:
-    return cells.pivot_table(index="seed", columns="normal", values="value", sort=False)
+    return cells.set_index(["seed", "normal"])["value"].unstack(sort=False)
 
 
 def _label(cells: pd.DataFrame, normals: Sequence[str]) -> str:
@@ -177,16 +178,16 @@ def _label(cells: pd.DataFrame, normals: Sequence[str]) -> str:
     return named if len(named) <= 24 else f"mean of {len(normals)} classes"
 
 
-def _measured(cells: pd.DataFrame, seeds: pd.DataFrame, label: str) -> dict[str, Any]:
-    values = seeds.to_numpy()
-    means = pd.Series(values[~np.isnan(values).any(axis=1)].mean(axis=1))
+def _measured(cells: pd.DataFrame, values: NDArray[np.float64], label: str) -> dict[str, Any]:
+    """The columns of one row, from values ``(seeds, classes)``; a seed counts in a mean if it has all the classes."""
+    means = values[~np.isnan(values).any(axis=1)].mean(axis=1)
     low, high = bootstrap_interval([column[~np.isnan(column)] for column in values.T])
     return {
         "normal": label,
-        "class_name": cells["class_name"].iloc[0] if seeds.shape[1] == 1 else "",
-        "n_classes": seeds.shape[1],
+        "class_name": cells["class_name"].iloc[0] if values.shape[1] == 1 else "",
+        "n_classes": values.shape[1],
         "mean": float(means.mean()),
-        "std": float(means.std(ddof=1)),
+        "std": float(means.std(ddof=1)) if len(means) > 1 else np.nan,
         "n_seeds": len(means),
         "ci_low": low,
         "ci_high": high,
