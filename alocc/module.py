@@ -45,7 +45,7 @@ class ALOCC(OneClassModule):
         alpha: Weight of reconstructions R(X) among what D learns to accept, see :func:`alocc.losses.good_and_bad_loss`.
         beta: Weight of reconstructed pseudo-anomalies among what D learns to reject.
         r_steps: Steps of R after each step of D.
-        optimizer: The optimiser of both nets; ``rmsprop`` has TensorFlow's decay of 0.9, ``adam`` has betas of 0.5 and 0.999.
+        optimizer: The optimiser of both nets; ``rmsprop`` has TensorFlow's decay and start, ``adam`` has betas of 0.5 and 0.999.
         lr_d: Learning rate of D.
         lr_r: Learning rate of R.
         schedule: Schedule of both rates: ``constant``, or ``cosine`` to 0 at the last iteration.
@@ -108,6 +108,8 @@ class ALOCC(OneClassModule):
         for name, net, lr in (("D", self.discriminator, h.lr_d), ("R", self.reconstructor, h.lr_r)):
             if h.optimizer == "rmsprop":
                 optimizers[name] = RMSprop(net.parameters(), lr, 0.9)
+                for weights in net.parameters():  # TensorFlow's mean of squared gradients starts at 1, PyTorch's at 0
+                    optimizers[name].state[weights] = {"step": torch.tensor(0.0), "square_avg": torch.ones_like(weights)}
             else:
                 optimizers[name] = Adam(net.parameters(), lr, (0.5, 0.999))
         return optimizers

@@ -8,7 +8,7 @@ AE_ONLY = "tuned,weight_latent=0,weight_visual=0"
 LATENT = "tuned,weight_visual=0"
 VISUAL = "tuned,mining_steps=null"
 UNMINED = "tuned,mining_steps=0"  # C is trained but unused; not in the paper
-MEAN = "paper,reduction=mean"  # the squared norm as the authors' code has it: averaged over the pixels
+MEAN = "paper,reduction=mean"  # the squared norm averaged over the pixels, as in the authors' code
 MEAN_UNMINED = f"{MEAN},mining_steps=0"
 SCORES = ("reconstruction", "relative_reconstruction")
 

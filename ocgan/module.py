@@ -84,7 +84,7 @@ class OCGAN(OneClassModule):
         self.encoder, self.decoder, critic = build(shape, width, latent, network)
         self.critics = nn.ModuleDict()
         if weight_latent:
-            self.critics["latent_discriminator"] = latent_critic(latent)
+            self.critics["latent_discriminator"] = latent_critic(latent, network)
         if weight_visual:
             self.critics["visual_discriminator"] = critic(visual_width)
         if weight_visual and mining_steps is not None:

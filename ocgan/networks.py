@@ -52,15 +52,25 @@ def build(shape: Sequence[int], width: int, latent: int, network: Literal["padde
     return Nets(*_released(shape[0], width, latent), partial(_released_critic, shape[0]))
 
 
-def latent_critic(latent: int) -> nn.Sequential:
+def latent_critic(latent: int, network: Literal["padded", "released"]) -> nn.Sequential:
     """The latent discriminator: a dense net with 128, 64, 32 and 16 units as in the paper, and one logit.
+
+    ``released`` has the code's ReLU and initial weights and biases, N(0, 0.02²).
 
     Example:
         >>> import torch
-        >>> latent_critic(16)(torch.zeros(4, 16)).shape
+        >>> latent_critic(16, "padded")(torch.zeros(4, 16)).shape
         torch.Size([4])
     """
-    return dense([latent, 128, 64, 32, 16, 1], nn.Flatten(0))
+    sizes = [latent, 128, 64, 32, 16, 1]
+    if network == "padded":
+        return dense(sizes, nn.Flatten(0))
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        for values in layers[-2].parameters():
+            nn.init.normal_(values, 0.0, 0.02)
+    return nn.Sequential(*layers[:-1], nn.Flatten(0))
 
 
 @contextmanager

@@ -145,6 +145,18 @@ def test_each_net_has_an_optimiser_and_a_rate_of_its_own(name):
         assert {key: optimizer.defaults[key] for key in settings} == settings
 
 
+def test_rmsprop_starts_from_ones_as_tensorflows_does():
+    module = narrow("official")()
+    optimizer, weights = module.named_optimizers()["D"], module.discriminator[0].weight
+    before, average = weights.detach().clone(), 1.0
+    for gradient in (0.5, -2.0):
+        weights.grad = torch.full_like(weights, gradient)
+        optimizer.step()
+        average = 0.9 * average + 0.1 * gradient**2
+        before -= module.hparams.lr_d * gradient / math.sqrt(average)
+        torch.testing.assert_close(weights.detach(), before)
+
+
 def test_noise_is_fresh_and_of_the_stated_strength():
     module, image = preset("official", clip=None)(), torch.zeros(2000, 1, 4, 4)
     first, second = module.noisy(image), module.noisy(image)

@@ -19,7 +19,7 @@ from common.testing import fit, optimizer_steps, toy_samples, trained
 from ocgan import OCGAN
 from ocgan.losses import critic_loss, fooling_loss, relative_error
 from ocgan.mining import mine
-from ocgan.networks import build, kept_statistics
+from ocgan.networks import build, kept_statistics, latent_critic
 
 CONFIGS = Path(__file__).parents[1] / "ocgan" / "configs"
 NARROW = {"width": 8, "latent": 6, "visual_width": 4, "classifier_width": 4, "network": "padded"}
@@ -387,6 +387,11 @@ def test_released_nets():
     for layer in layers:
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    critic = latent_critic(16, "released")
+    assert kinds(critic) == [*["Linear", "ReLU"] * 4, "Linear", "Flatten"]
+    assert [layer.out_features for layer in critic if isinstance(layer, nn.Linear)] == [128, 64, 32, 16, 1]
+    for values in (critic[0].weight, critic[2].weight, critic[0].bias):
+        assert values.std().item() == pytest.approx(0.02, rel=0.2)
     with pytest.raises(InputError, match="61x61 images, not 28x28: give image_size 61"):
         build((1, 28, 28), 64, 16, "released")
     with pytest.raises(InputError, match=r"\(C, H, W\) or \(F,\)"):
