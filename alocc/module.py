@@ -45,7 +45,7 @@ class ALOCC(OneClassModule):
         alpha: Weight of reconstructions R(X) among what D learns to accept, see :func:`alocc.losses.good_and_bad_loss`.
         beta: Weight of reconstructed pseudo-anomalies among what D learns to reject.
         r_steps: Steps of R after each step of D.
-        optimizer: The optimiser of both nets; ``rmsprop`` has TensorFlow's decay and start, ``adam`` has betas of 0.5 and 0.999.
+        optimizer: The optimiser of both nets; ``rmsprop`` has TensorFlow's decay and start, ``adam`` betas of 0.5 and 0.999.
         lr_d: Learning rate of D.
         lr_r: Learning rate of R.
         schedule: Schedule of both rates: ``constant``, or ``cosine`` to 0 at the last iteration.

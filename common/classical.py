@@ -81,10 +81,7 @@ DETECTORS: dict[str, Preset] = {
 
 
 def detector(preset: str) -> Preset:
-    """The classical detector of a preset.
-
-    Raises:
-        InputError: There is no such preset.
+    """The classical detector of a preset; raises InputError if there is none.
 
     Example:
         >>> detector("kde_ruff").data

@@ -11,7 +11,7 @@ from common.command_line import Parser, one_line_errors
 from common.errors import InputError
 from common.hidden import naming_hidden_packages
 from common.names import joined
-from common.presets import CLASS_KEYS, make_importable, preset_path
+from common.presets import CLASS_KEYS, config_path, make_importable
 
 HELP = """usage: oneclass COMMAND ...
 
@@ -156,12 +156,8 @@ def _presets_as_files(arguments: Sequence[str]) -> list[str]:
         text = value if equals else "".join(words[at : at + 1])
         if flag.removeprefix("--") in CLASS_KEYS and text.startswith("["):
             words[at] = f"{flag}={joined(text)}" if equals else joined(text)
-        if flag != "--config":
-            continue
-        if Path(text).is_file():
-            make_importable(Path(text).parent)
-        elif re.fullmatch(r"\w+-[\w.]+", text) and not text.endswith((".yaml", ".yml")):
-            path = str(preset_path(text))
+        if flag == "--config":
+            path = str(config_path(text))
             words[at] = f"--config={path}" if equals else path
     return words
 

@@ -12,11 +12,7 @@ from common.errors import InputError
 
 @contextmanager
 def naming_hidden_packages() -> Iterator[None]:
-    """Context for imports: if a user's file hides a package and an import fails, the error names the file.
-
-    Raises:
-        InputError: An import failed, and there are such files.
-    """
+    """Context for imports: if one fails and a user's files hide a package, InputError names these files."""
     try:
         yield
     except Exception as error:
@@ -27,10 +23,9 @@ def naming_hidden_packages() -> Iterator[None]:
 
 
 def hiding(folders: list[str]) -> list[str]:
-    """Returns the files in a user's own folders that hide modules of Python or of a package.
+    """The files in a user's own folders that hide modules of Python or of a package.
 
-    Args:
-        folders: Python's search path; those before the standard library are the user's.
+    The folders are Python's search path; those before the standard library are the user's.
     """
     files = []
     repository = os.path.dirname(os.path.dirname(__file__))

@@ -161,8 +161,7 @@ class OneClassModule(ScoringModule):
     def cosine(self, optimizer: Optimizer) -> dict[str, Any]:
         """A schedule for :meth:`scheduler` that falls along a cosine to 0 at the last iteration.
 
-        Raises:
-            InputError: The length of the training is not known.
+        Raises InputError if the length of the training is not known.
         """
         # With manual optimisation Lightning counts batches here, as on_train_batch_end does, not optimiser steps
         iterations = self.trainer.estimated_stepping_batches
@@ -184,8 +183,7 @@ class OneClassModule(ScoringModule):
     def configure_optimizers(self) -> Any:
         """Builds Lightning's configuration from :meth:`named_optimizers` and :meth:`scheduler`.
 
-        Raises:
-            InputError: An optimiser refuses a hyper-parameter, such as its rate.
+        Raises InputError if an optimiser refuses a hyper-parameter, such as its rate.
         """
         configured: list[dict[str, Any]] = []
         try:

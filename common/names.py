@@ -32,8 +32,7 @@ def keep_names(config: Any, text: str) -> Any:
 def joined(text: str) -> str:
     """Joins classes, which may be written as a YAML list, to one text with ``+``.
 
-    Raises:
-        yaml.YAMLError: The text begins like a list, but is not one.
+    Raises yaml.YAMLError for a text that begins like a list, but is none.
 
     Example:
         >>> joined("[01, 02]"), joined("01")

@@ -27,12 +27,9 @@ def preset_path(preset: str, *variants: str) -> Path:
     """Finds the YAML file of a preset; makes the folder of a user's file and the current folder importable.
 
     Args:
-        preset: ``<method>-<preset>``, or the path of a YAML file.
+        preset: ``<method>-<preset>``, or the path of a YAML file; raises InputError if there is none.
         variants: Variants to look for, such as the name of a data set, in order of preference: the first existing
             ``<preset>.<variant>.yaml`` of the package is used, else ``<preset>.yaml``.
-
-    Raises:
-        InputError: There is no such preset.
 
     Example:
         >>> preset_path("ocgan-tuned", "cifar10").name
@@ -56,8 +53,7 @@ def preset_path(preset: str, *variants: str) -> Path:
 def read_config(path: Path) -> Config:
     """Reads a preset from its YAML file, and imports the module of its class if that lies beside the file.
 
-    Raises:
-        InputError: The file cannot be read or has no ``model.class_path``, or importing the module fails.
+    Raises InputError if the file cannot be read or has no ``model.class_path``, or importing the module fails.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -129,10 +125,7 @@ def override_path(key: str) -> tuple[str, ...]:
 
 
 def parse_override(option: str) -> tuple[tuple[str, ...], Any]:
-    """Parses an override ``key=value`` to its path in a configuration and its value, which is YAML.
-
-    Raises:
-        InputError: The text is not ``key=value``, or the value is not valid YAML.
+    """Parses an override ``key=value``, whose value is YAML, to its path and value; raises InputError if it is none.
 
     Example:
         >>> parse_override("widths=[4,8]"), parse_override("lr=1e-5")
@@ -145,10 +138,7 @@ def parse_override(option: str) -> tuple[tuple[str, ...], Any]:
 
 
 def read_value(text: str, key: str = "") -> Any:
-    """Parses a value from the command line as YAML, or keeps it as text if the key expects text.
-
-    Raises:
-        InputError: The value is not valid YAML.
+    """Parses a value as YAML, or keeps it as text if the key expects text; raises InputError for what is no YAML.
 
     Example:
         >>> read_value("1e-3"), read_value("[3, 4]"), read_value("01", "data.normal")
@@ -171,10 +161,7 @@ def read_value(text: str, key: str = "") -> Any:
 
 
 def assign(config: Config, path: tuple[str, ...], value: Any) -> None:
-    """Sets a value of a nested configuration, in place.
-
-    Raises:
-        InputError: The path names a group of keys, but the value is not one.
+    """Sets a value of a nested configuration, in place; raises InputError for a single value in place of a group of keys.
 
     Example:
         >>> config = {}
@@ -222,8 +209,7 @@ def written(value: Any) -> str:
 def merged(arguments: Sequence[str]) -> Config:
     """Merges the ``--config`` files and flags of a command line into one configuration; flags take precedence.
 
-    Raises:
-        InputError: An argument is not ``--key=value`` or ``--key value``.
+    Raises InputError for an argument that is not ``--key=value`` or ``--key value``.
 
     Example:
         >>> merged(["--config", "autoencoder-smoke", "--model.latent=4", "--data.normal", "3"])["data"]["normal"]
@@ -246,10 +232,7 @@ def merged(arguments: Sequence[str]) -> Config:
 
 
 def config_path(text: str) -> Path:
-    """The file that ``--config`` names: a path, or the name of a preset, optionally with a variant.
-
-    Raises:
-        InputError: There is no such file or preset.
+    """The file that ``--config`` names: a path, or a preset's name, perhaps with a variant; raises InputError if there is none.
 
     Example:
         >>> config_path("ocgan-tuned.cifar10").name

@@ -85,15 +85,8 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for what in ("train", "fit", "score"):
         rates = [lightning[what] for lightning, _ in rounds]
         plain = [loop["score" if what == "score" else "train"] for _, loop in rounds]
-        ratios = [a / b for a, b in zip(rates, plain, strict=True)]
-        lines.append(setting | {
-            "what": what,
-            "batch_size": rounds[0][0]["batch_size"] if what != "score" else 1000,
-            "images_per_s": round(statistics.median(rates)),
-            "bare_images_per_s": round(statistics.median(plain)),
-            "ratio": round(statistics.median(ratios), 3),
-            "ratios": [round(min(ratios), 3), round(max(ratios), 3)],
-        })  # fmt: skip
+        batch_size = rounds[0][0]["batch_size"] if what != "score" else 1000
+        lines.append(setting | {"what": what, "batch_size": batch_size} | _compared(rates, plain))
         if what == "fit":
             seconds = statistics.median(ours["begin_s"] + ours["fit_s"] + ours["score_s"] for ours, _ in rounds)
             lines[-1] |= {"cells_per_hour": round(3600 / seconds, 1)}
@@ -119,17 +112,17 @@ def measure_extraction(arguments: argparse.Namespace) -> dict[str, Any]:
             for _ in range(n // BATCH):
                 net(batch)
         plain.append(n // BATCH * BATCH / (time.perf_counter() - start))
-    ratios = [a / b for a, b in zip(ours[1:], plain[1:], strict=True)]
+    setting = {name: getattr(arguments, name) for name in ("backbone", "dataset", "threads")}
+    return {"what": "extraction"} | setting | _compared(ours[1:], plain[1:]) | _memory("cpu")
+
+
+def _compared(ours: Sequence[float], plain: Sequence[float]) -> dict[str, Any]:
+    ratios = [a / b for a, b in zip(ours, plain, strict=True)]
     return {
-        "what": "extraction",
-        "backbone": arguments.backbone,
-        "dataset": arguments.dataset,
-        "threads": arguments.threads,
-        "images_per_s": round(statistics.median(ours[1:]), 1),
-        "bare_images_per_s": round(statistics.median(plain[1:]), 1),
+        "images_per_s": round(statistics.median(ours), 1),
+        "bare_images_per_s": round(statistics.median(plain), 1),
         "ratio": round(statistics.median(ratios), 3),
         "ratios": [round(min(ratios), 3), round(max(ratios), 3)],
-        **_memory("cpu"),
     }
 
 

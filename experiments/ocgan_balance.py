@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from common.command_line import Parser, one_line_errors
 from common.data import OneClassDataModule
 from common.deploy.load import load_checkpoint, load_detector
 from common.errors import InputError
+from common.experiment.terminal import plain
 from common.files import write_whole
 from common.losses import add_noise
 from ocgan import OCGAN
@@ -40,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors():
         arguments = parser.parse_args(argv)
         rows = pd.DataFrame([measure(path, arguments) for path in arguments.checkpoints]).sort_values("epoch")
-        show(rows, Console())
+        text = rows.map("{:.3g}".format).assign(epoch=rows["epoch"].astype(int).astype(str))
+        Console().print(plain(text))
         if arguments.out is not None:
             write_whole(arguments.out, rows.to_csv(index=False, float_format="%.4g"))
 
@@ -98,17 +98,6 @@ def gradient_norm(loss: Tensor, net: nn.Module) -> float:
     gradients = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True, allow_unused=True)
     squares = [gradient.square().sum() for gradient in gradients if gradient is not None]
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
-
-
-def show(rows: pd.DataFrame, console: Console) -> None:
-    """Prints the rows as a table of at most 80 columns."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in rows:
-        table.add_column(str(name), justify="right", no_wrap=True)
-    text = rows.map("{:.3g}".format).assign(epoch=rows["epoch"].astype(int).astype(str))
-    for _, row in text.iterrows():
-        table.add_row(*row)
-    console.print(table)
 
 
 if __name__ == "__main__":

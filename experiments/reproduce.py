@@ -1,6 +1,6 @@
 """Trains random cells of the published tables again, and compares the numbers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +8,10 @@ import pandas as pd
 from rich.console import Console
 
 from common.command_line import Parser, one_line_errors
-from common.data import load
-from common.data.datamodule import default_root
 from common.errors import InputError
 from common.experiment.cell import Cell, Settings
 from common.experiment.grid import run_grid
-from common.experiment.perform import check_writable, refuse_stale
+from common.experiment.perform import check_writable, missing_data, refuse_stale
 from common.experiment.published import RESULTS, measured
 from common.experiment.records import Record, read_published
 from common.experiment.render import interval
@@ -47,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows = rows[~_index(rows, ROW).isin(_index(made_by_gpus(arguments.results), ROW))]
         for column, named in (("name", arguments.presets), ("dataset", arguments.datasets)):
             rows = rows[rows[column].isin(named)] if named else rows
-        missing = _missing(rows["dataset"].unique(), arguments.root)
+        missing = missing_data(rows["dataset"], arguments.root, InputError)
         rows = rows[~rows["dataset"].isin(missing)]
         names = rows[ROW].drop_duplicates()
         if len(names) < arguments.cells:
@@ -165,17 +163,6 @@ def _records(results: Path) -> list[Record]:
 
 def _index(table: pd.DataFrame, columns: list[str]) -> pd.MultiIndex:
     return pd.MultiIndex.from_frame(table[columns])
-
-
-def _missing(datasets: Iterable[str], root: Path | None) -> dict[str, str]:
-    """The data sets that cannot be loaded here, and why."""
-    missing = {}
-    for dataset in datasets:
-        try:
-            load(dataset, root or default_root())
-        except InputError as error:
-            missing[dataset] = str(error)
-    return missing
 
 
 if __name__ == "__main__":

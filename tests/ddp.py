@@ -8,7 +8,7 @@ from torch import nn
 
 from autoencoder import Autoencoder
 from common.data import OneClassDataModule
-from common.training.predictions import Predictions
+from common.training.lightning import Predictions
 
 GLOBAL_BATCH = 32
 

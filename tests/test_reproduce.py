@@ -110,7 +110,7 @@ def without_downloads(monkeypatch):
         if dataset != "digits":
             raise InputError(f"{dataset} cannot be downloaded")
 
-    monkeypatch.setattr(reproduce, "load", load)
+    monkeypatch.setattr("common.experiment.perform.load", load)
     return asked
 
 

@@ -19,7 +19,7 @@ from common.errors import InputError
 from common.module import OneClassModule, Scored
 from common.training import tensorboard
 from common.training.checkpoints import CHOSEN, EpochCheckpoint, FirstBelow, checkpointing, run_folder
-from common.training.predictions import Predictions
+from common.training.lightning import Predictions
 from common.training.tensorboard import COMPARED, Figures, _extremes, write_summary_runs
 from common.training.watcher import Watcher
 

@@ -50,8 +50,7 @@ def load(name: str, root: Path, size: Size | None = None, channels: int | None =
 def named_function(name: str) -> Callable[..., Any]:
     """Imports a user's data set or protocol, given as ``module:function``; modules in the current folder are found.
 
-    Raises:
-        InputError: The module cannot be imported, or has no such function.
+    Raises InputError if the module cannot be imported, or has no such function.
 
     Example:
         >>> named_function("math:isqrt")(10)

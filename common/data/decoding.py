@@ -38,11 +38,7 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path) -> Header:
-    """Reads the header of an image file.
-
-    Raises:
-        UnreadableError: The file is not an image.
-    """
+    """Reads the header of an image file; raises UnreadableError if it is no image."""
     with named(path), Image.open(path) as image:
         return _header(image)
 
@@ -50,8 +46,7 @@ def read_header(path: Path) -> Header:
 def open_image(path: Path) -> tuple[Image.Image, Depth]:
     """Decodes the first image of a file, turns it upright by its EXIF orientation, and tells its bit depth.
 
-    Raises:
-        UnreadableError: The file cannot be read, or holds NaN or infinity.
+    Raises UnreadableError if the file cannot be read, or holds NaN or infinity.
     """
     with named(path), Image.open(path) as image:
         depth = _header(image).depth
@@ -66,18 +61,11 @@ def open_image(path: Path) -> tuple[Image.Image, Depth]:
 
 
 def converted(path: Path, channels: int, depth: Depth) -> list[Image.Image]:
-    """Decodes a file to the channels and bit depth of its data set.
+    """Decodes a file to the channels, 1 (grey) or 3 (RGB), and bit depth of its data set.
 
-    Args:
-        path: The file.
-        channels: 1 (grey) or 3 (RGB).
-        depth: Bit depth of the data set. ``uint8`` takes the high byte of 16 bits. ``integer`` and ``float`` keep the values.
-
-    Returns:
-        One image of mode L or RGB for ``uint8``, else one of mode F per channel. Pillow reads only 8 bits of 16-bit colour.
-
-    Raises:
-        UnreadableError: The file cannot be read, or its bit depth does not match the data set.
+    ``uint8`` takes the high byte of 16 bits and gives one image of mode L or RGB. ``integer`` and ``float`` keep the values,
+    in one image of mode F per channel: Pillow reads only 8 bits of 16-bit colour. Raises UnreadableError if the file cannot
+    be read, or its bit depth does not match the data set.
     """
     image, own = open_image(path)
     if own != depth and (own, depth) != ("integer", "uint8"):

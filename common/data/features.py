@@ -45,24 +45,11 @@ def features(
     name: str,
     device: torch.device | str = "cpu",
 ) -> NDArray[np.float32]:
-    """Returns the features of all images from their cache file, or computes them and writes the file.
+    """Returns the features of all images ``(N, F)``, memory-mapped from their cache file, or computes them and writes the file.
 
-    The file name contains a hash of the images, the preprocessing and the layers with their weights, so any change leads to
-    another file. If several processes need the same file, the first computes it and the others wait.
-
-    Args:
-        extractor: The frozen layers.
-        images: All images of the data set.
-        preprocessing: Already fitted.
-        folder: The folder of the cache file.
-        name: The beginning of the file name.
-        device: Where to compute.
-
-    Returns:
-        ``(N, F)``, memory-mapped from the file.
-
-    Raises:
-        InputError: An image cannot be read, or the folder cannot be written.
+    The file ``<name>-<hash>.npy`` has a hash of the images, the fitted preprocessing and the layers with their weights, so any
+    change leads to another file. If several processes need the same file, the first computes it and the others wait. Raises
+    InputError if an image cannot be read, or the folder cannot be written.
     """
     p = preprocessing
     fitted = [values.numpy().tobytes() for values in (p.mean, p.minimum, p.span) if values is not None]

@@ -42,10 +42,8 @@ def parse_protocol(text: str, arguments: Mapping[str, Any] | None = None) -> dic
 def class_numbers(chosen: int | str | Sequence[int | str], classes: Sequence[str], dataset: str) -> list[int]:
     """Converts classes given by number or name, in a list or joined by ``+``, to class numbers.
 
-    Class names may contain ``+``; the longest match wins. A class named like a number takes precedence over the number.
-
-    Raises:
-        InputError: There is no such class, or ``1`` is ambiguous because a class is named ``01``.
+    Class names may contain ``+``; the longest match wins. A class named like a number takes precedence over the number. Raises
+    InputError if there is no such class, or ``1`` is ambiguous because a class is named ``01``.
 
     Example:
         >>> class_numbers("c+++0", ["c", "c++", "d"], "mine"), class_numbers([2, "d"], ["c", "c++", "d"], "mine")
@@ -73,10 +71,7 @@ def split(
     """Splits a data set by a named protocol, and returns indices in ascending order, unique in validation and test.
 
     The protocol is a key of :data:`PROTOCOLS` or ``module:function``. It is called with the other arguments, which
-    :mod:`common.data.protocols` describes.
-
-    Raises:
-        InputError: The protocol refuses the data or the options, or its function returns something else.
+    :mod:`common.data.protocols` describes. Raises InputError if it refuses them, or if its function returns something else.
 
     Example:
         >>> targets = np.arange(100) % 10

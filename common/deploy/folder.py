@@ -92,15 +92,10 @@ def predict_folder(
 
 
 def judge(detector: Detector, paths: Sequence[Path], console: Console) -> tuple[list[Path], NDArray[np.float64], list[str]]:
-    """Scores image files in batches; threads decode the next batch, so at most two batches are in memory.
+    """Scores image files; returns the readable ones, their ``(N,)`` scores, and an error message for each of the others.
 
-    Args:
-        detector: A detector of images.
-        paths: Decoded like the training images, to ``detector.stored``.
-        console: Shows the progress.
-
-    Returns:
-        The readable files, their ``(N,)`` scores, and an error message for each of the other files.
+    Files are decoded like the training images, to ``detector.stored``. Threads decode the next batch, so at most two batches
+    are in memory.
     """
     files = _files(detector, paths)
     readable: list[Path] = []

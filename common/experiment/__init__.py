@@ -3,6 +3,7 @@
 ``Cell``, ``Settings`` and ``compare`` need PyTorch, which takes seconds to import, and are imported when they are asked for.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from common.experiment.command import run_experiment
@@ -10,18 +11,14 @@ from common.experiment.declaration import Experiment, Grid
 
 if TYPE_CHECKING:
     from common.experiment.cell import Cell, Settings
-    from common.experiment.comparison import compare
+    from common.experiment.perform import compare
 
 __all__ = ["Cell", "Experiment", "Grid", "Settings", "compare", "run_experiment"]
 
+LATER = {"Cell": "cell", "Settings": "cell", "compare": "perform"}
+
 
 def __getattr__(name: str) -> Any:
-    if name in {"Cell", "Settings"}:
-        from common.experiment import cell
-
-        return getattr(cell, name)
-    if name == "compare":
-        from common.experiment.comparison import compare
-
-        return compare
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"common.experiment.{LATER[name]}"), name)

@@ -113,14 +113,16 @@ class Cell:
     def config(self, settings: Settings = Settings()) -> Config:
         """The configuration for the ``oneclass`` command: the preset, the overrides and this cell's data.
 
-        Raises:
-            InputError: Unknown preset, or an override that is not ``key=value``.
+        Raises InputError for an unknown preset, and an override that is not ``key=value``.
 
         Example:
             >>> Cell("classical-iforest_ruff", "mnist", "standard", "3", 0).config()["data"]["normalization"]
             'gcn'
         """
-        config = self._preset(settings)
+        if self.detector is None:
+            config = read_config(self._preset_path(settings))
+        else:
+            config = {"data": dict(detector(self.detector).data)}
         for path, value in self._changes(settings):
             assign(config, path, value)
         return config
@@ -146,11 +148,6 @@ class Cell:
         words += [f"--data.root={settings.root}"] if settings.root else []
         words += [f"--trainer.accelerator={settings.device}"] if settings.device not in {"auto", "cpu"} else []
         return shlex.join([*words, f"--directory={self.directory(settings.runs).as_posix()}"])
-
-    def _preset(self, settings: Settings) -> Config:
-        if self.detector is not None:
-            return {"data": dict(detector(self.detector).data)}
-        return read_config(self._preset_path(settings))
 
     def _config_name(self, settings: Settings) -> str:
         """The preset as ``--config`` takes it: a file, or a preset's name with that of its variant for a data set."""

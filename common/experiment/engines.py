@@ -46,16 +46,14 @@ class Engine:
 def engine(backend: Backend, jobs: int, share: float) -> Iterator[Engine]:
     """Context with workers: of a running cluster, or of this machine, where they end with the block.
 
-    A task finds the modules that this process was made to find, and begins in this process's folder.
+    A task finds the modules that this process was made to find, and begins in this process's folder. Raises InputError if a
+    package is not installed, or a cluster cannot be reached or used.
 
     Args:
         backend: ``loky`` starts processes on this machine; a single job runs in this process. ``ray`` connects to
             ``RAY_ADDRESS`` or the cluster that this machine belongs to, ``dask`` to ``DASK_SCHEDULER_ADDRESS``.
         jobs: Number of processes, where they are started here.
         share: Of a GPU, for each task; 0 where they run on CPUs.
-
-    Raises:
-        InputError: The package is not installed, or the cluster cannot be reached or used.
     """
     if backend == "loky":
         running = _loky(jobs, forked_context() if share == 0 else None)
@@ -68,11 +66,7 @@ def engine(backend: Backend, jobs: int, share: float) -> Iterator[Engine]:
 
 
 def result_of(future: "Future[Any]") -> Any:
-    """Returns a task's result, or raises its exception.
-
-    Raises:
-        InputError: The worker lacks a module that this process has.
-    """
+    """Returns a task's result, or raises its exception; InputError if the worker lacks a module that this process has."""
     try:
         return future.result()
     except Exception as error:

@@ -30,8 +30,7 @@ WRITTEN = (
 def begin(directory: Path, own: Identity) -> None:
     """Marks a folder as one run's, so that no other resumes from its checkpoints; removes damaged ones.
 
-    Raises:
-        InputError: They are another run's, the folder has files that are no run's, or it cannot be written.
+    Raises InputError if they are another run's, if files are no run's, and if the folder cannot be written.
     """
     note = directory / IDENTITY
     try:

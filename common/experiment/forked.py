@@ -5,8 +5,6 @@ is a fork of it. A GPU's driver does not survive a fork, so workers that use one
 """
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.context import BaseContext
 from types import ModuleType
 from typing import Any
@@ -22,8 +20,12 @@ if sys.platform == "linux":
 
         @staticmethod
         def _Popen(process_obj: Any) -> Any:  # noqa: N802 - multiprocessing calls it so
-            with _without_script():
+            script = sys.modules["__main__"]
+            sys.modules["__main__"] = ModuleType("__main__")
+            try:
                 return ForkServerProcess._Popen(process_obj)
+            finally:
+                sys.modules["__main__"] = script
 
     class _Context(ForkServerContext):
         Process = _Worker
@@ -43,13 +45,3 @@ def begin_imports() -> None:
     if sys.platform == "linux":
         forked_context()
         forkserver.ensure_running()
-
-
-@contextmanager
-def _without_script() -> Iterator[None]:
-    script = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = script

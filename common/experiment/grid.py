@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -47,13 +47,6 @@ ATTEMPTS = 3
 """Maximum number of attempts at a cell whose worker is killed."""
 
 
-class Failure(NamedTuple):
-    """A cell that ended in an error, with the error's message."""
-
-    cell: Cell
-    message: str
-
-
 def run_grid(
     cells: Sequence[Cell],
     settings: Settings,
@@ -61,8 +54,11 @@ def run_grid(
     console: Console,
     backend: Backend = "loky",
     cells_per_gpu: int = 1,
-) -> list[Failure]:
-    """Runs every cell that has no current record, and returns those that failed; see the module's docstring.
+) -> dict[Cell, str]:
+    """Runs every cell that has no current record; returns the failed ones and their messages, see the module's docstring.
+
+    A failed cell's traceback is in ``error.txt`` in its folder. InputError, a mistake of the user's, ends the grid at once; for
+    weights of a net that cannot be had, only their cells fail.
 
     Args:
         cells: What to run.
@@ -72,15 +68,8 @@ def run_grid(
         console: For one line per finished cell, and the bar.
         backend: As :func:`common.experiment.engines.engine` reads it.
         cells_per_gpu: With the device ``cuda``, how many cells share a GPU.
-
-    Returns:
-        The cells that failed; their traceback is in ``error.txt`` in the cell's folder.
-
-    Raises:
-        InputError: The user made a mistake, which ends the grid at once. Weights of a net that cannot be had are no such
-            mistake: only their cells fail.
     """
-    failures: list[Failure] = []
+    failures: dict[Cell, str] = {}
     left = [cell for cell in cells if not is_done(cell, settings)]
     if not left:
         return failures
@@ -99,7 +88,7 @@ def run_grid(
             bar.advance(task)
             console.print(_line(cell, result), highlight=False, soft_wrap=True)
             if isinstance(result, str):
-                failures.append(Failure(cell, result))
+                failures[cell] = result
     return failures
 
 

@@ -41,17 +41,14 @@ WITHOUT_EFFECT = {
 
 
 def identity(config: Config) -> Identity:
-    """Returns the identity of a configuration's cell.
+    """The identity of a configuration's cell; ``data.root`` says where the data lie.
 
-    Args:
-        config: As :meth:`common.experiment.Cell.config` gives it; ``data.root`` says where the data lie.
-
-    Raises:
-        InputError: Data that cannot be had, or a class that cannot be imported.
+    Raises InputError for data that cannot be had and a class that cannot be imported.
     """
     data = config["data"]
     root = Path(data["root"]) if data.get("root") else default_root()
-    return {"config": config_digest(config), "data": data_digest(data["dataset"], root), "source": source_digest(config)}
+    content = content_digest(load(data["dataset"], root))[:12]
+    return {"config": config_digest(config), "data": content, "source": source_digest(config)}
 
 
 def difference(identity: Mapping[str, str], current: Identity) -> str:
@@ -107,11 +104,6 @@ def config_digest(config: Config) -> str:
     return _short(json.dumps(kept, sort_keys=True, default=str).encode())
 
 
-def data_digest(dataset: str, root: Path) -> str:
-    """A hash of a data set's content: see :func:`common.data.content_digest`."""
-    return content_digest(load(dataset, root))[:12]
-
-
 def source_digest(config: Config) -> str:
     """A hash of the code that makes a cell's scores, without comments, docstrings and formatting.
 
@@ -127,11 +119,7 @@ def source_of(config: Config) -> str:
 
 
 def refuse_changed_code(config: Config) -> None:
-    """Refuses to run if a file has changed since this process imported it: its scores would be the old code's.
-
-    Raises:
-        InputError: There is such a file; it names it.
-    """
+    """Raises InputError if a code file has changed since this process imported it: its scores would be the old code's."""
     data = config["data"]
     for path in [*_own_files(source_of(config), data["protocol"]), *_own_files("classical", data["dataset"])]:
         if first_seen.setdefault(path, file_digest(path)) != file_digest(path):
@@ -157,27 +145,14 @@ def _own_files(class_path: str, function: str) -> list[Path]:
     """The files of a method and of the function of a protocol or a data set, imported here, in the order of their names."""
     roots: list[Path] = []
     if class_path != "classical":
-        roots += class_files(import_class(class_path))
+        cls = import_class(class_path)
+        bases = cls.__mro__[: cls.__mro__.index(OneClassModule)]
+        files = (getattr(sys.modules.get(base.__module__), "__file__", None) for base in bases)
+        roots += [Path(file) for file in files if file]
     name, _, _ = function.partition(",")
     if ":" in name and not name.endswith(".npz"):
         roots.append(Path(inspect.getfile(named_function(name))))
     return sorted(_reachable(roots), key=lambda path: path.name)
-
-
-def class_files(cls: type[OneClassModule]) -> list[Path]:
-    """The files of a method's class and of its bases below :class:`common.module.OneClassModule`.
-
-    Example:
-        >>> from autoencoder import Autoencoder
-        >>> [path.name for path in class_files(Autoencoder)]
-        ['module.py']
-    """
-    files = []
-    for base in cls.__mro__[: cls.__mro__.index(OneClassModule)]:
-        file = getattr(sys.modules.get(base.__module__), "__file__", None)
-        if file is not None:
-            files.append(Path(file))
-    return files
 
 
 def file_digest(path: Path) -> str:

@@ -32,22 +32,14 @@ def write_overview(table: pd.DataFrame, experiment: Experiment, folder: Path) ->
     return [path]
 
 
-def overview(table: pd.DataFrame, experiment: Experiment, metric: str = "auroc") -> Figure | None:
-    """One panel for each data set and protocol, one line for each row and score, the best on top.
+def overview(table: pd.DataFrame, experiment: Experiment) -> Figure | None:
+    """One panel for each data set and protocol, one line for each row and score, the best on top; None without a measured mean.
 
     A dot is the measured mean over the classes, with its 95 % interval where there are several seeds; the epoch is that of
     the row's own rule, and a mean over some of the classes names them. An open diamond is the number that a paper reports
-    for that row; rows of other methods that papers report have a diamond alone.
-
-    Args:
-        table: A summary, such as :func:`common.experiment.published.published` gives.
-        experiment: Its labels shorten the names.
-        metric: What is drawn.
-
-    Returns:
-        The figure, or None where no mean of the metric was measured.
+    for that row; rows of other methods that papers report have a diamond alone. The experiment's labels shorten the names.
     """
-    means = table[is_mean(table) & (table["metric"] == metric) & (table["rule"] != "oracle") & (table["stale"] == "")]
+    means = table[is_mean(table) & (table["metric"] == "auroc") & (table["rule"] != "oracle") & (table["stale"] == "")]
     panels = []
     for (dataset, protocol), rows in means.groupby(["dataset", "protocol"], sort=False):
         rows = rows[(rows["n_seeds"] > 0) | (rows["status"] == "reported")]

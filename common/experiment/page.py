@@ -77,8 +77,7 @@ def differences(rows: pd.DataFrame) -> pd.DataFrame:
 def galleries(records: Iterable[Record]) -> Iterator[Gallery]:
     """The figures of one run of each row, data set and protocol: of the first seed, of the class with the median AUROC.
 
-    Args:
-        records: Of finished cells; ``folder`` says where each lies.
+    The entry ``folder`` of a record says where its run lies.
     """
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in sorted(records, key=lambda record: (record["cell"]["seed"], _auroc(record))):

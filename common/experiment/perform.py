@@ -2,18 +2,21 @@
 
 import argparse
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
+from numpy.typing import ArrayLike
 from rich.console import Console
 
-from common.data import DATASETS, load
+from common.data import DATASETS, load, save_arrays
 from common.data.datamodule import default_root
 from common.errors import DataMissingError, InputError
 from common.experiment.cell import Cell, Settings
 from common.experiment.declaration import Experiment, Grid, full_name
-from common.experiment.grid import Failure, cells_at_a_time, run_grid, threads_per_cell
+from common.experiment.grid import cells_at_a_time, run_grid, threads_per_cell
 from common.experiment.overview import write_overview
 from common.experiment.plan import (
     bases,
@@ -34,17 +37,14 @@ from common.training.tensorboard import write_summary_runs
 
 
 def perform(experiment: Experiment, arguments: argparse.Namespace) -> None:
-    """Runs an experiment's cells, then prints and writes its tables.
-
-    Raises:
-        InputError: For what the user can mend.
-    """
+    """Runs an experiment's cells, then prints and writes its tables."""
     console = Console()
     settings = _settings(arguments)
     if not (arguments.dry_run or arguments.report_only):
         check_writable(settings.runs)
     grids = narrowed(experiment, arguments)
-    missing = {} if arguments.datasets else _missing_data(grids, settings)
+    datasets = itertools.chain(*(grid.datasets for grid in grids))
+    missing = {} if arguments.datasets else missing_data(datasets, settings.root)
     seeds = arguments.seeds[:1] if arguments.smoke else arguments.seeds
     wanted: list[Cell] = []
     for grid in grids:
@@ -61,7 +61,7 @@ def perform(experiment: Experiment, arguments: argparse.Namespace) -> None:
     _say_what_is_run(wanted, missing, settings, console)
     if not arguments.keep:
         refuse_stale(wanted, settings)
-    failures: list[Failure] = []
+    failures: dict[Cell, str] = {}
     if not arguments.report_only:
         failures = run_grid(wanted, settings, arguments.jobs, console, arguments.backend, arguments.cells_per_gpu)
     records = records_of(wanted, settings)
@@ -71,6 +71,72 @@ def perform(experiment: Experiment, arguments: argparse.Namespace) -> None:
     if failures:
         console.print(f"{len(failures)} cells failed; each has an error.txt in its folder", style="red")
         raise SystemExit(1)
+
+
+def compare(
+    presets: Sequence[str],
+    X_train: ArrayLike,
+    y_train: ArrayLike,
+    X_test: ArrayLike,
+    y_test: ArrayLike,
+    *,
+    name: str = "arrays",
+    protocol: str = "standard",
+    normal: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0,),
+    runs: Path | str = "runs",
+    jobs: int | None = None,
+    **settings: Any,
+) -> pd.DataFrame:
+    """Runs presets on arrays as an experiment runs them on a data set, and returns the table.
+
+    The arrays are written to ``<runs>/<name>.npz``, so that every cell has a record, a command line and a folder for
+    TensorBoard, and a second call with the same arrays trains nothing again.
+
+    Args:
+        presets: Names such as ``ocgan-small`` and ``classical-lof``, or YAML files; overrides follow after commas.
+        X_train: Images ``(N, H, W)`` or ``(N, C, H, W)``, or a table ``(N, F)``; ``uint8`` or float.
+        y_train: ``(N,)`` classes, numbers or names.
+        X_test: ``(M, ...)``, as ``X_train``.
+        y_test: ``(M,)`` classes.
+        name: Of the data set.
+        protocol: As :func:`common.data.parse_protocol` reads it.
+        normal: The classes that are normal in turn; all by default.
+        seeds: Of the training.
+        runs: Where records go.
+        jobs: Cells at a time; one per core by default.
+        **settings: Further ones of :class:`common.experiment.Settings`, such as ``max_epochs``.
+
+    Returns:
+        Columns as :func:`common.experiment.table.summarise` gives them.
+
+    Raises:
+        InputError: Arrays that do not fit together, an unknown preset, stale records, or a cell that failed.
+
+    Example:
+        >>> from sklearn.datasets import load_digits
+        >>> X, y = load_digits(return_X_y=True)
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as runs:
+        ...     table = compare(["classical-lof"], X[:900], y[:900], X[900:], y[900:], normal=["3"], runs=runs, jobs=1)
+        ...     # doctest: +ELLIPSIS
+        classical-lof arrays standard normal=3 seed=0: AUROC 0.9633  (... s)
+        >>> bool(table["mean"][0] > 0.9)
+        True
+    """
+    given = Settings(runs=Path(runs), **{"device": chosen_device("auto"), **settings})
+    check_writable(given.runs)
+    path = given.runs / f"{name}.npz"
+    save_arrays(path, X_train, y_train, X_test, y_test)
+    grid = Grid(tuple(presets), (str(path),), (protocol,), None if normal is None else tuple(map(str, normal)))
+    cells = cells_of(grid, seeds, given)
+    refuse_mistaken_presets(cells, given)
+    refuse_unknown_classes(cells, given)
+    if not given.force:
+        refuse_stale(cells, given)
+    if failures := run_grid(cells, given, jobs, Console()):
+        raise InputError(f"{len(failures)} cells failed: {next(iter(failures.values()))}")
+    return tabulate(Experiment("", "", grid), records_of(cells, given))
 
 
 def records_of(cells: Sequence[Cell], settings: Settings) -> list[Record]:
@@ -105,8 +171,7 @@ def _report(
 def publish_records(experiment: Experiment, records: Sequence[Record]) -> int:
     """Adds records to an experiment's committed ones and makes its page and picture again; returns the number of new lines.
 
-    Raises:
-        InputError: Uncommitted code made one of them.
+    Raises InputError if uncommitted code made one of them.
     """
     dirty = [record for record in records if record["git"].endswith("-dirty") or not record["git"]]
     if dirty:
@@ -119,11 +184,7 @@ def publish_records(experiment: Experiment, records: Sequence[Record]) -> int:
 
 
 def refuse_stale(cells: Sequence[Cell], settings: Settings) -> None:
-    """Refuses stale records: those whose configuration, data or code has changed since.
-
-    Raises:
-        InputError: There are such; it says which, and why.
-    """
+    """Raises InputError if configuration, data or code of a record have changed since; it says which records, and why."""
     reasons: dict[str, list[Cell]] = {}
     for cell in cells:
         record = finished(cell, settings)
@@ -176,23 +237,19 @@ def _say_what_is_run(cells: Sequence[Cell], missing: Mapping[str, str], settings
             )
 
 
-def _missing_data(grids: Sequence[Grid], settings: Settings) -> dict[str, str]:
-    """Returns the missing data sets that must be fetched by hand, each with instructions."""
+def missing_data(datasets: Iterable[str], root: Path | None, error: type[InputError] = DataMissingError) -> dict[str, str]:
+    """The data sets whose loading raises the error, each with its message; by default those that are fetched by hand."""
     missing = {}
-    for dataset in dict.fromkeys(itertools.chain(*(grid.datasets for grid in grids))):
+    for dataset in dict.fromkeys(datasets):
         try:
-            load(dataset, settings.root or default_root())
-        except DataMissingError as error:
-            missing[dataset] = str(error)
+            load(dataset, root or default_root())
+        except error as reason:
+            missing[dataset] = str(reason)
     return missing
 
 
 def check_writable(runs: Path) -> None:
-    """Creates the runs folder and checks that it can be written.
-
-    Raises:
-        InputError: It cannot be written.
-    """
+    """Creates the runs folder; raises InputError if it cannot be written."""
     try:
         runs.mkdir(parents=True, exist_ok=True)
         probe = runs / ".writable"

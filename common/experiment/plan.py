@@ -62,10 +62,7 @@ def cells_of(grid: Grid, seeds: Sequence[int], settings: Settings, missing: Iter
 
 
 def refuse_one_name(presets: Iterable[str]) -> None:
-    """Refuses two presets that would share a row and a folder.
-
-    Raises:
-        InputError: Two files have the same name.
+    """Raises InputError if two preset files have one name, and would share a row and a folder.
 
     Example:
         >>> refuse_one_name(["my/l1.yaml", "other/l1.yaml"])
@@ -80,15 +77,9 @@ def refuse_one_name(presets: Iterable[str]) -> None:
 
 
 def refuse_mistaken_presets(cells: Sequence[Cell], settings: Settings, known: Collection[str] = ()) -> None:
-    """Refuses presets and overrides that cannot be run, before any cell is.
+    """Raises InputError for an unknown preset, and for a key or value that the command does not take, before any cell runs.
 
-    Args:
-        cells: What is to be run.
-        settings: How.
-        known: Presets that need no check of their keys and values.
-
-    Raises:
-        InputError: There is no such preset, or the command does not take a key or a value.
+    Keys and values of the presets in ``known`` need no check.
     """
     for cell in {(cell.preset, cell.dataset): cell for cell in cells}.values():
         config = cell.config(settings)
@@ -100,11 +91,7 @@ def refuse_mistaken_presets(cells: Sequence[Cell], settings: Settings, known: Co
 
 
 def refuse_unknown_classes(cells: Sequence[Cell], settings: Settings) -> None:
-    """Refuses classes that a data set lacks, before any cell is run; it loads the data.
-
-    Raises:
-        InputError: There is no such class, or the data cannot be had.
-    """
+    """Raises InputError for a class that its data set lacks, before any cell is run; it loads the data."""
     for dataset, normal in dict.fromkeys((cell.dataset, cell.normal) for cell in cells):
         class_numbers(normal, load(dataset, settings.root or default_root()).classes, dataset)
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from common.errors import InputError
 from common.experiment.declaration import Experiment, Place
 from common.experiment.records import Record, cell_key, read_published
-from common.experiment.table import KEY, as_summary, long, summarise
+from common.experiment.table import COLUMNS, KEY, TEXT, as_summary, long, summarise
 from common.names import dataset_label
 from common.presets import REPOSITORY
 
@@ -70,26 +69,12 @@ def reported(name: str) -> pd.DataFrame:
 
 
 def aggregates(name: str, folder: Path = RESULTS) -> pd.DataFrame:
-    """The measured rows of ``aggregates/<name>.csv``: results that were published before records were; never written.
-
-    Raises:
-        InputError: The file is no such table.
-    """
+    """The rows of ``aggregates/<name>.csv``, a summary of results that were published before records were; never written."""
     path = folder / "aggregates" / f"{name}.csv"
     if not path.is_file():
         return as_summary([])
-    try:
-        text = dict.fromkeys(["method", "preset", *KEY[1:], "normal", "status", "reference", "command"], str)
-        table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=dict.fromkeys(["paper", "mean", "std"], ""))
-        table = table[table["n_seeds"] > 0].assign(name=table["method"] + "-" + table["preset"])
-        table = table.replace("", None).assign(n_classes=1)
-        together = table["normal"].str.extract(r"mean of (\d+)", expand=False)
-        table["together"] = together.fillna(table["normal"].str.count(r"\+").add(1).astype(str))
-        means = table["normal"].str.startswith("mean")
-        table.loc[means, "n_classes"] = table.groupby([*KEY, "together"])["n_classes"].transform("sum")[means] - 1
-        return as_summary(table)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is no table of aggregates: {error}") from error
+    numbers = dict.fromkeys(set(COLUMNS) - TEXT, "")
+    return as_summary(pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=numbers))
 
 
 def unmeasured(experiment: Experiment, table: pd.DataFrame, numbers: pd.DataFrame) -> pd.DataFrame:

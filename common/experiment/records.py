@@ -21,11 +21,7 @@ FILE = "metrics.json"
 
 
 def read_record(path: Path) -> Record:
-    """Reads a ``metrics.json``; one of an earlier version gets the present form, without an identity.
-
-    Raises:
-        InputError: It is not one.
-    """
+    """Reads a ``metrics.json``, in the present form if an earlier version wrote it; raises InputError if it is no record."""
     try:
         return _present(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -38,11 +34,7 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def read_published(path: Path) -> list[Record]:
-    """Reads the records of a ``.jsonl``; none if there is no such file.
-
-    Raises:
-        InputError: A line that is no record.
-    """
+    """Reads the records of a ``.jsonl``, none if there is no such file; raises InputError for a line that is no record."""
     if not path.is_file():
         return []
     records = []

@@ -37,8 +37,7 @@ from common.training.watcher import interruptible
 def finished(cell: Cell, settings: Settings) -> Record | None:
     """The record of a cell that is done, or None; its ``stale`` says why it is not what the cell would give now, if so.
 
-    Raises:
-        InputError: It cannot be read.
+    Raises InputError if it cannot be read.
     """
     path = cell.directory(settings.runs) / FILE
     if settings.force or not path.is_file():
@@ -58,13 +57,7 @@ def cell_identity(cell: Cell, settings: Settings) -> Identity:
 def run(cell: Cell, settings: Settings) -> Record:
     """Trains and tests a cell, unless it is done, and writes its record last.
 
-    Args:
-        cell: What to run.
-        settings: How.
-
-    Raises:
-        InputError: For what the user can mend, and where the cell's record is stale.
-        NonFiniteLossError: A loss became NaN.
+    Raises InputError for what the user can mend, such as a stale record, and NonFiniteLossError if a loss became NaN.
     """
     record, directory = finished(cell, settings), cell.directory(settings.runs)
     if record is not None:
@@ -131,7 +124,7 @@ def run_command(arguments: Sequence[str]) -> Record:
 
 
 def complete(config: Config, directory: Path, metadata: Record, threads: int | None, detector: str | None = None) -> Record:
-    """Runs a configuration in its folder to its record.
+    """Runs a configuration in its folder to its record; raises InputError for what the user can mend.
 
     Args:
         config: As :meth:`common.experiment.Cell.config` gives it, with the trainer's device.
@@ -139,10 +132,6 @@ def complete(config: Config, directory: Path, metadata: Record, threads: int | N
         metadata: The record's entries about the cell.
         threads: Of PyTorch and the linear algebra libraries; all by default.
         detector: A key of :data:`common.classical.DETECTORS`, where there is no module to train.
-
-    Raises:
-        InputError: For what the user can mend.
-        KeyboardInterrupt: Ctrl-C was pressed.
     """
     started = time.perf_counter()
     configure_process()

@@ -66,18 +66,12 @@ def _class_name(normal: str, classes: Sequence[str]) -> str:
     return "" if len(classes) > 1 or name == normal or name.startswith(f"{normal} - ") else name
 
 
-def bootstrap_interval(values: Sequence[ArrayLike], confidence: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:
-    """Percentile interval of a mean of class means; the bootstrap resamples seeds within each class.
+def bootstrap_interval(values: Sequence[ArrayLike], resamples: int = 10_000) -> tuple[float, float]:
+    """The 95 % percentile interval of a mean of class means, from each class's values of its seeds.
 
-    The classes of a table are all there are, so they are not resampled (Agarwal et al., NeurIPS 2021, do so with tasks).
-
-    Args:
-        values: For each class, its seeds' values.
-        confidence: In (0, 1).
-        resamples: Always the same ones.
-
-    Returns:
-        Low and high; NaN where a class has fewer than two seeds, which say nothing about spread.
+    The bootstrap resamples seeds within each class, always in the same way. The classes of a table are all there are, so they
+    are not resampled (Agarwal et al., NeurIPS 2021, do so with tasks). NaN where a class has fewer than two seeds, which say
+    nothing about spread.
 
     Example:
         >>> low, high = bootstrap_interval([[0.90, 0.92, 0.94], [0.80, 0.80, 0.80]])
@@ -88,7 +82,7 @@ def bootstrap_interval(values: Sequence[ArrayLike], confidence: float = 0.95, re
         return float("nan"), float("nan")
     random = np.random.default_rng(0)
     means = np.mean([random.choice(np.asarray(v, float), (resamples, len(v))).mean(1) for v in values], axis=0)  # type: ignore[arg-type]
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -27,16 +27,11 @@ class Line(NamedTuple):
 
 
 def show(table: pd.DataFrame, console: Console, labels: Mapping[str, str] | None = None) -> None:
-    """Prints a summary.
+    """Prints a summary, as :func:`common.experiment.published.tabulate` gives it; labels are short names.
 
     Where several classes were normal in turn: the class means with their intervals (one table with a column for each
     metric, where there are several), then every class as papers print it, or the lowest and the highest where they do not
     fit; the reported numbers and the difference to a base below ours. Where it was one class: its rows.
-
-    Args:
-        table: As :func:`common.experiment.published.tabulate` gives it.
-        console: Where to.
-        labels: Short names of rows, scores and metrics.
     """
     for column in ("name", "score", "metric", "base"):
         table = table.assign(**{column: table[column].replace(labels or {})})

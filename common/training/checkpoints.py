@@ -51,10 +51,8 @@ def run_folder(trainer: Trainer) -> Path:
 def checkpointing(module: OneClassModule, held_out: bool, rule: Rule) -> list[Checkpoint]:
     """The callbacks that write the files of :data:`CHOSEN`.
 
-    ``last`` is kept after every epoch, ``best`` under its own rule only, and ``rho`` wherever the module has the bound.
-
-    Raises:
-        InputError: The rule needs held-out samples, or the module's ``rho``, and there are none.
+    ``last`` is kept after every epoch, ``best`` under its own rule only, and ``rho`` wherever the module has the bound. Raises
+    InputError if the rule needs held-out samples, or the module's ``rho``, and there are none.
     """
     rho = module.hparams.get("rho")
     if rule != "last" and not held_out:

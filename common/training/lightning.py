@@ -7,26 +7,23 @@ from pathlib import Path
 from typing import Any
 from warnings import catch_warnings, simplefilter
 
+import pandas as pd
+import torch
 from jsonargparse import ArgumentParser
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from torch import Tensor
 
 from common.command_line import for_the_user
 from common.data import OneClassDataModule
+from common.data.images import places
 from common.errors import InputError
+from common.files import write_whole
 from common.module import OneClassModule
 from common.names import PARSER_MODE
 from common.presets import split_preset
 from common.training.checkpoints import EpochCheckpoint, Oracle, Rule, checkpointing, run_folder
-from common.training.predictions import Predictions
-from common.training.resuming import (
-    NAMED,
-    SaveConfig,
-    flags_of_model,
-    keep_apart,
-    refuse_contradictions,
-    refuse_folder_of_a_cell,
-)
+from common.training.resuming import IDENTITY, NAMED, SaveConfig, flags_of_model, keep_apart, refuse_contradictions
 from common.training.speed import Speed
 from common.training.tensorboard import Figures
 from common.training.watcher import Watcher, interruptible
@@ -94,11 +91,7 @@ class OneClassCLI(LightningCLI):
             self.overruled = refuse_contradictions(Path(path), config.as_dict(), flags_of_model(words))
 
     def instantiate_classes(self) -> None:
-        """Makes model, data and trainer.
-
-        Raises:
-            InputError: A part refuses its values.
-        """
+        """Makes model, data and trainer; raises InputError if a part refuses its values."""
         try:
             super().instantiate_classes()
         except (ValueError, RuntimeError) as error:
@@ -158,9 +151,9 @@ class OneClassCLI(LightningCLI):
     def _start_from(self, subcommand: str) -> None:
         """Finds a checkpoint given by name, and says which hyper-parameters come from it."""
         config, folder = self.config_init[subcommand], run_folder(self.trainer)
-        if subcommand == "fit":
-            refuse_folder_of_a_cell(folder)
-        elif config.ckpt_path is None:
+        if subcommand == "fit" and (folder / IDENTITY).exists():
+            raise InputError(f"{folder} holds a run of an experiment: give another --trainer.default_root_dir")
+        if subcommand != "fit" and config.ckpt_path is None:
             print("no --ckpt_path is given: the net is untrained", file=sys.stderr)
         if config.ckpt_path in NAMED:
             path = folder / "checkpoints" / NAMED[config.ckpt_path]
@@ -182,22 +175,44 @@ class OneClassCLI(LightningCLI):
         return Figures(cell={key: str(value) for key, value in shown.items()}, overrides=overrides)
 
 
-def assemble(config: dict[str, Any], metadata: Mapping[str, Any] | None = None) -> OneClassCLI:
-    """The module, data module and trainer of a configuration in the parser's format.
+class Predictions(Callback):
+    """Writes ``predictions.csv`` into the run's folder: data-set index, every score, and whether the threshold is reached.
 
-    Raises:
-        InputError: A key or value that the parser does not accept.
+    Where samples are files a column ``path`` names them.
     """
+
+    def __init__(self) -> None:
+        self._batches: list[dict[str, Tensor]] = []
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Collects a batch."""
+        self._batches.append(outputs)
+
+    def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Joins the parts of all processes and writes them."""
+        assert isinstance(module, OneClassModule)
+        columns = module.gathered({name: torch.cat([part[name] for part in self._batches]) for name in self._batches[0]})
+        self._batches.clear()
+        path = run_folder(trainer) / "predictions.csv"
+        if trainer.is_global_zero:
+            table = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            if isinstance(data, OneClassDataModule):
+                table = table.assign(**places(data.data.images, table["index"].to_numpy()))
+            write_whole(path, table.to_csv(index=False))
+            print(f"written: {path}")
+
+
+def assemble(config: dict[str, Any], metadata: Mapping[str, Any] | None = None) -> OneClassCLI:
+    """The module, data module and trainer of a configuration; raises InputError for a key or value that the parser refuses."""
     with _as_input_errors():
         return OneClassCLI(config, run=False, metadata=metadata)
 
 
 def check_config(config: dict[str, Any]) -> None:
-    """Checks a configuration's keys and values, and makes nothing of them.
-
-    Raises:
-        InputError: A key or value that the parser does not accept.
-    """
+    """Raises InputError for a key or value of a configuration that the parser refuses; makes nothing of them."""
 
     class Parsed(OneClassCLI):
         def instantiate_classes(self) -> None:
@@ -209,11 +224,7 @@ def check_config(config: dict[str, Any]) -> None:
 
 
 def data_module(options: dict[str, Any]) -> OneClassDataModule:
-    """The data module of a configuration's ``data``.
-
-    Raises:
-        InputError: A key or value that the parser does not accept.
-    """
+    """The data module of a configuration's ``data``; raises InputError for a key or value that the parser refuses."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(OneClassDataModule, "data")
     with _as_input_errors():

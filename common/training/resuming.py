@@ -46,7 +46,9 @@ def flags_of_model(words: Sequence[str]) -> set[str]:
 
 
 def refuse_contradictions(path: Path, config: Mapping[str, Any], given: Collection[str] | None = None) -> dict[str, Any]:
-    """Refuses a command that contradicts the checkpoint it starts from.
+    """Raises InputError if a command contradicts the checkpoint it starts from, or if there is no such checkpoint.
+
+    The checkpoint may have another method, another scaling of the data, or another value of a given argument.
 
     Args:
         path: Of the checkpoint.
@@ -55,9 +57,6 @@ def refuse_contradictions(path: Path, config: Mapping[str, Any], given: Collecti
 
     Returns:
         The checkpoint's values of the other arguments, where they differ from the configuration's.
-
-    Raises:
-        InputError: There is no such checkpoint, or it has another method, scaling of the data, or value of a given argument.
     """
     contents = load_checkpoint(path)
     model, data = config["model"], config["data"]
@@ -78,23 +77,10 @@ def refuse_contradictions(path: Path, config: Mapping[str, Any], given: Collecti
     return overruled
 
 
-def refuse_folder_of_a_cell(folder: Path) -> None:
-    """Refuses a training by hand in the folder of an experiment's run.
-
-    Raises:
-        InputError: It would.
-    """
-    if (folder / IDENTITY).exists():
-        raise InputError(f"{folder} holds a run of an experiment: give another --trainer.default_root_dir")
-
-
 def keep_apart(callbacks: Sequence[Checkpoint]) -> None:
-    """Keeps a further ModelCheckpoint from overwriting the run's own files.
+    """Raises InputError if a further ModelCheckpoint has the name of one of the run's own files.
 
     Its ``save_last`` goes into ``own-last.ckpt``, as it may be in the middle of an epoch.
-
-    Raises:
-        InputError: It is to have the name of one of the run's files.
     """
     ours = [callback for callback in callbacks if isinstance(callback, EpochCheckpoint)]
     for callback in callbacks:

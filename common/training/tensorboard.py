@@ -145,12 +145,8 @@ class Figures(Callback):
 def write_summary_runs(frame: pd.DataFrame, runs: Path) -> None:
     """Writes one TensorBoard run for each method, data set and protocol: its mean metrics over classes and seeds.
 
-    It lies in ``<runs>/summary/<name> <dataset> <protocol>`` and replaces the one that is there.
-
-    Args:
-        frame: One row for each metric of each cell, with the columns ``name``, ``dataset``, ``protocol``, ``normal``,
-            ``seed``, ``metric``, ``value`` and ``chosen``: whether it belongs to the row's own score and rule.
-        runs: TensorBoard's log directory.
+    It lies in ``<runs>/summary/<name> <dataset> <protocol>`` and replaces the one that is there. ``frame`` is that of
+    :func:`common.experiment.table.long`.
     """
     chosen = frame[frame["chosen"] & frame["metric"].isin(COMPARED)]
     for (name, dataset, protocol), row in chosen.groupby(["name", "dataset", "protocol"], sort=False):

@@ -61,11 +61,7 @@ class Interruption:
             self.look()
 
     def look(self) -> None:
-        """Lets a waiting Ctrl-C take effect here.
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C was pressed since the block began.
-        """
+        """Lets a waiting Ctrl-C take effect here, as KeyboardInterrupt."""
         if self._asked:
             self._asked = False
             raise KeyboardInterrupt
