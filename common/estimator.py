@@ -24,7 +24,7 @@ from common.data.arrays import is_channels_last
 from common.errors import InputError
 from common.evaluation import quantile_threshold
 from common.module import OneClassModule
-from common.presets import Config, preset_path, read_config
+from common.presets import Config, is_file, preset_path, read_config
 from common.training.seeding import isolated
 from common.training.watcher import Watcher
 
@@ -39,8 +39,8 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     epoch is used, whatever the rule of the preset. Nothing is written to disk.
 
     Args:
-        method: A package with ``configs/<preset>.yaml``, such as ``autoencoder``.
-        preset: Name of the YAML file. For tables ``<preset>.vectors.yaml`` is preferred if it exists, then
+        method: A package with ``configs/<preset>.yaml``, such as ``autoencoder``, or the path of a YAML file of your own.
+        preset: Name of the package's YAML file. For tables ``<preset>.vectors.yaml`` is preferred if it exists, then
             ``<preset>.digits.yaml``.
         contamination: ``auto``: the threshold is the module's ``threshold_quantile`` of the scores of held-out samples, so
             about 5 % of new normal samples are called outliers. A share in (0, 0.5]: nothing is held out, and this share of
@@ -106,8 +106,8 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """Trains on at least 3 samples, all taken as normal; ``y`` is ignored."""
         samples = self._validated(X, reset=True)
         variants = ("vectors", "digits") if samples.ndim == 2 else ("digits",)
-        config = read_config(preset_path(f"{self.method}-{self.preset}", *variants))
-        data, options = config.get("data", {}), config["trainer"]
+        config = read_config(preset_path(self.method if is_file(self.method) else f"{self.method}-{self.preset}", *variants))
+        data, options = config.get("data", {}), {"max_epochs": 20} | config["trainer"]
         if self.max_epochs is not None:
             options["max_epochs"] = self.max_epochs
         check_scalar(options["max_epochs"], "max_epochs", Integral, min_val=1)

@@ -209,6 +209,12 @@ class OneClassModule(ScoringModule):
         if epochs is not None and 0 <= epochs <= self.phases[-1]:
             raise InputError(f"max_epochs {epochs} ends before the last phase begins, in epoch {self.phases[-1]}: give more")
 
+    def on_test_start(self) -> None:
+        """Raises InputError if the training has ended before the last phase began."""
+        if 0 < self._prepared_phases < len(self.phases):
+            begun = f"{self._prepared_phases} of {len(self.phases)} phases, the last from epoch {self.phases[-1]}"
+            raise InputError(f"the training has ended in {begun}: let it go on")
+
     def on_train_epoch_start(self) -> None:
         """Prepares a new phase and seeds noise, dropout and random latents, so that a resumed run repeats them."""
         self._losses: list[dict[str, Tensor]] = []

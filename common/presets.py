@@ -43,11 +43,14 @@ def preset_path(preset: str, *variants: str) -> Path:
         return path
     method, _, name = preset.partition("-")
     folder = REPOSITORY / method / "configs"
+    if not folder.is_dir():
+        methods = ", ".join(sorted(path.parent.name for path in REPOSITORY.glob("*/configs")))
+        raise InputError(f"no method '{method}': choose from {methods}, or give a YAML file")
     for file in (*(f"{name}.{variant}.yaml" for variant in variants), f"{name}.yaml"):
         if (folder / file).is_file():
             return folder / file
     known = ", ".join(sorted({path.name.split(".")[0] for path in folder.glob("*.yaml")}))
-    raise InputError(f"no preset '{name}' of '{method}': choose from {known or 'nothing, no such method'}, or give a YAML file")
+    raise InputError(f"no preset '{name}' of '{method}': choose from {known}, or give a YAML file")
 
 
 def read_config(path: Path) -> Config:
@@ -63,6 +66,7 @@ def read_config(path: Path) -> Config:
     if not isinstance(config, dict) or "class_path" not in (config.get("model") or {}):
         raise InputError(f"{path} is not a preset: it has no model.class_path")
     config["model"].setdefault("init_args", {})
+    config["trainer"] = config.get("trainer") or {}
     _import_beside(path, config["model"]["class_path"])
     return config
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 
 from autoencoder import Autoencoder
 from common.errors import InputError
@@ -19,6 +20,7 @@ from common.testing.checks import (
     check_optimizers,
     check_orientation,
     check_resume,
+    check_returns,
     check_scores,
     check_shapes,
 )
@@ -310,6 +312,44 @@ class LacksArguments(Tiny):
         self.save_hyperparameters(logger=False)
 
 
+class ReturnsNothing(Tiny):
+    def training_step(self, batch, batch_idx):
+        """No losses."""
+        super().training_step(batch, batch_idx)
+
+
+class ReturnsRows(Tiny):
+    def training_step(self, batch, batch_idx):
+        """A loss for each image."""
+        return super().training_step(batch, batch_idx) | {"loss_rows": self.error(batch.image)}
+
+
+class ReturnsOtherNames(Tiny):
+    def training_step(self, batch, batch_idx):
+        """One more loss in the second batch."""
+        losses = super().training_step(batch, batch_idx)
+        return losses | ({"loss_more": losses["loss_decoder"]} if batch_idx else {})
+
+
+class LatePhases(Tiny):
+    phases = (1,)
+
+
+class FlatImages(Tiny):
+    def reconstruct(self, x):
+        return self.decoder(self.encoder(x.flatten(1)))
+
+
+class EmbedsImages(Tiny):
+    def embed(self, x):
+        return x
+
+
+class ListsFigures(Tiny):
+    def figures(self, x):
+        return [Figure()]
+
+
 @pytest.mark.parametrize("module", [Tiny, Whitened, TwoPhases])
 def test_a_sound_module_passes(module):
     check_module(module)
@@ -318,6 +358,13 @@ def test_a_sound_module_passes(module):
 @pytest.mark.parametrize(
     ("check", "fault", "says"),
     [
+        (check_returns, ReturnsNothing, "must return its losses by name, not NoneType"),
+        (check_returns, ReturnsRows, "loss 'loss_rows' of training_step must be a scalar tensor"),
+        (check_returns, ReturnsOtherNames, "differ from batch to batch: .*, then .*loss_more"),
+        (check_returns, LatePhases, r"phases must ascend from 0, not \[1\]"),
+        (check_returns, FlatImages, r"reconstruct returns the shape \(16, 256\) for inputs \(16, 1, 16, 16\)"),
+        (check_returns, EmbedsImages, r"embed returns the shape \(16, 1, 16, 16\)"),
+        (check_returns, ListsFigures, "must return matplotlib's figures by name"),
         (check_optimizers, NoBackward, "never move"),
         (check_optimizers, OthersParameters, "share parameters"),
         (check_optimizers, SharedOutsideOfPhases, "share parameters outside of phases"),

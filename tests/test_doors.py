@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from common.cli import main
+from common.estimator import OneClassEstimator
 from common.experiment import Experiment, Grid, compare, run_experiment
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -183,3 +184,60 @@ def test_a_script_that_has_no_guard_is_not_run_again_in_every_worker(tmp_path, f
     assert process.output.startswith("begun\n")
     assert process.output.endswith("ended with 3 rows\n")
     assert process.output.count("begun") == 1
+
+
+def own_data(path, n_normal, shape=(8, 8), names=("0", "1")):
+    """Random images of two classes, which have no test set of their own."""
+    y = np.repeat(names, [n_normal, 20])
+    np.savez(path, X=np.random.default_rng(0).integers(0, 256, (len(y), *shape), dtype=np.uint8), y=y)
+
+
+def balanced(dataset, *words):
+    return ["--datasets", dataset, "--protocols", "balanced", "--seeds", "0", "--jobs", "1", "--max-epochs", "1", *words]
+
+
+def test_images_higher_than_wide_train_to_the_record(outside):
+    own_data(outside / "tall.npz", 40, shape=(24, 8))
+    run_experiment(EXPERIMENT, balanced("tall.npz", "--presets", "smoke", "autoencoder-smoke", "--normal", "0"))
+    assert len(records(outside)) == 2
+
+
+@pytest.mark.parametrize("preset", ["smoke", "classical-lof"])
+def test_a_protocol_that_leaves_nothing_to_test_is_refused(preset, outside, capsys):
+    own_data(outside / "one.npz", 1)
+    with pytest.raises(SystemExit):
+        run_experiment(EXPERIMENT, balanced("one.npz", "--presets", preset, "--normal", "0"))
+    assert "protocol 'balanced' leaves no sample to test" in capsys.readouterr().err
+
+
+def test_a_number_that_is_no_class_beside_classes_that_are_numbers_is_refused(outside, capsys):
+    own_data(outside / "from_one.npz", 20, names=("1", "2"))
+    with pytest.raises(SystemExit):
+        run_experiment(EXPERIMENT, balanced("from_one.npz", "--presets", "classical-pca", "--normal", "0"))
+    assert "from_one has no class 0: choose from 1, 2" in capsys.readouterr().err
+
+
+FAULTY = """
+from autoencoder import Autoencoder
+
+
+class Faulty(Autoencoder):
+    def scores(self, x):
+        raise ValueError("no scores yet")
+"""
+
+
+def test_an_error_of_ones_own_code_says_where_it_is_and_a_preset_needs_no_trainer(outside, capsys):
+    (outside / "my_idea.py").write_text(FAULTY)
+    (outside / "faulty.yaml").write_text("model:\n  class_path: my_idea.Faulty\n")
+    with pytest.raises(SystemExit):
+        run_experiment(EXPERIMENT, ["--presets", "faulty.yaml", "--normal", "3", "--seeds", "0", "1", "--jobs", "1"])
+    output = capsys.readouterr()
+    assert output.out.count("ValueError: no scores yet (my_idea.py, line 7)") == 2
+    assert "all 2 cells failed; each has an error.txt in its folder" in output.err
+
+
+def test_an_estimator_of_ones_own(outside):
+    X = np.random.default_rng(0).random((60, 8, 8)).astype(np.float32)
+    detector = OneClassEstimator(str(outside / "l1.yaml"), max_epochs=1, random_state=0).fit(X)
+    assert type(detector.module_).__name__ == "MyOCGAN"

@@ -270,7 +270,7 @@ def test_samples_of_another_shape():
 @pytest.mark.parametrize(
     ("parameters", "error", "says"),
     [
-        ({"method": "nothing"}, InputError, "no such method"),
+        ({"method": "nothing"}, InputError, "no method 'nothing': choose from alocc, autoencoder, ocgan, ocnn"),
         ({"preset": "nothing"}, InputError, "choose from dcae, denoising"),
         ({"latnet": 3}, InputError, "Autoencoder has no argument latnet: choose from betas, latent"),
         ({"shape": (3,)}, InputError, "no argument shape"),

@@ -98,6 +98,18 @@ def test_files_of_a_package_count_however_they_are_imported(statement, has_init,
     assert all(path.is_relative_to(outside) for path in found)
 
 
+def test_files_of_one_name_count_in_one_order(outside, monkeypatch):
+    for folder, value in (("a", 1), ("b", 2)):
+        (outside / folder).mkdir()
+        (outside / folder / "losses.py").write_text(f"weight = {value}")
+    files = [outside / "a" / "losses.py", outside / "b" / "losses.py"]
+    digests = set()
+    for order in (files, files[::-1]):
+        monkeypatch.setattr("common.experiment.identity._reachable", lambda _, order=order: order)
+        digests.add(source_digest(CELL.config()))
+    assert len(digests) == 1
+
+
 def test_code_that_changed_since_it_was_imported_makes_no_record(outside):
     config = Cell(str(outside / "mine.yaml"), "digits", "standard", "3", 0).config()
     refuse_changed_code(config)

@@ -82,7 +82,7 @@ def test_a_folder_of_images_runs_by_class_name(tmp_path):
         (["--protocols", "standard,contamnation=0.1"], "has no option 'contamnation'"),
         (["--protocols", "nope"], "unknown protocol 'nope'"),
         (["--presets", "nope"], "no preset 'nope' of 'autoencoder': choose from dcae"),
-        (["--presets", "nope-smoke"], "no such method"),
+        (["--presets", "nope-smoke"], "no method 'nope': choose from alocc, autoencoder, ocgan, ocnn"),
         (["--presets", "classical-nope"], "unknown classical detector 'nope'"),
         (["--seeds", "one"], "invalid int value: 'one'"),
         (["--max-epochs", "-1"], "-1 is not a number of at least 1"),

@@ -165,6 +165,15 @@ def test_a_training_without_its_last_phase_is_refused(tmp_path, data):
         trainer(tmp_path).fit(Phased(shape=(1, 8, 8), widths=(4, 8), latent=4), data)
 
 
+def test_a_training_that_ended_before_its_last_phase_is_not_tested(tmp_path, data):
+    """By early stopping, a number of steps or a time; it may go on."""
+    own = Phased(shape=(1, 8, 8), widths=(4, 8), latent=4)
+    early = trainer(tmp_path, max_epochs=3, max_steps=1)
+    early.fit(own, data)
+    with pytest.raises(InputError, match="has ended in 1 of 2 phases, the last from epoch 2: let it go on"):
+        early.test(own, data, verbose=False)
+
+
 def test_arguments_of_a_class_that_passes_them_on():
     class More(Autoencoder):
         def __init__(self, weight=1.0, **autoencoder):

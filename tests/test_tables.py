@@ -318,6 +318,13 @@ def test_tables_fit_a_terminal():
         assert expected in text
 
 
+def test_a_class_with_a_plus_in_its_name_is_one_class():
+    normals = {"good": ["good"], "b+d": ["b+d"], "good+b+d": ["good", "b+d"]}
+    several = [record(name, 0, 0.5, dataset="mine", classes=classes, n_classes=2) for name, classes in normals.items()]
+    head = next(line for line in printed(summary(several)).splitlines() if line.split()[-1:] == ["mean"])
+    assert head.split() == ["b+d", "good", "mean"]
+
+
 def test_ten_perfect_classes_with_names_fit_a_terminal():
     perfect = [record(str(k), seed, 1.0, classes=[FASHION[k]]) for k in range(10) for seed in (0, 1)]
     long_name = [{**one, "name": f"{VARIANT},widths=[4,8],trainer.max_epochs=50,corruption=gaussian"} for one in perfect]

@@ -14,6 +14,7 @@ import gc
 import itertools
 import os
 import platform
+import sysconfig
 import tempfile
 import time
 import traceback
@@ -42,6 +43,7 @@ from common.experiment.records import Record
 from common.experiment.run import finished, run
 from common.files import write_whole
 from common.names import dataset_label
+from common.presets import REPOSITORY
 
 ATTEMPTS = 3
 """Maximum number of attempts at a cell whose worker is killed."""
@@ -189,7 +191,7 @@ def _run(cell: Cell, work: _Work) -> Record | str:
         write_whole(cell.directory(settings.runs) / "error.txt", traceback.format_exc())
         if message is None:
             first_line, *_ = [*str(error).splitlines(), ""]
-            message = f"{type(error).__name__}: {first_line}"
+            message = f"{type(error).__name__}: {first_line}{_where(error)}"
         return message
     finally:
         note.unlink(missing_ok=True)
@@ -222,6 +224,15 @@ def _place(cells_per_gpu: int) -> tuple[int | None, FileLock | None]:
                 return gpu, lock
         time.sleep(1)
     return None, None
+
+
+def _where(error: BaseException) -> str:
+    """The last line of a method's own code that an error went through, such as `` (my_idea.py, line 12)``."""
+    others = (str(REPOSITORY / "common"), *{sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")})
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((*others, "<")):
+            return f" ({Path(frame.filename).name}, line {frame.lineno})"
+    return ""
 
 
 def _lacks_weights(error: BaseException | None) -> bool:

@@ -152,7 +152,7 @@ def _own_files(class_path: str, function: str) -> list[Path]:
     name, _, _ = function.partition(",")
     if ":" in name and not name.endswith(".npz"):
         roots.append(Path(inspect.getfile(named_function(name))))
-    return sorted(_reachable(roots), key=lambda path: path.name)
+    return sorted(_reachable(roots), key=lambda path: (path.name, file_digest(path)))
 
 
 def file_digest(path: Path) -> str:

@@ -65,6 +65,8 @@ def perform(experiment: Experiment, arguments: argparse.Namespace) -> None:
     if not arguments.report_only:
         failures = run_grid(wanted, settings, arguments.jobs, console, arguments.backend, arguments.cells_per_gpu)
     records = records_of(wanted, settings)
+    if failures and not records:
+        raise InputError(f"all {len(failures)} cells failed; each has an error.txt in its folder")
     if not records:
         raise InputError("no cell is done: there is nothing to report")
     _report(experiment, grids, records, arguments, console)
@@ -195,7 +197,8 @@ def refuse_stale(cells: Sequence[Cell], settings: Settings) -> None:
             f"{len(group)} of {', '.join(dict.fromkeys(cell.name for cell in group))}: {why}" for why, group in reasons.items()
         ]
         raise InputError(
-            f"stale records in {settings.runs} ({'; '.join(said)}): --force runs them again, --keep shows them, marked"
+            f"stale records in {settings.runs} ({'; '.join(said)}): --force runs them again, --keep shows them, marked; "
+            "other data of the same name need another --runs"
         )
 
 

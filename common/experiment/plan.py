@@ -18,6 +18,7 @@ from common.errors import InputError
 from common.experiment.cell import Cell, Settings
 from common.experiment.declaration import Experiment, Grid, full_name
 from common.module import import_class
+from common.names import dataset_label
 from common.presets import Config, is_file, preset_path, read_config, row_name, split_preset
 from common.training.lightning import check_config
 
@@ -93,7 +94,12 @@ def refuse_mistaken_presets(cells: Sequence[Cell], settings: Settings, known: Co
 def refuse_unknown_classes(cells: Sequence[Cell], settings: Settings) -> None:
     """Raises InputError for a class that its data set lacks, before any cell is run; it loads the data."""
     for dataset, normal in dict.fromkeys((cell.dataset, cell.normal) for cell in cells):
-        class_numbers(normal, load(dataset, settings.root or default_root()).classes, dataset)
+        classes = load(dataset, settings.root or default_root()).classes
+        class_numbers(normal, classes, dataset)
+        unknown = [name for name in normal.split("+") if name not in classes]
+        if unknown and all(re.fullmatch(r"-?\d+", name) for name in classes):
+            # a class's position beside names that are numbers too would be a guess
+            raise InputError(f"{dataset_label(dataset)} has no class {unknown[0]}: choose from {', '.join(classes)}")
 
 
 def bases(presets: Iterable[str]) -> dict[str, str]:

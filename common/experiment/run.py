@@ -168,6 +168,7 @@ def _run_module(config: Config, directory: Path, metadata: Record) -> tuple[pd.D
     trainer = {**config["trainer"], "default_root_dir": str(directory)}
     trainer["logger"] = _logger(trainer.get("logger", True), directory)
     cli = assemble({**config, "trainer": trainer}, metadata)
+    _refuse_no_test(cli.datamodule)
     if cli.trainer.max_epochs == cli.trainer.max_steps == -1 and not {"max_time", "callbacks"} & trainer.keys():
         raise InputError("with trainer.max_epochs -1 the training never ends: give a number of epochs")
     # without its folder: who trains by this file trains into another one
@@ -217,8 +218,14 @@ def _of_checkpoint(cli: Any, path: Path) -> Record:
 def _run_classical(config: Config, directory: Path, detector: str) -> tuple[pd.DataFrame, Record]:
     write_whole(directory / "config.yaml", yaml.safe_dump(config, allow_unicode=True))
     data = data_module(config["data"])
+    _refuse_no_test(data)
     scored, results = fit_and_score(detector, data, config["seed_everything"], config.get("backbone"))
     return _scores(scored, data), _classes(data) | results
+
+
+def _refuse_no_test(data: OneClassDataModule) -> None:
+    if not len(data.splits.test):
+        raise InputError(f"{data.dataset}: protocol '{data.protocol}' leaves no sample to test: give more, or another protocol")
 
 
 def _classes(data: OneClassDataModule) -> Record:

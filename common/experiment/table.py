@@ -20,10 +20,11 @@ KEY = ["name", "dataset", "protocol", "score", "metric", "rule"]
 """What one block of a summary shares: a row for each normal class, and one for their mean."""
 
 COLUMNS = (
-    *KEY[:3], "normal", "class_name", *KEY[3:], "n_classes", "paper", "mean", "std", "n_seeds", "delta", "ci_low", "ci_high",
-    "status", "reference", "base", "base_delta", "base_low", "base_high", "stale", "commit", "command",
+    *KEY[:3], "normal", "class_name", *KEY[3:], "n_classes", "together", "paper", "mean", "std", "n_seeds", "delta", "ci_low",
+    "ci_high", "status", "reference", "base", "base_delta", "base_low", "base_high", "stale", "commit", "command",
 )  # fmt: skip
-"""Columns of a summary. ``reference`` says whose number ``paper`` is; ``n_classes`` is 1 in the row of a single class."""
+"""Columns of a summary. ``reference`` says whose number ``paper`` is; ``n_classes`` is 1 in the row of a single
+class, and ``together`` how many classes were normal at once."""
 
 TEXT = {*KEY, "normal", "class_name", "status", "reference", "base", "stale", "commit", "command"}
 
@@ -145,7 +146,7 @@ def summarise(
 def as_summary(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
     """A frame with the columns of a summary, in their types."""
     frame = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
-    text, counts = [column for column in COLUMNS if column in TEXT], ["n_classes", "n_seeds"]
+    text, counts = [column for column in COLUMNS if column in TEXT], ["n_classes", "together", "n_seeds"]
     frame[text] = frame[text].astype(object).fillna("")
     frame[counts] = frame[counts].fillna(0).astype(int)
     return frame.astype(dict.fromkeys(set(COLUMNS) - TEXT - set(counts), float) | dict.fromkeys(text, object))
@@ -180,6 +181,7 @@ def _measured(cells: pd.DataFrame, values: NDArray[np.float64], label: str) -> d
         "normal": label,
         "class_name": cells["class_name"].iloc[0] if values.shape[1] == 1 else "",
         "n_classes": values.shape[1],
+        "together": int(cells["together"].iloc[0]),
         "mean": float(means.mean()),
         "std": float(means.std(ddof=1)) if len(means) > 1 else np.nan,
         "n_seeds": len(means),

@@ -101,8 +101,7 @@ def _details(title: str, rows: pd.DataFrame) -> Table:
 
 def _show_classes(title: str, rows: pd.DataFrame, console: Console) -> None:
     """Every class in a column, with the classes' names below; or, where they do not fit, the lowest and the highest ones."""
-    together = rows["normal"].str.contains(r"[^+]\+[^+]|^mean of \d+$")  # a class may be called c++
-    rows = rows[(rows["n_seeds"] > 0) & (rows["rule"] != "oracle") & ~together]
+    rows = rows[(rows["n_seeds"] > 0) & (rows["rule"] != "oracle") & (rows["together"] <= 1)]
     single, means = rows[~is_mean(rows)], rows[is_mean(rows)]
     if not len(single):
         return

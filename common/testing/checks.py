@@ -3,7 +3,7 @@
 import inspect
 import tempfile
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
 from sklearn.metrics import roc_auc_score
@@ -33,6 +34,37 @@ def check_docstrings(factory: Factory) -> None:
     for name in ("", "scores", "training_step", "named_optimizers"):
         member = getattr(cls, name) if name else cls
         assert inspect.getdoc(member), f"{cls.__name__}.{name} has no docstring"
+
+
+def check_returns(factory: Factory) -> None:
+    """``training_step`` returns scalar losses by name, alike in each batch; ``phases`` ascend; figures get what they need."""
+    module = new(factory)
+    phases = list(module.phases)
+    assert [0, *sorted(set(phases) - {0})] == phases, f"phases must ascend from 0, not {phases}"
+    step, names = module.training_step, dict[int, list[str]]()
+
+    def watched(batch: Sample, batch_idx: int) -> Any:
+        losses = step(batch, batch_idx)
+        named = isinstance(losses, Mapping) and len(losses) > 0
+        assert named, f"training_step must return its losses by name, not {type(losses).__name__}"
+        for name, loss in losses.items():
+            is_scalar = isinstance(loss, Tensor) and loss.ndim == 0
+            assert is_scalar, f"loss '{name}' of training_step must be a scalar tensor"
+        first = names.setdefault(module.current_epoch, list(losses))
+        assert list(losses) == first, f"the losses of training_step differ from batch to batch: {first}, then {list(losses)}"
+        return losses
+
+    module.training_step = watched  # type: ignore[method-assign]
+    fit(module, phases[-1] + 1)
+    x = toy_samples(16).image
+    with torch.no_grad():
+        reconstruction, latent, figures = module.eval().reconstruct(x), module.embed(x), module.figures(x)
+    for name, values, expected in (("reconstruct", reconstruction, x.ndim), ("embed", latent, 2)):
+        if values is not None:
+            right = values.ndim == expected and (values.shape == x.shape if name == "reconstruct" else len(values) == len(x))
+            assert right, f"{name} returns the shape {tuple(values.shape)} for inputs {tuple(x.shape)}"
+    drawn = isinstance(figures, Mapping) and all(isinstance(figure, Figure) for figure in figures.values())
+    assert drawn, "figures must return matplotlib's figures by name"
 
 
 def check_shapes(factory: Factory) -> None:
@@ -171,7 +203,8 @@ def check_orientation(factory: Factory) -> None:
     normal, noise = (scores_of(module, toy_samples(seed=3, anomalous=kind).image) for kind in (False, True))
     name = module.hparams["score"]
     auroc = roc_auc_score([0] * N + [1] * N, np.concatenate([normal[name], noise[name]]))
-    assert auroc > 0.75, f"higher must mean more anomalous: score '{name}' has an AUROC of {auroc:.3f} on noise against waves"
+    told = f"score '{name}' has an AUROC of {auroc:.3f} on noise against waves after 20 epochs"
+    assert auroc > 0.75, f"higher must mean more anomalous, or the method needs other arguments to train: {told}"
 
 
 def check_checkpoints(factory: Factory) -> None:

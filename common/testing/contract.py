@@ -17,6 +17,7 @@ from common.testing.checks import (
     check_optimizers,
     check_orientation,
     check_resume,
+    check_returns,
     check_scores,
     check_shapes,
 )
@@ -25,6 +26,7 @@ from common.training.process import configure_process
 
 CHECKS: tuple[Callable[[Factory], None], ...] = (
     check_docstrings,
+    check_returns,
     check_shapes,
     check_optimizers,
     check_scores,

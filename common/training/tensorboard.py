@@ -16,6 +16,7 @@ from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from common.data import OneClassDataModule
@@ -221,7 +222,9 @@ def _thumbnails(data: OneClassDataModule, parts: list[NDArray[np.int64]]) -> Ten
     images = torch.cat([resize(data.images(part), size) for part in parts])
     images = images - images.amin()
     images = images / images.amax().clamp_min(1e-12)
-    return images.expand(-1, 3, -1, -1)
+    height, width = size
+    # TensorBoard's sheet of pictures has as many in a row as in a column, and must not be higher than wide
+    return F.pad(images.expand(-1, 3, -1, -1), (0, max(0, height - width)))
 
 
 def _render(figure: Figure) -> NDArray[np.uint8]:
