@@ -69,10 +69,6 @@ def candidates(results: Path = RESULTS) -> pd.DataFrame:
     """The published rows of single classes that can be checked.
 
     These are rows with an interval, rows of deterministic detectors, whose interval is the rounding, and rows of records.
-
-    Example:
-        >>> "alocc-stable" in set(candidates()["name"])
-        True
     """
     tables = [measured(known, folder=results) for known in declared()]
     rows = pd.concat([table for table in tables if len(table)], ignore_index=True)

@@ -60,7 +60,8 @@ def test_every_preset_trains_through_the_parser(file, tmp_path):
         if backbone != "squeezenet1_0":
             config["model"]["init_args"]["head_layers"] = 1
         config["data"]["image_size"] = 32
-    config["trainer"] |= {"fast_dev_run": True, "accelerator": "cpu", "enable_progress_bar": False, "logger": False}
+    config["trainer"] |= {"fast_dev_run": True, "accelerator": "cpu", "logger": False}
+    config["trainer"] |= {"enable_progress_bar": False, "enable_model_summary": False}
     data = {"dataset": "digits", "normal": 3, "batch_size": 8, "eval_batch_size": 8}
     cli = assemble({**config, "data": {**config["data"], **data}})
     cli.trainer.fit(cli.model, cli.datamodule)

@@ -90,7 +90,7 @@ class Figures(Callback):
     def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Draws the finished run and writes its row."""
         data = _data(trainer)
-        if data is None or not isinstance(module, OneClassModule) or not module.scored:
+        if data is None or not isinstance(module, OneClassModule) or not module.scored or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         scored, name = module.scored, module.hparams["score"]
         self._show(trainer, _result_figures(data, scored, name, float(module.threshold)))
