@@ -233,7 +233,7 @@ def test_a_class_of_another_module_of_that_name_says_which(tmp_path, monkeypatch
 
 def test_runs_folder_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert "cannot write in the runs folder" in refused(capsys, "--normal", "3", "--runs", tmp_path / "file" / "runs")
+    assert "cannot write in the folder" in refused(capsys, "--normal", "3", "--runs", tmp_path / "file" / "runs")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions as POSIX has them")
@@ -251,6 +251,6 @@ def test_runs_folder_without_permission(tmp_path, capsys):
     finally:
         if root:
             os.seteuid(0)
-    assert "cannot write in the runs folder" in says
+    assert "cannot write in the folder" in says
     assert "Permission denied" in says
     assert not list(locked.iterdir())

@@ -242,6 +242,18 @@ def test_only_pairs_that_both_have_are_compared(records):
     assert summary([*records, *other_score])["base_delta"].isna().all()
 
 
+def test_without_the_preset_itself_the_row_with_most_of_the_same_overrides_is_the_base():
+    names = ["autoencoder-small,lr=1", "autoencoder-small,lr=1,latent=4", "autoencoder-small,latent=4,sigma=2,lr=1"]
+    several = [one for k, name in enumerate(names) for one in of_classes("34", 2, name, 0.9 - k / 10)]
+    table = summary(several)
+    assert table.drop_duplicates("name").set_index("name")["base"].to_dict() == {
+        names[0]: "autoencoder-small",
+        names[1]: names[0],
+        names[2]: names[1],
+    }
+    assert table.set_index("name")["base_delta"].dropna().to_numpy() == pytest.approx(-0.1)
+
+
 def test_what_is_stale_is_marked_and_last_and_no_base(records):
     old = [{**one, "stale": "the code has changed"} for one in records]
     table = tabulate(TRIAL, [*old, *variant(records, lambda i: 0.01)])

@@ -41,7 +41,8 @@ def perform(experiment: Experiment, arguments: argparse.Namespace) -> None:
     console = Console()
     settings = _settings(arguments)
     if not (arguments.dry_run or arguments.report_only):
-        check_writable(settings.runs)
+        for folder in filter(None, (settings.runs, arguments.out)):
+            check_writable(folder)
     grids = narrowed(experiment, arguments)
     datasets = itertools.chain(*(grid.datasets for grid in grids))
     missing = {} if arguments.datasets else missing_data(datasets, settings.root)
@@ -251,12 +252,12 @@ def missing_data(datasets: Iterable[str], root: Path | None, error: type[InputEr
     return missing
 
 
-def check_writable(runs: Path) -> None:
-    """Creates the runs folder; raises InputError if it cannot be written."""
+def check_writable(folder: Path) -> None:
+    """Creates a folder; raises InputError if it cannot be written."""
     try:
-        runs.mkdir(parents=True, exist_ok=True)
-        probe = runs / ".writable"
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"cannot write in the runs folder {runs}: {error.strerror}") from error
+        raise InputError(f"cannot write in the folder {folder}: {error.strerror}") from error

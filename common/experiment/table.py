@@ -1,6 +1,6 @@
 """Summarises records in one frame, from which every table, page and comparison is made."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from common.experiment.records import Record
 from common.names import dataset_label
+from common.presets import split_preset
 
 LONG = (
     "name", "base", "dataset", "protocol", "normal", "class_name", "seed", "rule", "score", "metric", "value", "chosen",
@@ -122,6 +123,8 @@ def summarise(
     Returns:
         Columns :data:`COLUMNS`; of a mean, ``std`` is that of the seeds' class means.
     """
+    bases = dict(zip(long["name"], long["base"], strict=True))
+    long = long.assign(base=long["name"].map({name: _base_here(name, base, bases) for name, base in bases.items()}))
     long = long[long["metric"].isin(metrics)]
     long = long.sort_values("metric", key=lambda metric: metric.map(list(metrics).index), kind="stable")
     current = dict(list(long[long["stale"] == ""].groupby(KEY, sort=False)))
@@ -141,6 +144,16 @@ def summarise(
             row |= _beside_paper(row, normals, numbers)
             rows.append(row | (_beside_base(seeds[normals], base_seeds) if base_seeds is not None else {}))
     return as_summary(rows)
+
+
+def _base_here(name: str, base: str, names: Collection[str]) -> str:
+    """A row's base or, where that is none of the rows, the one with the most of the same overrides."""
+    preset, overrides = split_preset(name)
+    if not overrides or base in names:
+        return base
+    others = {other: split_preset(other) for other in names}
+    fewer = [other for other, (head, changes) in others.items() if head == preset and set(changes) < set(overrides)]
+    return max(fewer, key=lambda other: len(others[other][1]), default=base)
 
 
 def as_summary(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
