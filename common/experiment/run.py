@@ -178,10 +178,8 @@ def _run_module(config: Config, directory: Path, metadata: Record) -> tuple[pd.D
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     if not last.is_file():
         raise InputError(f"no epoch was trained in {directory}: look at the limits in trainer")
-    chosen = checkpoints / CHOSEN[cli.config.rule]
-    reached = chosen.is_file()
-    if not reached:
-        chosen = last
+    by_rule = checkpoints / CHOSEN[cli.config.rule]
+    chosen = by_rule if by_rule.is_file() else last
     rules: dict[str, Any] = {}
     for rule in ("last", "rho"):
         path = checkpoints / CHOSEN[rule]
@@ -198,7 +196,7 @@ def _run_module(config: Config, directory: Path, metadata: Record) -> tuple[pd.D
         "metrics": cli.model.test_metrics(),
         "rules": rules,
         "selected_epoch": _epoch(load_checkpoint(chosen)),
-        "reached": reached,
+        "reached": by_rule.is_file(),
         "epochs": cli.trainer.max_epochs,
         "train_images_per_s": round(cli.watcher.images_per_s, 1),
         "parameters": sum(p.numel() for p in cli.model.parameters()),
