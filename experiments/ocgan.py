@@ -36,7 +36,7 @@ EXPERIMENT = Experiment(
         f"ocgan-{VISUAL}": "tuned, AE + Dl + Dv",
         f"ocgan-{UNMINED}": "tuned, unmined C",
         "reconstruction": "squared error",
-        "relative_reconstruction": "by contrast",
+        "relative_reconstruction": "relative error",
         "discriminator": "Dv(x)",
         "auroc": "AUROC",
     },

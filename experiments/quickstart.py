@@ -8,7 +8,7 @@ EXPERIMENT = Experiment(
     name="quickstart",
     title="Quickstart: scikit-learn's digits, one class against the rest",
     main=Grid(presets=("autoencoder-small", "alocc-small", "ocgan-small", "ocnn-small", *BASELINES), datasets=("digits",)),
-    labels=LABELS | {"relative_reconstruction": "by contrast", "logit_difference": "Δlogit", "ocsvm": "OC-SVM+"},
+    labels=LABELS | {"relative_reconstruction": "relative error", "logit_difference": "Δlogit", "ocsvm": "OC-SVM+"},
     seeds=(0,),
 )
 
