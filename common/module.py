@@ -209,11 +209,13 @@ class OneClassModule(ScoringModule):
         if epochs is not None and 0 <= epochs <= self.phases[-1]:
             raise InputError(f"max_epochs {epochs} ends before the last phase begins, in epoch {self.phases[-1]}: give more")
 
-    def on_test_start(self) -> None:
-        """Raises InputError if the training has ended before the last phase began."""
+    def refuse_early_end(self) -> None:
+        """Raises InputError if the training has ended before the last phase began: what is scored would be untrained."""
         if 0 < self._prepared_phases < len(self.phases):
             begun = f"{self._prepared_phases} of {len(self.phases)} phases, the last from epoch {self.phases[-1]}"
             raise InputError(f"the training has ended in {begun}: let it go on")
+
+    on_test_start = on_predict_start = refuse_early_end
 
     def on_train_epoch_start(self) -> None:
         """Prepares a new phase and seeds noise, dropout and random latents, so that a resumed run repeats them."""

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from autoencoder import Autoencoder
 from common import scoring
 from common.data import OneClassDataModule
+from common.deploy.load import load_detector
 from common.errors import InputError
 from common.module import Cosine, OneClassModule, Scored
 from common.training.seeding import epoch_seed, isolated
@@ -172,6 +173,12 @@ def test_a_training_that_ended_before_its_last_phase_is_not_tested(tmp_path, dat
     early.fit(own, data)
     with pytest.raises(InputError, match="has ended in 1 of 2 phases, the last from epoch 2: let it go on"):
         early.test(own, data, verbose=False)
+    with pytest.raises(InputError, match="1 of 2 phases"):
+        early.predict(own, data)
+    path = tmp_path / "early.ckpt"
+    early.save_checkpoint(path)
+    with pytest.raises(InputError, match="1 of 2 phases"):
+        load_detector(path)
 
 
 def test_arguments_of_a_class_that_passes_them_on():

@@ -81,6 +81,7 @@ def load_detector(path: Path, device: torch.device | str = "cpu") -> Detector:
         module = cls(**(arguments | dict(cls.offline_kwargs)))
         module.load_state_dict(contents["state_dict"])
         module.on_load_checkpoint(contents)
+        module.refuse_early_end()
         data_state = contents[OneClassDataModule.__qualname__]
         stored, preprocessing = tuple(data_state["stored"]), Preprocessing(**data_state["preprocessing"])
         decoding = {"depth": "uint8", **data_state.get("decoding", {})}  # earlier checkpoints have none
