@@ -384,7 +384,7 @@ def test_written_files_hold_the_table_and_its_command(records, tmp_path):
     command = "python -m experiments.trial --presets autoencoder-small --datasets mnist --protocols standard --seeds 0 1 2"
     assert f"`{command}`" in page
     assert set(read["command"]) == {command}
-    assert page.count("| autoencoder-small |") == 3
+    assert page.count("| autoencoder-small |") == 2, "its mean, and its classes in columns"
     assert {path.name for path in (tmp_path / "results").iterdir()} == {"trial.csv", "trial.md"}
 
 
@@ -417,18 +417,40 @@ def test_a_page_shows_the_ends_of_many_classes():
     ]
     table = tabulate(TRIAL, many)
     assert (table["n_classes"] == 1).sum() == 60
-    rows = [line.split(" | ")[:5] for line in markdown(table, "A trial").splitlines() if " (1) |" in line]
-    assert [[cell.strip("| ") for cell in (row[0], row[2], row[4])] for row in rows] == [
-        ["autoencoder-small", "mean", "0.845 (1)"],
-        ["classical-lof", "mean", "0.755 (1)"],
-        ["autoencoder-small", "lowest: 0 obj1", "0.700 (1)"],
-        ["autoencoder-small", "highest: 29 obj30", "0.990 (1)"],
-        ["classical-lof", "highest: 0 obj1", "0.900 (1)"],
-        ["classical-lof", "lowest: 29 obj30", "0.610 (1)"],
+    lines = markdown(table, "A trial").splitlines()
+    assert "| method | score | rule | seeds | lowest | highest | mean | by |" in lines
+    assert [line.split(" | ")[4:7] for line in lines if line.endswith("| 1 |") and "(1)" not in line] == [
+        ["0.700 (0 obj1)", "0.990 (29 obj30)", "0.845"],
+        ["0.610 (29 obj30)", "0.900 (0 obj1)", "0.755"],
     ]
     few = markdown(tabulate(TRIAL, many[:MOST_CLASSES]), "A trial")
     assert "lowest" not in few
-    assert few.count("| autoencoder-small |") == MOST_CLASSES + 1
+    heading = next(line for line in few.splitlines() if "0 obj1 |" in line)
+    assert heading.count(" obj") == MOST_CLASSES
+
+
+def test_classes_stand_in_columns_with_the_papers_numbers_below(records):
+    """Two of ten classes for one row, all that the data set has for the other, one class for the third."""
+    few = [{**one, "n_classes": 10, "name": VARIANT} for one in records]
+    lone = [record("3", 0, 0.6, "classical-lof", n_classes=2)]
+    above, _, below = markdown(summary([*records, *few, *lone]), "A trial").partition("Each class as the normal one:")
+    assert below.split("\n")[2:] == [
+        "| method | score | rule | seeds | 3 | 4 | mean | by |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| autoencoder-small | reconstruction | last | 3 | 0.920 | 0.800 | 0.860 |  |",
+        "|  | reported: DAE, T1 |  |  | 0.900 |  | 0.950 |  |",
+        f"| {VARIANT} | reconstruction | last | 3 | 0.920 | 0.800 |  |  |",  # its mean is not over all classes
+        "",
+    ]
+    assert "| classical-lof | reconstruction | 3 |  | 0.600 (1) |" in above
+    assert "| 4 |" not in above
+
+
+def test_a_page_names_no_more_than_four_presets_in_a_command(records):
+    several = [of_classes("34", 1, f"autoencoder-small,latent={k}", n_classes=2) for k in range(5)]
+    assert "--presets 'METHOD' --datasets" in markdown(tabulate(TRIAL, [one for row in several for one in row]), "A trial")
+    page = markdown(tabulate(TRIAL, [one for row in several[:4] for one in row]), "A trial")
+    assert "--presets autoencoder-small,latent=0 autoencoder-small,latent=1 " in page
 
 
 def test_a_page_names_commands_and_their_commits(records):
@@ -628,10 +650,9 @@ def test_class_names_of_any_characters_in_every_form():
     table = table.reset_index()
     shown = printed(table[table["normal"] != "c+++a^b"])
     assert all(name in shown for name in names if name != "a+b")
-    rows = [line for line in markdown(table, "A trial").splitlines() if line.startswith("| autoencoder")]
-    assert len(rows) == 8
-    assert {line.replace(r"\|", "").count("|") for line in rows} == {12}
-    assert any(r"| m\|n |" in line for line in rows)
+    heading, _, row, _ = markdown(table, "A trial").splitlines()[-4:]
+    assert heading.replace(r"\|", "").count("|") == row.count("|") == len([*names, pair, "mean"]) + 6
+    assert r"| m\|n |" in heading
     text = latex(table, "A trial")
     assert r"\$x\_1\$" in text
     assert r"50\%\&\#" in text

@@ -65,7 +65,8 @@ def reported(name: str) -> pd.DataFrame:
     of_ten = frame.groupby(printed, sort=False).filter(lambda rows: len(rows) == 10 and "mean" not in set(rows["normal"]))
     means = of_ten.groupby(printed, sort=False, as_index=False)["value"].mean().assign(normal="mean")
     frame = pd.concat([part for part in (frame, means) if len(part)] or [frame], ignore_index=True)
-    return frame.assign(source=frame["method"] + ", " + frame["table"])
+    is_itself = frame["method"] == frame["table"]  # a tutorial has one method and one table
+    return frame.assign(source=frame["method"] + (", " + frame["table"]).mask(is_itself, ""))
 
 
 def aggregates(name: str, folder: Path = RESULTS) -> pd.DataFrame:

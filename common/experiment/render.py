@@ -45,6 +45,12 @@ class Section(NamedTuple):
         return self.rows[self.rows["metric"] == metric]
 
 
+LINE = ["name", "score", "rule"]
+"""What the rows of a line share."""
+
+ENDS = ("lowest", "highest")
+"""Columns in place of those of many classes."""
+
 MOST_CLASSES = 20
 """Of more classes Markdown and LaTeX show the lowest and the highest; records, CSV and HTML have all."""
 
@@ -57,18 +63,29 @@ def sections(table: pd.DataFrame, most_classes: int | None = None) -> Iterator[S
         if is_pivoted:
             rows = rows[is_mean(rows) | (rows["metric"] == rows["metric"].iloc[0])]
         if most_classes is not None and rows[~is_mean(rows)]["normal"].nunique() > most_classes:
-            rows = _extremes(rows)
+            rows = pd.concat([rows[is_mean(rows)], extremes(rows)])
         yield Section(f"{dataset}, {protocol}", rows, list(dict.fromkeys(rows["metric"])), is_pivoted)
 
 
-def _extremes(rows: pd.DataFrame) -> pd.DataFrame:
-    """The means, and of each line its lowest and its highest class."""
+def extremes(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each line its lowest and its highest class, which stands in ``class_name`` then."""
     single = rows[~is_mean(rows) & (rows["n_seeds"] > 0)]
-    single = single.assign(class_name=single["normal"] + " " + single["class_name"])
-    of_line = single.groupby(["name", "score", "rule", "metric"], sort=False)["mean"]
+    single = single.assign(class_name=(single["normal"] + " " + single["class_name"]).str.strip())
+    of_line = single.groupby([*LINE, "metric"], sort=False)["mean"]
     lowest, highest = single.loc[of_line.idxmin()], single.loc[of_line.idxmax()]
-    ends = pd.concat([lowest.assign(normal="lowest:"), highest.assign(normal="highest:")])
-    return pd.concat([rows[is_mean(rows)], ends.sort_index(kind="stable")])
+    return pd.concat([lowest.assign(normal=ENDS[0]), highest.assign(normal=ENDS[1])]).sort_index(kind="stable")
+
+
+def by_class(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Rows of single classes and their means, for a column each, and the columns in their order.
+
+    Means over different classes do not belong in one column: where there are several, it has those over all classes alone.
+    """
+    means, single = rows[is_mean(rows)], rows[~is_mean(rows)]
+    if means["normal"].nunique() > 1:
+        means = means[means["normal"] == "mean"]
+    columns = sorted(set(single["normal"]), key=lambda normal: (len(normal), normal))
+    return pd.concat([single, means.assign(normal="mean")]), [*columns, *["mean"][: len(means)]]
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -132,7 +149,7 @@ def pivoted(rows: pd.DataFrame, by: str) -> pd.DataFrame:
         Columns ``name, score, rule, kind, seeds, stale, command`` and those of ``by``; ``kind`` is empty where the line was
         measured, else ``reported: <reference>`` or ``not run: <reference>``.
     """
-    rows = rows.assign(order=rows.groupby(["name", "score", "rule"], sort=False).ngroup(), kind="", seeds="")
+    rows = rows.assign(order=rows.groupby(LINE, sort=False).ngroup(), kind="", seeds="")
     is_measured = rows["n_seeds"] > 0
     ours = rows[is_measured].assign(text=rows["ours"], seeds=rows["n_seeds"].astype(str))
     theirs = rows[rows["reference"] != ""].assign(text=rows["theirs"], rule="")
@@ -140,7 +157,7 @@ def pivoted(rows: pd.DataFrame, by: str) -> pd.DataFrame:
     theirs["score"] = theirs["score"].where(theirs["kind"] == "not run", "")
     theirs["kind"] += ": " + theirs["reference"]
     lines = pd.concat([ours, theirs]).sort_values("order", kind="stable")
-    key = ["name", "score", "rule", "kind"]
+    key = [*LINE, "kind"]
     cells = lines.pivot_table(index=key, columns=by, values="text", aggfunc="first", sort=False).fillna("")
     return lines.groupby(key, sort=False)[["seeds", "stale", "command"]].first().join(cells).reset_index()
 
@@ -163,32 +180,48 @@ def numbered(commands: Mapping[str, str]) -> dict[str, str]:
 def markdown(table: pd.DataFrame, title: str) -> str:
     """A summary as a page that names the commands that made it, and each row's.
 
-    Where there are several metrics, their class means stand in one table, and each class only with the first metric; the
-    CSV has them all.
+    Where there are several metrics, their class means stand in one table, and single classes have the first metric only. Each
+    class has a column, as papers print them, with the paper's numbers below ours; CSV and HTML have its spread and interval.
     """
     commands = made_by(table)
     by = numbered(commands)
     lines = [
         f"# {title}",
         "",
-        "Written by the commands below, to which the column `by` points; not edited by hand. `paper` is the number reported by "
-        "`reference`;",
-        "measured is mean ± standard deviation over seeds, the interval a stratified bootstrap over them.",
+        "Written by the commands below, to which the column `by` points; not edited by hand. `METHOD` is a row's method.",
+        "`paper` is the number reported by `reference`; measured is mean ± standard deviation over seeds, the interval a",
+        "stratified bootstrap over them.",
         "",
     ]
     for command, commit in commands.items():
         made_at = f" (commit {commit})" * bool(commit)
-        lines.append(f"{by[command]}. `{command}`{made_at}")
+        lines.append(f"{by[command]}. `{_short(command)}`{made_at}")
     for section in sections(table, MOST_CLASSES):
-        parts = [(metric, rows_text(section.of(metric), by)) for metric in section.metrics[: 1 if section.pivoted else None]]
         if section.pivoted:
-            means = section.rows[is_mean(section.rows)].groupby("normal", sort=False)
-            parts = [
-                (f"{mean} over the normal classes", _metrics_text(rows, section.metrics, by)) for mean, rows in means
-            ] + parts
-        for part, text in parts:
-            lines += ["", f"## {section.title}, {part}", "", *table_lines(text)]
+            for mean, rows in section.rows[is_mean(section.rows)].groupby("normal", sort=False):
+                rows = rows.assign(ours=readable(rows)["measured"], theirs=readable(rows)["paper"])
+                text = _pivoted_text(rows, section.metrics, "metric", by)
+                lines += ["", f"## {section.title}, {mean} over the normal classes", "", *table_lines(text)]
+        for metric in section.metrics[: 1 if section.pivoted else None]:
+            rows = section.of(metric)
+            in_columns = _in_columns(rows)
+            lines += ["", f"## {section.title}, {metric}", "", *table_lines(rows_text(rows[~in_columns], by))]
+            if in_columns.any():
+                text = _classes_text(rows[in_columns | is_mean(rows)], by)
+                lines += ["", "Each class as the normal one:", "", *table_lines(text)]
     return "\n".join(lines) + "\n"
+
+
+def _short(command: str) -> str:
+    """A command with ``METHOD`` in place of five presets or more."""
+    return re.sub(r"(?<=--presets )(?:[^-\s]\S* ){5,}", "'METHOD' ", command)
+
+
+def _in_columns(rows: pd.DataFrame) -> "pd.Series[bool]":
+    """Which rows are of a single class in a line of several."""
+    single = ~is_mean(rows)
+    n_classes = rows["normal"].where(single).groupby([rows[key] for key in LINE]).transform("nunique")
+    return single & (n_classes > 1)
 
 
 def rows_text(rows: pd.DataFrame, by: Mapping[str, str]) -> pd.DataFrame:
@@ -201,24 +234,31 @@ def rows_text(rows: pd.DataFrame, by: Mapping[str, str]) -> pd.DataFrame:
     return text.assign(by=rows["command"].map(by).fillna(""))
 
 
-def _metrics_text(rows: pd.DataFrame, metrics: Sequence[str], by: Mapping[str, str]) -> pd.DataFrame:
-    """One mean's rows with a column for each metric."""
+def _classes_text(rows: pd.DataFrame, by: Mapping[str, str]) -> pd.DataFrame:
+    """One metric's lines with a column for each class, and their means."""
     text = readable(rows)
-    lines = pivoted(rows.assign(ours=text["measured"], theirs=text["paper"]), "metric")
+    names = dict(zip(rows["normal"], text["normal"], strict=True)) | dict(zip(ENDS, ENDS, strict=True))
+    which = (" (" + rows["class_name"] + ")").where(rows["normal"].isin(ENDS), "")
+    lines, columns = by_class(rows.assign(ours=rows["mean"].map(number) + which, theirs=text["paper"]))
+    has_class = ~is_mean(lines).groupby([lines[key] for key in LINE]).transform("all")
+    return _pivoted_text(lines[has_class], columns, "normal", by).rename(columns=names)
+
+
+def _pivoted_text(rows: pd.DataFrame, columns: Sequence[str], of: str, by: Mapping[str, str]) -> pd.DataFrame:
+    """Lines with a column for each metric or class."""
+    lines = pivoted(rows, of)
     lines["method"] = lines["name"] + np.where(lines["stale"] == "", "", " (stale)")
     lines["method"] += np.where(lines["kind"].str.startswith("not run"), " " + lines["score"], "")
     is_below = lines["kind"].str.startswith("reported") & (lines["name"] == lines["name"].shift())
     lines["method"] = lines["method"].mask(is_below, "")
     lines["score"] = lines["score"].where(lines["kind"] == "", lines["kind"])
-    text = lines[["method", "score", "rule", "seeds", *metrics]]
-    return text.assign(by=lines["command"].map(by).fillna(""))
+    return lines[["method", "score", "rule", "seeds", *columns]].assign(by=lines["command"].map(by).fillna(""))
 
 
 def table_lines(text: pd.DataFrame) -> list[str]:
     """A frame of texts in Markdown."""
-    cells = text.replace(r"\|", r"\|", regex=True)
-    body: list[list[str]] = [text.columns.tolist(), ["---"] * text.shape[1], *cells.to_numpy().tolist()]
-    return ["| " + " | ".join(line) + " |" for line in body]
+    body: list[list[str]] = [text.columns.tolist(), ["---"] * text.shape[1], *text.to_numpy().tolist()]
+    return ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in body]
 
 
 def latex(table: pd.DataFrame, title: str) -> str:

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from common.experiment.render import Section, difference, interval, pivoted, readable, sections
+from common.experiment.render import Section, by_class, difference, extremes, interval, pivoted, readable, sections
 from common.experiment.table import is_mean
 
 NAMES = 20
@@ -102,25 +102,18 @@ def _details(title: str, rows: pd.DataFrame) -> Table:
 def _show_classes(title: str, rows: pd.DataFrame, console: Console) -> None:
     """Every class in a column, with the classes' names below; or, where they do not fit, the lowest and the highest ones."""
     rows = rows[(rows["n_seeds"] > 0) & (rows["rule"] != "oracle") & (rows["together"] <= 1)]
-    single, means = rows[~is_mean(rows)], rows[is_mean(rows)]
-    if not len(single):
+    if is_mean(rows).all():
         return
-    names = dict(zip(single["normal"], readable(single)["normal"], strict=True))
-    columns = sorted(names, key=lambda normal: (len(normal), normal))
-    # Means over different classes do not belong in one column.
-    means = means.assign(normal="mean") if means["normal"].nunique() == 1 else means[:0]
-    is_narrow = sum(max(len(column), 4) + 1 for column in [*columns, "mean"]) <= console.width - NAMES
-    caption = ", ".join(names[normal] for normal in columns if names[normal] != normal) if is_narrow else ""
-    single = single.assign(class_name="" if is_narrow else " " + single["normal"].map(names))
+    names = {"mean": "mean"} | dict(zip(rows["normal"], readable(rows)["normal"], strict=True))
+    rows = rows.assign(ours=rows["mean"].map(_short), theirs=rows["paper"].map(_short))
+    lines, columns = by_class(rows)
+    is_narrow = sum(max(len(column), 4) + 1 for column in columns) <= console.width - NAMES
+    caption = ", ".join(names[column] for column in columns if names[column] != column) if is_narrow else ""
     if not is_narrow:
-        of_line = single.groupby(["name", "score", "rule"], sort=False)["mean"]
-        lowest, highest = single.loc[of_line.idxmin()], single.loc[of_line.idxmax()]
-        single = pd.concat([lowest.assign(normal="lowest"), highest.assign(normal="highest")])
-        columns = ["lowest", "highest"]
-    rows = pd.concat([single, means])
-    rows = rows.assign(ours=rows["mean"].map(_short) + rows["class_name"], theirs=rows["paper"].map(_short))
-    lines = pivoted(rows, "normal").reindex(columns=["name", "score", "rule", "kind", *columns, "mean"], fill_value="")
-    table = _table(title, [*columns, "mean"], _lines(lines, [*columns, "mean"]), caption)
+        ends = extremes(rows)
+        lines, columns = by_class(pd.concat([ends.assign(ours=ends["ours"] + " " + ends["class_name"]), rows[is_mean(rows)]]))
+    lines = pivoted(lines, "normal")
+    table = _table(title, columns, _lines(lines, columns), caption)
     if is_narrow:
         table.box = None
     console.print(table)
@@ -132,7 +125,7 @@ def _lines(table: pd.DataFrame, columns: Sequence[str]) -> Iterator[Line]:
     for (_, row), variant in zip(table.iterrows(), _variants(table), strict=True):
         kind, _, reference = row["kind"].partition(": ")
         if kind == "reported" and row["name"] in measured:
-            variant = reference.rpartition(", ")[0]
+            variant = reference.rpartition(", ")[0] or reference
         name = f"{row['name']} (not run)" if kind == "not run" else row["name"]
         yield Line(name, variant, list(row[list(columns)]), "dim" if kind else "")
 
