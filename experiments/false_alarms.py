@@ -18,9 +18,9 @@ from common.evaluation import conformal_p_value
 from common.evaluation.metrics import Values
 from common.experiment import Cell
 from common.experiment.cell import Settings
+from common.experiment.documents import table_lines
 from common.experiment.grid import run_grid
 from common.experiment.records import FILE, read_record
-from common.experiment.render import table_lines
 from common.experiment.terminal import plain
 from common.files import write_whole
 from common.training.checkpoints import CHOSEN

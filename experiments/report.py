@@ -12,12 +12,12 @@ import experiments
 from common.command_line import Parser, one_line_errors
 from common.errors import InputError
 from common.experiment import Experiment
+from common.experiment.documents import write_tables
 from common.experiment.identity import is_current
 from common.experiment.overview import write_overview
 from common.experiment.page import Chapter, galleries, page
 from common.experiment.published import RESULTS, published
 from common.experiment.records import FILE, Record, read_published, read_record
-from common.experiment.render import write_tables
 from common.experiment.terminal import show
 from common.files import write_whole
 from common.names import dataset_label

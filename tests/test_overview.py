@@ -1,5 +1,7 @@
 """The picture of an experiment's means."""
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -58,6 +60,16 @@ def test_a_row_is_drawn_once_by_its_own_rule_and_a_mean_of_some_classes_names_th
     assert drawn == pytest.approx(rows["validation"])
     assert rows["validation"] != pytest.approx(rows["last"], abs=1e-4)
     assert "paper,mining_steps=0, squared error of 2, 8 (1)" in names
+
+
+def test_long_names_leave_the_dots_their_room(table):
+    short = overview(table, ocgan.EXPERIMENT)
+    long = overview(table.replace({"name": {"ocgan-tuned": "ocgan-tuned," + "weight=0.125," * 12}}), ocgan.EXPERIMENT)
+    for figure in (short, long):
+        figure.savefig(io.BytesIO(), dpi=30)
+    inches = [figure.axes[0].get_position().width * figure.get_figwidth() for figure in (short, long)]
+    assert min(inches) > 3
+    assert long.get_figwidth() > short.get_figwidth()
 
 
 def test_what_was_not_measured_has_no_picture(tmp_path):

@@ -13,9 +13,10 @@ from fake_records import of_classes, record
 from PIL import Image
 
 from common.experiment import Experiment, Grid
+from common.experiment.documents import PACKAGES, latex
 from common.experiment.page import Chapter, page
 from common.experiment.published import published
-from common.experiment.render import PACKAGES, latex, sections
+from common.experiment.render import sections
 from common.experiment.table import TEXT, as_summary
 from experiments import alocc, autoencoder, report
 

@@ -11,8 +11,8 @@ from fake_records import of_classes, record
 from rich.console import Console
 
 from common.experiment import Experiment, Grid
+from common.experiment.documents import MOST_CLASSES, latex, markdown, write_tables
 from common.experiment.published import RESULTS, aggregates, commands, published, reported, tabulate, unmeasured
-from common.experiment.render import MOST_CLASSES, latex, markdown, write_tables
 from common.experiment.table import COLUMNS, LONG, as_summary, bootstrap_interval, long, status, summarise
 from common.experiment.terminal import show
 from experiments import autoencoder, classical

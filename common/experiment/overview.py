@@ -15,6 +15,7 @@ from common.files import whole
 
 OURS, BASELINE, REPORTED = "#0072B2", "#999999", "#D55E00"
 INCHES_PER_ROW = 0.2
+INCHES_PER_LETTER = 0.06
 COLORS = 96
 """Of the picture's file: a palette takes a third of the bytes of full colours."""
 
@@ -50,7 +51,9 @@ def overview(table: pd.DataFrame, experiment: Experiment) -> Figure | None:
     if not panels:
         return None
     heights = [len(rows) + 3 for _, rows in panels]
-    figure = Figure(figsize=(7.2, INCHES_PER_ROW * sum(heights)), layout="constrained")
+    longest = max(len(label) for _, rows in panels for label in _labels(rows, experiment))
+    width = max(7.2, 3.6 + INCHES_PER_LETTER * longest)
+    figure = Figure(figsize=(width, INCHES_PER_ROW * sum(heights)), layout="constrained")
     grid = figure.add_gridspec(len(panels), height_ratios=heights)
     for place, (title, rows) in enumerate(panels):
         _draw(figure.add_subplot(grid[place]), title, rows, experiment)

@@ -16,6 +16,7 @@ from common.data.datamodule import default_root
 from common.errors import DataMissingError, InputError
 from common.experiment.cell import Cell, Settings
 from common.experiment.declaration import Experiment, Grid, full_name
+from common.experiment.documents import write_tables
 from common.experiment.grid import cells_at_a_time, run_grid, threads_per_cell
 from common.experiment.overview import write_overview
 from common.experiment.plan import (
@@ -28,7 +29,6 @@ from common.experiment.plan import (
 )
 from common.experiment.published import RESULTS, published, tabulate
 from common.experiment.records import Record, publish
-from common.experiment.render import write_tables
 from common.experiment.run import finished
 from common.experiment.table import long
 from common.experiment.terminal import show
