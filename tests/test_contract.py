@@ -137,6 +137,27 @@ class MovesByHand(Tiny):
         return losses
 
 
+class Clips(Tiny):
+    """The bounds of a Wasserstein critic's weights, after its step."""
+
+    def training_step(self, batch, batch_idx):
+        """Both nets, then the clipping."""
+        losses = super().training_step(batch, batch_idx)
+        with torch.no_grad():
+            for parameter in self.encoder.parameters():
+                parameter.clamp_(-0.05, 0.05)
+        return losses
+
+
+class ClipsFirst(Clips):
+    """Weights that no optimiser has moved yet."""
+
+    def training_step(self, batch, batch_idx):
+        with torch.no_grad():
+            self.decoder.weight.clamp_(-0.05, 0.05)
+        return super().training_step(batch, batch_idx)
+
+
 class MovesInHook(Tiny):
     def named_optimizers(self):
         optimizers = super().named_optimizers()
@@ -350,7 +371,7 @@ class ListsFigures(Tiny):
         return [Figure()]
 
 
-@pytest.mark.parametrize("module", [Tiny, Whitened, TwoPhases])
+@pytest.mark.parametrize("module", [Tiny, Whitened, TwoPhases, Clips])
 def test_a_sound_module_passes(module):
     check_module(module)
 
@@ -369,6 +390,7 @@ def test_a_sound_module_passes(module):
         (check_optimizers, OthersParameters, "share parameters"),
         (check_optimizers, SharedOutsideOfPhases, "share parameters outside of phases"),
         (check_optimizers, MovesByHand, "something else than an optimiser"),
+        (check_optimizers, ClipsFirst, "something else than an optimiser"),
         (check_optimizers, MovesInHook, "not its own"),
         (check_optimizers, Orphan, "no optimiser has"),
         (check_optimizers, WrongOrder, "not as they are declared"),

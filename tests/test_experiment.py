@@ -15,7 +15,9 @@ from importlib import import_module
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from forks import run_module
+from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from common.classical import DETECTORS
 from common.errors import InputError
@@ -74,6 +76,19 @@ def test_record_holds_what_the_format_promises(runs):
     assert list(scores) == ["index", "target", "label", "reconstruction"]
     assert len(scores) == record["metrics"]["reconstruction"]["n_normal"] + record["metrics"]["reconstruction"]["n_anomalous"]
     assert not list(directory.rglob("*.tmp"))
+
+
+def test_every_rule_is_scored_on_the_trainers_device_and_the_record_names_it(tmp_path, monkeypatch):
+    """``cpu:0`` is the CPU by a name that the trainer does not leave a module on."""
+    devices = []
+    score = OneClassModule.score
+    monkeypatch.setattr(OneClassModule, "score", lambda module, x: devices.append(str(module.device)) or score(module, x))
+    monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("cpu", 0))
+    cell = Cell("alocc-smoke,rule=rho", "digits", "standard", "3", 0)
+    record = run(cell, Settings(runs=tmp_path, max_epochs=1))
+    assert record["device"] == "cpu:0"
+    assert "last" in record["rules"]
+    assert set(devices) == {"cpu:0"}
 
 
 def test_a_record_is_not_made_twice(runs):

@@ -178,6 +178,8 @@ def _run_module(config: Config, directory: Path, metadata: Record) -> tuple[pd.D
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     if not last.is_file():
         raise InputError(f"no epoch was trained in {directory}: look at the limits in trainer")
+    device = cli.trainer.strategy.root_device
+    cli.model.to(device)  # the trainer leaves it on the CPU
     by_rule = checkpoints / CHOSEN[cli.config.rule]
     chosen = by_rule if by_rule.is_file() else last
     rules: dict[str, Any] = {}
@@ -201,7 +203,7 @@ def _run_module(config: Config, directory: Path, metadata: Record) -> tuple[pd.D
         "train_images_per_s": round(cli.watcher.images_per_s, 1),
         "parameters": sum(p.numel() for p in cli.model.parameters()),
         "threshold": float(cli.model.threshold),
-        "device": str(cli.model.device),
+        "device": str(device),
     }
 
 
