@@ -514,6 +514,16 @@ def test_rows_are_in_the_experiments_order_wherever_they_come_from(records, tmp_
     assert measured == ["autoencoder-paper", "autoencoder-small", "classical-lof", "autoencoder-other"]
 
 
+def test_places_are_in_the_experiments_order_those_without_a_measured_row_last(tmp_path):
+    declared = experiment(Grid(("autoencoder-small",), ("cifar10",)), Grid(("autoencoder-small",), ("mnist", "digits")))
+    old = summary([record("3", 0, 0.5, dataset="digits"), record("3", 0, 0.5, dataset="mine")])
+    table = published(declared, folder=committed(tmp_path, old, [record("3", 0, 0.5)]))
+    assert list(table["dataset"]) == ["mnist", "digits", "mine"]
+    unrun = experiment(Grid(("autoencoder-denoising",), ("cifar10", "mnist")), name="autoencoder", compare={"KDE": ["KDE"]})
+    places = dict.fromkeys(tabulate(unrun, [record("3", 0, 0.5, dataset="mnist")])["dataset"])
+    assert list(places) == ["mnist", "cifar10"]
+
+
 TABLES = sorted(path.stem for path in (RESULTS / "aggregates").glob("*.csv"))
 
 

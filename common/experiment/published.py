@@ -167,14 +167,19 @@ def _summary(experiment: Experiment, records: Sequence[Record]) -> pd.DataFrame:
 def _with_reported(experiment: Experiment, table: pd.DataFrame) -> pd.DataFrame:
     """With the rows that were not measured.
 
-    In each place measured rows come first, then stale ones, each in the experiment's order, variants below their bases.
+    Places have the experiment's order, those without a measured row last. In each, measured rows come first, then stale ones,
+    each in the experiment's order too, variants below their bases.
     """
     table = _joined(table, unmeasured(experiment, table, reported(experiment.name)))
     is_variant = table["base"].isin(table["name"]) & (table["base"] != table["name"])
     families = table["base"].where(is_variant, table["name"])
     order = list(dict.fromkeys([*(place.name for place in experiment.places), *families]))
+    here = pd.MultiIndex.from_frame(table[["dataset", "protocol"]])
+    measured = set(here[table["n_seeds"] > 0])
+    known = dict.fromkeys([*(place[1:3] for place in experiment.places), *here])
+    places = sorted(known, key=lambda place: place not in measured)
     ranks = pd.DataFrame({
-        "place": table.groupby(["dataset", "protocol"], sort=False).ngroup(),
+        "place": here.map(places.index),
         "missing": table["n_seeds"] == 0,
         "stale": table["stale"] != "",
         "family": families.map(order.index),
