@@ -429,6 +429,14 @@ def test_a_page_shows_the_ends_of_many_classes():
     assert heading.count(" obj") == MOST_CLASSES
 
 
+def test_of_many_equal_classes_one_is_both_the_lowest_and_the_highest():
+    table = summary([record(str(k), 0, 1.0, n_classes=30, classes=[f"obj{k + 1}"]) for k in range(30)])
+    assert table["paper"].notna().any(), "the paper's number stands beside them"
+    assert "| 1.000 (0 obj1) | 1.000 (0 obj1) | 1.000 |" in markdown(table, "A trial")
+    assert "1.00 0 obj1" in printed(table)
+    assert latex(table, "A trial").count("0 obj1") == 2
+
+
 def test_classes_stand_in_columns_with_the_papers_numbers_below(records):
     """Two of ten classes for one row, all that the data set has for the other, one class for the third."""
     few = [{**one, "n_classes": 10, "name": VARIANT} for one in records]

@@ -46,7 +46,7 @@ def sections(table: pd.DataFrame, most_classes: int | None = None) -> Iterator[S
         if is_pivoted:
             rows = rows[is_mean(rows) | (rows["metric"] == rows["metric"].iloc[0])]
         if most_classes is not None and rows[~is_mean(rows)]["normal"].nunique() > most_classes:
-            rows = pd.concat([rows[is_mean(rows)], extremes(rows)])
+            rows = pd.concat([rows[is_mean(rows)], extremes(rows)], ignore_index=True)
         yield Section(f"{dataset}, {protocol}", rows, list(dict.fromkeys(rows["metric"])), is_pivoted)
 
 
@@ -56,7 +56,8 @@ def extremes(rows: pd.DataFrame) -> pd.DataFrame:
     single = single.assign(class_name=(single["normal"] + " " + single["class_name"]).str.strip())
     of_line = single.groupby([*LINE, "metric"], sort=False)["mean"]
     lowest, highest = single.loc[of_line.idxmin()], single.loc[of_line.idxmax()]
-    return pd.concat([lowest.assign(normal=ENDS[0]), highest.assign(normal=ENDS[1])]).sort_index(kind="stable")
+    ends = pd.concat([lowest.assign(normal=ENDS[0]), highest.assign(normal=ENDS[1])])
+    return ends.sort_index(kind="stable", ignore_index=True)  # a class may be both
 
 
 def by_class(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -68,7 +69,7 @@ def by_class(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     if means["normal"].nunique() > 1:
         means = means[means["normal"] == "mean"]
     columns = sorted(set(single["normal"]), key=lambda normal: (len(normal), normal))
-    return pd.concat([single, means.assign(normal="mean")]), [*columns, *["mean"][: len(means)]]
+    return pd.concat([single, means.assign(normal="mean")], ignore_index=True), [*columns, *["mean"][: len(means)]]
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
