@@ -149,6 +149,23 @@ class Clips(Tiny):
         return losses
 
 
+class MovesOneNumber(Tiny):
+    """A parameter of one element, which always lies at its own bound."""
+
+    def __init__(self, shape, score="reconstruction", threshold_quantile=0.95):
+        super().__init__(shape)
+        self.decoder.register_parameter("scale", torch.nn.Parameter(torch.ones(1)))
+
+    def training_step(self, batch, batch_idx):
+        losses = super().training_step(batch, batch_idx)
+        with torch.no_grad():
+            self.decoder.scale.add_(0.1)
+        return losses
+
+    def error(self, x):
+        return super().error(x) * self.decoder.scale.square()
+
+
 class ClipsFirst(Clips):
     """Weights that no optimiser has moved yet."""
 
@@ -390,6 +407,7 @@ def test_a_sound_module_passes(module):
         (check_optimizers, OthersParameters, "share parameters"),
         (check_optimizers, SharedOutsideOfPhases, "share parameters outside of phases"),
         (check_optimizers, MovesByHand, "something else than an optimiser"),
+        (check_optimizers, MovesOneNumber, "something else than an optimiser"),
         (check_optimizers, ClipsFirst, "something else than an optimiser"),
         (check_optimizers, MovesInHook, "not its own"),
         (check_optimizers, Orphan, "no optimiser has"),

@@ -100,8 +100,7 @@ def check_optimizers(factory: Factory) -> None:
         return {name for name, parameter in parameters.items() if not torch.equal(parameter, before[name])}
 
     def clipped() -> set[str]:
-        sizes = {name: parameters[name].abs() for name in moved}
-        return {name for name, size in sizes.items() if ((parameters[name] == before[name]) | (size == size.max())).all()}
+        return {name for name in moved if _is_clipped(parameters[name], before[name])}
 
     def nothing_else(_: str = "") -> None:
         others = sorted(changes() - clipped())
@@ -127,6 +126,12 @@ def check_optimizers(factory: Factory) -> None:
     still = sorted(parameters.keys() - moved)
     assert not still, f"these parameters never move, is their loss back-propagated? {still}"
     _check_order(epochs, list(own))
+
+
+def _is_clipped(value: Tensor, before: Tensor) -> bool:
+    """Whether what has changed lies at one bound, and lay beyond it."""
+    size, changed = value.abs(), value != before
+    return bool(((size == size.max()) & (size < before.abs()))[changed].all())
 
 
 def _owned(module: OneClassModule, parameters: dict[str, Any]) -> dict[str, set[str]]:
