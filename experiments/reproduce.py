@@ -1,6 +1,7 @@
 """Trains random cells of the published tables again, and compares the numbers."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,13 @@ from common.errors import InputError
 from common.experiment.cell import Cell, Settings
 from common.experiment.grid import run_grid
 from common.experiment.perform import check_writable, missing_data, refuse_stale
-from common.experiment.published import RESULTS, measured
+from common.experiment.published import RESULTS, given_settings, measured
 from common.experiment.records import Record, read_published
 from common.experiment.render import interval
 from common.experiment.run import finished
 from common.experiment.table import KEY, long
 from common.experiment.terminal import plain
+from common.names import dataset_label
 from common.training.process import chosen_device
 from experiments.report import declared
 
@@ -55,10 +57,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         before = expected(arguments.results)
         settings = Settings(arguments.root, arguments.runs, device)
         check_writable(settings.runs)
-        console, cells = Console(), _cells(rows, before)
-        refuse_stale(cells, settings)
-        failures = run_grid(cells, settings, arguments.jobs, console)
-        again = [record for cell in cells if (record := finished(cell, settings)) is not None]
+        console, plan = Console(), _plan(rows, _records(arguments.results), settings)
+        for given, cells in plan.items():
+            refuse_stale(cells, given)
+        again: list[Record] = []
+        failures = {}
+        for given, cells in plan.items():
+            failures |= run_grid(cells, given, arguments.jobs, console)
+            again += [record for cell in cells if (record := finished(cell, given)) is not None]
         compared = verdicts(rows, before, long(again))
         show(compared, console)
         if failures or (compared["verdict"] == "outside").any():
@@ -142,15 +148,21 @@ def _parser() -> Parser:
     return parser
 
 
-def _cells(rows: pd.DataFrame, before: pd.DataFrame) -> list[Cell]:
-    """The cells of rows, with the seeds of their records, or as many seeds as their aggregate has."""
-    cells = []
+def _plan(rows: pd.DataFrame, records: Sequence[Record], settings: Settings) -> dict[Settings, list[Cell]]:
+    """The cells of rows by their settings: seeds and image size of their records, or as many seeds as their aggregate has."""
+    made: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        cell = record["cell"]
+        place = (record["name"], dataset_label(cell["dataset"]), cell["protocol"], cell["normal"])
+        made.setdefault(place, []).append(record)
+    plan: dict[Settings, list[Cell]] = {}
     for row in rows.drop_duplicates(ROW).to_dict("records"):
         name, dataset, protocol, normal = (row[column] for column in ROW)
-        is_row = (before[ROW] == [name, dataset, protocol, normal]).all(axis=1)
-        seeds = sorted(set(before.loc[is_row, "seed"])) or range(row["n_seeds"])
-        cells += [Cell(name, dataset, protocol, normal, seed) for seed in seeds]
-    return cells
+        of_row = made.get((name, dataset, protocol, normal), [])
+        seeds = sorted({record["cell"]["seed"] for record in of_row}) or range(row["n_seeds"])
+        given = replace(settings, **given_settings(of_row[0])) if of_row else settings
+        plan.setdefault(given, []).extend(Cell(name, dataset, protocol, normal, seed) for seed in seeds)
+    return plan
 
 
 def _records(results: Path) -> list[Record]:

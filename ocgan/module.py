@@ -114,9 +114,11 @@ class OCGAN(OneClassModule):
 
         # l1 = En(x + n) and its image; l2 ~ U(-1, 1)^d and, for some of them, their images
         noisy = add_noise(image, h.noise_std)
+        # Before batch norm sees this batch, whose statistics would make inference and training mode nearly the same
+        inferred = self.inferred(noisy) if h.inference_codes else None
         latent = self.encoder(noisy)
         reconstruction = self.decoder(latent)
-        code, decoded = self.inferred(noisy) if h.inference_codes else (latent.detach(), reconstruction.detach())
+        code, decoded = inferred or (latent.detach(), reconstruction.detach())
         random = 2 * torch.rand_like(code) - 1
         few = random[: max(2, round(h.random_share * len(random)))]
         fake: Any = self.decoded(few, graph=not self.mines) if "visual_discriminator" in self.critics else None
@@ -200,7 +202,10 @@ class OCGAN(OneClassModule):
 
     @torch.no_grad()
     def inferred(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
-        """Code ``(B, d)`` and reconstruction ``(B, *shape)`` in inference mode, as the released code's critics see them."""
+        """Code ``(B, d)`` and reconstruction ``(B, *shape)`` in inference mode, as the released code's critics see them.
+
+        They depend on batch norm's running statistics, so the training step calls this before its own pass updates them.
+        """
         for net in (self.encoder, self.decoder):
             net.eval()
         latent = self.encoder(noisy)

@@ -96,13 +96,18 @@ def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, momentum=0.9)
 
 
+def _released_convolutions(widths: Sequence[int]) -> list[nn.Module]:
+    """Convolutions of the code from ``widths[0]`` channels; the first has a bias in place of batch norm."""
+    layers: list[nn.Module] = []
+    for place, (inputs, outputs) in enumerate(pairwise(widths)):
+        norm = [_norm(outputs)] if place else []
+        layers += [nn.Conv2d(inputs, outputs, 5, 2, bias=not place), *norm, nn.LeakyReLU(0.2, inplace=True)]
+    return layers
+
+
 def _released(channels: int, width: int, latent: int) -> tuple[nn.Module, nn.Module]:
     widths = [channels, width, 2 * width, 4 * width]
-    encoder: list[nn.Module] = []
-    for inputs, outputs in pairwise(widths):
-        first = inputs == channels
-        norm = [] if first else [_norm(outputs)]
-        encoder += [nn.Conv2d(inputs, outputs, 5, 2, bias=first), *norm, nn.LeakyReLU(0.2, inplace=True)]
+    encoder = _released_convolutions(widths)
     encoder += [nn.Conv2d(widths[-1], latent, 5, 2, bias=False), _norm(latent), nn.Tanh(), nn.Flatten()]
     decoder: list[nn.Module] = [nn.Unflatten(1, (latent, 1, 1))]
     for inputs, outputs in pairwise([latent, *widths[:0:-1]]):
@@ -114,9 +119,5 @@ def _released(channels: int, width: int, latent: int) -> tuple[nn.Module, nn.Mod
 
 
 def _released_critic(channels: int, base: int) -> nn.Module:
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise([channels, base, 2 * base, 4 * base]):
-        first = inputs == channels
-        norm = [] if first else [_norm(outputs)]
-        layers += [nn.Conv2d(inputs, outputs, 5, 2, bias=first), *norm, nn.LeakyReLU(0.2, inplace=True)]
+    layers = _released_convolutions([channels, base, 2 * base, 4 * base])
     return nn.Sequential(*layers, nn.Conv2d(4 * base, 1, 5, 2), nn.Flatten(0)).apply(normal_start)

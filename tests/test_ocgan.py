@@ -1,6 +1,7 @@
 """OCGAN's mechanics: Algorithm 1 step by step, what mining does and does not touch, the nets, the scores, the figures."""
 
 import math
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 
@@ -282,19 +283,22 @@ def test_kept_statistics_are_restored_after_an_error():
 
 
 def test_inference_codes_are_for_the_critics_alone():
-    """Both passes see the same noisy images, and the nets go on training."""
-    seen = watched(narrow(inference_codes=True, mining_steps=0)(), batches=2)
-    assert [call.training for call in seen.calls["encoder"]] == 2 * [True, False]
-    assert [call.training for call in seen.calls["decoder"]] == 2 * [True, False, True]
+    """They come from the statistics of earlier batches; both passes see the same noisy images; the nets go on training."""
+    module = narrow(inference_codes=True, mining_steps=0)()
+    untrained = deepcopy(module.encoder).eval()
+    seen = watched(module, batches=2)
+    assert [call.training for call in seen.calls["encoder"]] == 2 * [False, True]
+    assert [call.training for call in seen.calls["decoder"]] == 2 * [False, True, True]
     noisy, again = seen.inputs("encoder")[:2]
     assert torch.equal(noisy, again)
     assert not torch.equal(noisy, seen.images[0])
-    trained_code, inferred = seen.outputs("encoder")[:2]
+    inferred, trained_code = seen.outputs("encoder")[:2]
+    torch.testing.assert_close(inferred, untrained(noisy))
     _, on_inferred, on_trained = seen.inputs(LATENT)[:3]
     assert torch.equal(on_inferred, inferred)
     assert torch.equal(on_trained, trained_code)
     assert not torch.allclose(trained_code, inferred)
-    trained_image, inferred_image = seen.outputs("decoder")[:2]
+    inferred_image, trained_image = seen.outputs("decoder")[:2]
     assert torch.equal(seen.inputs(CLASSIFIER)[0], inferred_image)
     error = (trained_image - seen.images[0]).square().sum((1, 2, 3)).mean().item()
     assert seen.losses[0]["loss_reconstruction"] == pytest.approx(error)

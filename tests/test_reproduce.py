@@ -48,9 +48,18 @@ def test_cells_are_reproduced_seed_by_seed(results, tmp_path, capsys):
     assert len(list(tmp_path.glob("*/*/*/*/*/metrics.json"))) == 6
 
 
+def test_cells_are_reproduced_at_the_size_of_their_records(tmp_path, capsys):
+    flags = ["--datasets", "digits", "--presets", "autoencoder-smoke", "classical-lof", "--normal", "1", "--seeds", "0"]
+    settings = ["--image-size", "6", "--max-epochs", "1"]
+    run_experiment(EXPERIMENT, [*flags, *settings, "--device", "cpu", "--jobs", "1", "--runs", str(tmp_path / "trained")])
+    records = [read_record(path) for path in (tmp_path / "trained").rglob("metrics.json")]
+    again(publish(records, tmp_path / "published"), tmp_path / "again", "--cells", "2")
+    assert capsys.readouterr().out.count("same") == 2
+
+
 def test_a_draw_depends_on_its_number_alone(results, monkeypatch, capsys):
     drawn = []
-    monkeypatch.setattr(reproduce, "run_grid", lambda cells, *_: drawn.append(cells) or [])
+    monkeypatch.setattr(reproduce, "run_grid", lambda cells, *_: drawn.append(cells) or {})
     monkeypatch.setattr(reproduce, "finished", lambda *_: None)
     for draw in (0, 0, 1, 2, 3):
         with pytest.raises(SystemExit):
@@ -61,7 +70,7 @@ def test_a_draw_depends_on_its_number_alone(results, monkeypatch, capsys):
 
 def test_what_a_gpu_has_made_is_not_drawn_without_one_unless_it_is_named(trained, tmp_path, monkeypatch, capsys):
     drawn = []
-    monkeypatch.setattr(reproduce, "run_grid", lambda cells, *_: drawn.extend(cells) or [])
+    monkeypatch.setattr(reproduce, "run_grid", lambda cells, *_: drawn.extend(cells) or {})
     monkeypatch.setattr(reproduce, "finished", lambda *_: None)
     of_gpu = [one | {"device": "cuda:0"} for one in trained if one["name"] == "autoencoder-smoke"]
     results = publish([*of_gpu, *(one for one in trained if one["name"] == "classical-lof")], tmp_path)

@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -15,8 +16,8 @@ from common.presets import REPOSITORY
 
 RESULTS = REPOSITORY / "experiments" / "results"
 
-SETTINGS = {"trainer.max_epochs": "--max-epochs", "data.image_size": "--image-size"}
-"""Options of a cell's command that are flags of an experiment's, where they are no override of the preset."""
+SETTINGS = {"max_epochs": "trainer.max_epochs", "image_size": "data.image_size"}
+"""Settings that change a result, and the key of each in a preset."""
 
 
 def published(experiment: Experiment, more: Sequence[Record] = (), folder: Path = RESULTS) -> pd.DataFrame:
@@ -134,6 +135,22 @@ def commands(name: str, records: Iterable[Record]) -> dict[tuple[str, str, str],
     return {key: f"{python} {shlex.join(dict.fromkeys(presets[text]))} {text}" for key, text in flags.items()}
 
 
+def given_settings(record: Record) -> dict[str, Any]:
+    """The settings, keys of :data:`SETTINGS`, with which a record was made in place of its preset's.
+
+    Example:
+        >>> given_settings({"name": "classical-lof", "command": "python -m experiments.classical --image-size 32"})
+        {'image_size': 32}
+    """
+    given: dict[str, Any] = {}
+    for setting, key in SETTINGS.items():
+        # of a net the command is oneclass fit, of a classical detector the experiment's own
+        found = re.search(rf"--(?:{re.escape(key)}=|{setting.replace('_', '-')} )(\d+)", record.get("command", ""))
+        if found and f"{setting}=" not in record["name"]:  # else it is an override of the preset
+            given[setting] = int(found[1])
+    return given
+
+
 def _flags(records: Sequence[Record]) -> str:
     """What comes after the presets in the command that makes records of one row."""
     cells = [record["cell"] for record in records]
@@ -142,11 +159,8 @@ def _flags(records: Sequence[Record]) -> str:
     if len(normal) < float(records[0].get("n_classes") or "inf"):
         words += ["--normal", *normal]
     words += ["--seeds", *map(str, sorted({cell["seed"] for cell in cells}))]
-    for option, flag in SETTINGS.items():
-        # of a net the command is oneclass fit, of a classical detector the experiment's own
-        given = re.search(rf"(?:--{re.escape(option)}=|{flag} )(\S+)", records[0].get("command", ""))
-        if given and f"{option.partition('.')[2]}=" not in records[0]["name"]:
-            words += [flag, given[1]]
+    for setting, value in given_settings(records[0]).items():
+        words += [f"--{setting.replace('_', '-')}", str(value)]
     if any("oracle" in record["rules"] for record in records):
         words.append("--oracle")
     return shlex.join(words)
