@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for given, cells in plan.items():
             refuse_stale(cells, given)
         again: list[Record] = []
-        failures = {}
+        failures: dict[Cell, str] = {}
         for given, cells in plan.items():
             failures |= run_grid(cells, given, arguments.jobs, console)
             again += [record for cell in cells if (record := finished(cell, given)) is not None]
