@@ -1,13 +1,11 @@
 """The base class of all methods: what a paper overrides, and how every method is trained."""
 
 import math
-import sys
 from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from inspect import signature
-from pkgutil import resolve_name
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
 
 from common.data import Sample
 from common.data.features import Extractor
@@ -71,8 +69,10 @@ class OneClassModule(ScoringModule):
         self.every_epoch_counts = False
         self.speed = Speed()
         self._optimizer_names: list[str] = []
+        self._losses: dict[str, list[tuple[int, Tensor]]] = {}
         self._stepped: set[str] = set()
         self._prepared_phases = 0
+        self._behind = False
 
     @abstractmethod
     def training_step(self, batch: Sample, batch_idx: int) -> Mapping[str, Tensor]:
@@ -85,7 +85,8 @@ class OneClassModule(ScoringModule):
     def scheduler(self, name: str, optimizer: Optimizer) -> LRScheduler | dict[str, Any] | None:
         """Returns the learning-rate schedule of one optimiser, as Lightning's ``lr_scheduler``; None for a constant rate.
 
-        It counts only iterations or epochs in which the optimiser steps, so each phase has its own schedule.
+        A dictionary has ``scheduler`` and ``interval``, ``step`` for iterations or ``epoch``. The schedule counts those of the
+        epochs in which the optimiser steps, so each phase has its own.
         """
         return None
 
@@ -115,7 +116,7 @@ class OneClassModule(ScoringModule):
         """Hook for a pass over the training data after an epoch that may be tested, for example to fit an SVM.
 
         It runs before the validation, like :meth:`prepare`, but the batches are those of the epoch, in the same order; in a
-        distributed run each process gets its share.
+        distributed run each process gets its share. It also runs where ``max_steps`` or ``max_time`` cuts an epoch short.
         """
 
     def reconstruct(self, x: Tensor) -> Tensor | None:
@@ -151,7 +152,6 @@ class OneClassModule(ScoringModule):
         """Steps one or several optimisers down a loss: the only place that clears, computes and applies gradients."""
         names = [names] if isinstance(names, str) else names
         optimizers = [self.optimizer(name) for name in names]
-        self._stepped.update(names)
         for optimizer in optimizers:
             optimizer.zero_grad()
         self.manual_backward(loss)
@@ -183,7 +183,7 @@ class OneClassModule(ScoringModule):
     def configure_optimizers(self) -> Any:
         """Builds Lightning's configuration from :meth:`named_optimizers` and :meth:`scheduler`.
 
-        Raises InputError if an optimiser refuses a hyper-parameter, such as its rate.
+        Raises InputError if an optimiser refuses a hyper-parameter, such as its rate, and for a schedule that is not to be had.
         """
         configured: list[dict[str, Any]] = []
         try:
@@ -192,9 +192,13 @@ class OneClassModule(ScoringModule):
             raise InputError(str(error)) from error
         self._optimizer_names = list(optimizers)
         for name, optimizer in optimizers.items():
+            optimizer.register_step_post_hook(lambda *_, name=name: self._stepped.add(name))
             configured.append({"optimizer": optimizer})
             if (scheduler := self.scheduler(name, optimizer)) is not None:
                 options = scheduler if isinstance(scheduler, dict) else {"scheduler": scheduler}
+                if options.keys() - {"scheduler", "interval"} or isinstance(options["scheduler"], ReduceLROnPlateau):
+                    kinds = "a schedule by iteration or epoch, {'scheduler': …, 'interval': 'step' or 'epoch'}"
+                    raise InputError(f"the schedule of '{name}' must be {kinds}: no metric, frequency or other key counts")
                 configured[-1]["lr_scheduler"] = options | {"name": name}
         return configured
 
@@ -210,17 +214,21 @@ class OneClassModule(ScoringModule):
             raise InputError(f"max_epochs {epochs} ends before the last phase begins, in epoch {self.phases[-1]}: give more")
 
     def refuse_early_end(self) -> None:
-        """Raises InputError if the training has ended before the last phase began: what is scored would be untrained."""
+        """Raises InputError if what is scored would be untrained.
+
+        The training has ended before the last phase began, or before :meth:`after_epoch` saw the last weights.
+        """
         if 0 < self._prepared_phases < len(self.phases):
             begun = f"{self._prepared_phases} of {len(self.phases)} phases, the last from epoch {self.phases[-1]}"
             raise InputError(f"the training has ended in {begun}: let it go on")
+        if self._behind:
+            raise InputError("the training has ended before after_epoch, which fits to its last weights: let it go on")
 
     on_test_start = on_predict_start = refuse_early_end
 
     def on_train_epoch_start(self) -> None:
         """Prepares a new phase and seeds noise, dropout and random latents, so that a resumed run repeats them."""
-        self._losses: list[dict[str, Tensor]] = []
-        self._n_images = 0
+        self._losses.clear()
         self._stepped.clear()
         seed, loader = epoch_seed(self.current_epoch), self.trainer.train_dataloader
         if self.phase >= self._prepared_phases:
@@ -232,30 +240,34 @@ class OneClassModule(ScoringModule):
 
     def on_train_batch_end(self, outputs: Mapping[str, Tensor], batch: Sample, batch_idx: int) -> None:  # type: ignore[override]
         """Collects the losses on their device, and steps the schedulers that count iterations."""
-        self._losses.append({name: len(batch.image) * loss.detach() for name, loss in outputs.items()})
-        self._n_images += len(batch.image)
+        for name, loss in outputs.items():
+            self._losses.setdefault(name, []).append((len(batch.image), loss.detach()))
         self._step_schedulers("step")
-        last_epoch = self.current_epoch + 1 == self.trainer.max_epochs
-        if self.trainer.is_last_batch and (last_epoch or self.every_epoch_counts):
+        self._behind = type(self).after_epoch is not OneClassModule.after_epoch
+        trainer: Any = self.trainer
+        last_epoch = self.current_epoch + 1 == trainer.max_epochs
+        cut_short = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+        if cut_short or (trainer.is_last_batch and (last_epoch or self.every_epoch_counts)):
             with self._evaluating():
-                batches: Any = self.trainer.train_dataloader
-                self.after_epoch(self._on_device(batches))
+                self.after_epoch(self._on_device(trainer.train_dataloader))
+            self._behind = False
 
     def on_train_epoch_end(self) -> None:
-        """Logs the mean of each loss over the epoch, and steps the schedulers that count epochs."""
-        for name in self._losses[0]:
-            mean = torch.stack([losses[name] for losses in self._losses]).sum() / self._n_images
-            self.log(f"train/{name}", mean, sync_dist=True)
+        """Logs the mean of each loss over the images of its batches, and steps the schedulers that count epochs."""
+        for name, losses in self._losses.items():
+            total = torch.stack([n * loss for n, loss in losses]).sum()
+            self.log(f"train/{name}", total / sum(n for n, _ in losses), sync_dist=True)
         self._losses.clear()
         self.log("step", float(self.current_epoch))
         self._step_schedulers("epoch")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the class, the held-out scores and the number of prepared phases to the checkpoint."""
+        """Adds the class, the held-out scores, and how far :meth:`prepare` and :meth:`after_epoch` have come."""
         checkpoint["method"] = type(self).__qualname__
         checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint["calibration"] = self.calibration
         checkpoint["prepared_phases"] = self._prepared_phases
+        checkpoint["behind"] = self._behind
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores what :meth:`on_save_checkpoint` added; raises InputError for the checkpoint of another class."""
@@ -264,6 +276,7 @@ class OneClassModule(ScoringModule):
             raise InputError(f"the checkpoint is one of {method or 'something else'}, not of {type(self).__qualname__}")
         self.calibration = checkpoint.get("calibration", self.calibration)
         self._prepared_phases = checkpoint.get("prepared_phases", len(self.phases))
+        self._behind = checkpoint.get("behind", False)
 
     def _criterion(self, scores: NDArray[np.float64]) -> float:
         """NaN until the last phase has begun, which a ModelCheckpoint takes for the worst value."""
@@ -273,26 +286,3 @@ class OneClassModule(ScoringModule):
         for config in self.trainer.lr_scheduler_configs:
             if config.interval == interval and config.name in self._stepped:
                 config.scheduler.step()  # type: ignore[call-arg]
-
-
-def import_class(class_path: str) -> type[OneClassModule]:
-    """Imports a method by its class path.
-
-    Raises:
-        InputError: It cannot be imported, is not a :class:`OneClassModule`, or lacks an abstract method.
-
-    Example:
-        >>> import_class("autoencoder.Autoencoder").__name__
-        'Autoencoder'
-    """
-    try:
-        cls = resolve_name(class_path)
-    except (ImportError, AttributeError, ValueError) as error:
-        file = getattr(sys.modules.get(class_path.partition(".")[0]), "__file__", None)
-        where = f" from {file}" if file else ""
-        raise InputError(f"cannot import '{class_path}'{where}: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, OneClassModule)):
-        raise InputError(f"'{class_path}' is not a class derived from common.module.OneClassModule")
-    if missing := sorted(cls.__abstractmethods__):
-        raise InputError(f"'{class_path}' lacks {', '.join(missing)}")
-    return cls

@@ -230,8 +230,10 @@ def merged(arguments: Sequence[str]) -> Config:
             for group, content in read_config(config_path(value)).items():
                 config[group] = config.get(group, {}) | content if isinstance(content, dict) else content
             continue
-        path = override_path(key) if "." in key else (key,)
-        assign(config, path, read_value(value, key))
+        if key == "model" and value != config.get("model", {}).get("class_path"):
+            config["model"] = {"class_path": value}
+        elif key != "model":
+            assign(config, override_path(key) if "." in key else (key,), read_value(value, key))
     return config
 
 

@@ -89,7 +89,7 @@ class ScoringModule(LightningModule, ABC):
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Scores a batch of held-out samples."""
         sample = {"index": batch.index, "target": batch.target, "label": batch.label}
-        self._collected.append(sample | self.scores(batch.image))
+        self._collected.append(sample | self._scores_of(batch.image))
         if len(self._collected) == MERGED_AFTER:
             self._collected = [_merged(self._collected)]
 
@@ -134,7 +134,7 @@ class ScoringModule(LightningModule, ABC):
 
     def predict_step(self, batch: Sample, batch_idx: int) -> dict[str, Tensor]:
         """Returns ``index``, every score, and ``anomalous``: whether the chosen score reaches the threshold."""
-        scores = self.scores(batch.image)
+        scores = self._scores_of(batch.image)
         return {"index": batch.index, **scores, "anomalous": scores[self.hparams["score"]] >= self.threshold}
 
     def gathered(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -144,6 +144,20 @@ class ScoringModule(LightningModule, ABC):
         columns = {name: torch.as_tensor(self.all_gather(values)).flatten() for name, values in columns.items()}
         first = np.unique(columns["index"].cpu().numpy(), return_index=True)[1]
         return {name: values[torch.from_numpy(first).to(values.device)] for name, values in columns.items()}
+
+    def _scores_of(self, x: Tensor) -> dict[str, Tensor]:
+        """:meth:`scores`; raises InputError if it returns something else than a batch of each score."""
+        scores, cls = self.scores(x), type(self).__name__
+        if not isinstance(scores, Mapping) or not all(isinstance(values, Tensor) for values in scores.values()):
+            raise InputError(f"{cls}.scores must return tensors by name, such as {{'{self.hparams['score']}': tensor}}")
+        for name, values in scores.items():
+            if values.shape != (len(x),):
+                raise InputError(
+                    f"{cls}.scores gives '{name}' the shape {tuple(values.shape)}: give one number per sample, {(len(x),)}"
+                )
+        if self.hparams["score"] not in scores:
+            raise InputError(f"{cls} has no score '{self.hparams['score']}': choose from {', '.join(scores)}")
+        return scores
 
     def _split(self) -> Scored:
         parts = _merged(self._collected)

@@ -20,6 +20,7 @@ from common.evaluation.figures import ANOMALOUS, NORMAL
 from common.experiment.records import FILE, Record, read_record
 from common.files import whole
 from common.training.checkpoints import CHOSEN, Rule
+from experiments.picture import threshold_of
 
 MARKED = 10
 """Number of patches that are marked in a frame."""
@@ -106,7 +107,7 @@ def _draw_frame(
     axes.imshow(images.frames[number], "gray", vmin=0, vmax=255)
     for index, score in marked:
         _, top, left = images.corners[index].tolist()
-        color = ANOMALOUS if score >= record["threshold"] else "white"
+        color = ANOMALOUS if score >= threshold_of(record) else "white"
         axes.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, fill=False, color=color, linewidth=1.4))
     kind = "abnormal" if row["label"] else "normal"
     axes.set_title(f"{row['clip']}, frame {row['frame']}, {kind}: score {row[record['score']]:.3g}", fontsize=9)
@@ -121,7 +122,8 @@ def _draw_scores(axes: Axes, rows: pd.DataFrame, shown: Sequence["pd.Series[floa
         axes.axvspan(frame.iloc[start] - 0.5, frame.iloc[end - 1] + 0.5, color=ANOMALOUS, alpha=0.15, linewidth=0)
     axes.plot(frame, score, color=NORMAL, linewidth=1.2)
     axes.plot([row["frame"] for row in shown], [row[record["score"]] for row in shown], "o", color="black", markersize=4)
-    axes.axhline(record["threshold"], color="black", linewidth=1)
+    if np.isfinite(threshold_of(record)):
+        axes.axhline(threshold_of(record), color="black", linewidth=1)
     axes.set_title(
         f"{rows['clip'].iloc[0]}: shaded frames are abnormal; dots: the frames above; line: threshold from held-out frames",
         fontsize=9,

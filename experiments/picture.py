@@ -50,6 +50,8 @@ def picture(run: Path) -> Figure:
     data = OneClassDataModule(**read_config(run / "config.yaml")["data"])
     data.setup()
     table = pd.read_csv(run / "scores.csv").sort_values(record["score"])
+    if table["label"].nunique() < 2:
+        raise InputError(f"{run} tests normal samples or anomalies alone: choose a run with both")
     chosen = pd.concat([_evenly(table[table["label"] == label]) for label in (0, 1)])
     images = data.images(chosen["index"].to_numpy(copy=True))
     with torch.inference_mode():
@@ -58,12 +60,17 @@ def picture(run: Path) -> Figure:
         raise InputError(f"{record['name']} does not reconstruct its input: choose a run of OCGAN, ALOCC or an autoencoder")
     figure = Figure(figsize=(9.2, 2.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(2.1, 1))
-    flagged = (chosen[record["score"]] >= record["threshold"]).to_numpy()
+    flagged = (chosen[record["score"]] >= threshold_of(record)).to_numpy()
     _draw_images(left, images.numpy(), decoded.numpy(), flagged)
     _draw_scores(right, table, record)
     cell = record["cell"]
     figure.suptitle(f"{record['name']} on {cell['dataset']}, normal class {'+'.join(record['classes'])}", fontsize=10)
     return figure
+
+
+def threshold_of(record: Record) -> float:
+    """The threshold of a record; infinite where nothing was held out, so that nothing is flagged."""
+    return np.inf if record["threshold"] is None else float(record["threshold"])
 
 
 def _evenly(rows: pd.DataFrame) -> pd.DataFrame:
@@ -92,12 +99,13 @@ def _draw_images(axes: Axes, images: NDArray[np.float32], decoded: NDArray[np.fl
 
 
 def _draw_scores(axes: Axes, table: pd.DataFrame, record: Record) -> None:
-    scores, threshold = table[record["score"]], record["threshold"]
+    scores = table[record["score"]]
     edges = np.linspace(scores.min(), scores.quantile(0.995), 41)
     for label, name, color in ((0, "normal", NORMAL), (1, "anomalies", ANOMALOUS)):
         values = scores[table["label"] == label].clip(upper=edges[-1])
         axes.hist(values, list(edges), density=True, alpha=0.5, color=color, label=f"{name} ({len(values)})")
-    axes.axvline(threshold, color="black", linewidth=1, label="threshold")
+    if np.isfinite(threshold_of(record)):
+        axes.axvline(threshold_of(record), color="black", linewidth=1, label="threshold")
     auroc = record["metrics"][record["score"]]["auroc"]
     axes.set_title(f"AUROC {auroc:.3f}", fontsize=9)
     axes.set_xlabel("score (higher = more anomalous)", fontsize=8)

@@ -1,6 +1,8 @@
 """The ``oneclass`` command: every preset parses, and mistakes are told in one line."""
 
 import os
+import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -261,6 +263,40 @@ def test_a_configuration_of_the_users_stays_as_it_is():
         main(["fit", "--config", "config.yaml", *QUIET, "--trainer.logger", "false", "--model.latent", str(number)])
         assert Path("config.yaml").read_text() == content
         assert yaml.safe_load(Path(f"config-{number}.yaml").read_text())["model"]["init_args"]["latent"] == number
+        shutil.rmtree("checkpoints")  # else the next training is refused
+
+
+def test_another_training_in_the_same_folder_is_refused_and_goes_on_where_that_is_asked_for(capsys):
+    fit = ["fit", "--config", str(SMOKE), *QUIET, "--trainer.default_root_dir", "mine", "--trainer.max_epochs"]
+    main([*fit, "1"])
+    before = Path("mine/checkpoints/last.ckpt").read_bytes()
+    assert "mine holds another training: --ckpt_path last goes on with it" in refused(capsys, *fit, "2")
+    assert Path("mine/checkpoints/last.ckpt").read_bytes() == before
+    main([*fit, "2", "--ckpt_path", "last"])
+    assert load_checkpoint(Path("mine/checkpoints/last.ckpt"))["epoch"] == 1
+
+
+def test_fit_says_what_it_trains_on_and_which_checkpoint_the_rule_chooses(capsys):
+    main(["fit", "--config", str(SMOKE), *QUIET, "--trainer.default_root_dir", "mine", "--rule", "validation"])
+    printed = capsys.readouterr().out
+    assert re.search(r"^normal: 0, \d+ samples to train on, \d+ held out$", printed, re.MULTILINE)
+    assert (
+        "written: mine/checkpoints/best.ckpt, the epoch that the rule chooses\nwritten: mine/checkpoints/last.ckpt" in printed
+    )
+
+
+def test_without_a_threshold_predict_calls_nothing_normal(capsys):
+    quiet = ["--config", str(SMOKE), "--data.val_fraction", "0", *QUIET, "--trainer.default_root_dir", "mine"]
+    main(["fit", *quiet])
+    main(["predict", *quiet, "--ckpt_path", "last"])
+    assert "no column 'anomalous', because the checkpoint has no held-out scores" in capsys.readouterr().out
+    assert "anomalous" not in pd.read_csv("mine/predictions.csv")
+
+
+def test_a_class_path_may_name_the_method_of_a_cell():
+    flags = ["--model.widths=[4, 8]", "--model.latent=4", "--trainer.max_epochs=1", "--threads=1"]
+    main(["fit", "--model", "autoencoder.Autoencoder", *flags, "--data.normal=3", "--directory", "runs/mine"])
+    assert Path("runs/mine/metrics.json").is_file()
 
 
 def test_checkpoint_that_is_truncated_or_something_else(checkpoint, capsys, tmp_path):

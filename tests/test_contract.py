@@ -17,6 +17,7 @@ from common.module import OneClassModule
 from common.testing import CHECKS, check_module, main, optimizer_steps, toy_samples, trained
 from common.testing.checks import (
     check_checkpoints,
+    check_docstrings,
     check_optimizers,
     check_orientation,
     check_resume,
@@ -369,6 +370,37 @@ class ReturnsOtherNames(Tiny):
         return losses | ({"loss_more": losses["loss_decoder"]} if batch_idx else {})
 
 
+class ReturnsNaN(Tiny):
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(batch.image) * math.nan
+        self.descend(("encoder", "decoder"), loss)
+        return {"loss": loss}
+
+
+class LogsNothing(Tiny):
+    def on_train_epoch_end(self):
+        """Without super()."""
+
+
+class Undocumented(OneClassModule):
+    def __init__(self, shape, score="reconstruction", threshold_quantile=0.95):
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+
+    def named_optimizers(self):
+        return {}
+
+    def training_step(self, batch, batch_idx):
+        return {}
+
+    def scores(self, x):
+        return {}
+
+
+class HalfDocumented(Undocumented):
+    """A class with methods that say nothing."""
+
+
 class LatePhases(Tiny):
     phases = (1,)
 
@@ -388,7 +420,7 @@ class ListsFigures(Tiny):
         return [Figure()]
 
 
-@pytest.mark.parametrize("module", [Tiny, Whitened, TwoPhases, Clips])
+@pytest.mark.parametrize("module", [Tiny, Whitened, TwoPhases, Clips, EverySecondBatch, ReturnsOtherNames])
 def test_a_sound_module_passes(module):
     check_module(module)
 
@@ -396,14 +428,17 @@ def test_a_sound_module_passes(module):
 @pytest.mark.parametrize(
     ("check", "fault", "says"),
     [
+        (check_docstrings, Undocumented, "Undocumented has no docstring"),
+        (check_docstrings, HalfDocumented, "HalfDocumented.scores has no docstring"),
         (check_returns, ReturnsNothing, "must return its losses by name, not NoneType"),
         (check_returns, ReturnsRows, "loss 'loss_rows' of training_step must be a scalar tensor"),
-        (check_returns, ReturnsOtherNames, "differ from batch to batch: .*, then .*loss_more"),
+        (check_returns, ReturnsNaN, "loss 'loss' of training_step is nan"),
+        (check_returns, LogsNothing, r"are not logged: do the hooks on_train_… call super\(\)"),
         (check_returns, LatePhases, r"phases must ascend from 0, not \[1\]"),
         (check_returns, FlatImages, r"reconstruct returns the shape \(16, 256\) for inputs \(16, 1, 16, 16\)"),
         (check_returns, EmbedsImages, r"embed returns the shape \(16, 1, 16, 16\)"),
         (check_returns, ListsFigures, "must return matplotlib's figures by name"),
-        (check_optimizers, NoBackward, "never move"),
+        (check_optimizers, NoBackward, "do not move in 4 batches"),
         (check_optimizers, OthersParameters, "share parameters"),
         (check_optimizers, SharedOutsideOfPhases, "share parameters outside of phases"),
         (check_optimizers, MovesByHand, "something else than an optimiser"),
@@ -412,12 +447,11 @@ def test_a_sound_module_passes(module):
         (check_optimizers, MovesInHook, "not its own"),
         (check_optimizers, Orphan, "no optimiser has"),
         (check_optimizers, WrongOrder, "not as they are declared"),
-        (check_optimizers, EverySecondBatch, "differ from batch to batch"),
         (check_resume, NeverSet, "prepare has set no buffer"),
         (check_resume, Forgotten, "buffer 'centre' is zero after training"),
         (check_resume, NotFinite, "buffer 'centre' is not finite"),
         (check_resume, PreparedAgain, "prepare ran again when the run was resumed"),
-        (check_resume, RecomputedOnResume, "'centre' differs between a resumed and an uninterrupted run"),
+        (check_resume, RecomputedOnResume, "a resumed run differs from an uninterrupted one in centre: "),
         (check_checkpoints, WrongMonitor, "monitor 'val/rec' is not logged: choose from .*val/reconstruction"),
         (check_checkpoints, MonitorOfSomeEpochs, "monitor 'val/mean' is not finite"),
         (check_checkpoints, LastEpochOnly, "score 'scaled' of the best epoch's checkpoint"),

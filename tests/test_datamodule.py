@@ -12,7 +12,7 @@ from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from common.data import OneClassDataModule, Sample
+from common.data import OneClassDataModule, Sample, image_data
 from common.data.datamodule import default_root
 from common.data.loaders import EpochSampler, ResidentLoader
 from common.errors import InputError
@@ -220,6 +220,19 @@ def test_lightning_tells_the_loader_its_epoch(root, mode):
     assert module.seen == {number: order(data.train_dataloader(), number) for number in range(2)}
 
 
+@modes
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.filterwarnings("ignore")
+def test_a_resumed_training_goes_on_in_the_order_of_its_epoch(root, mode, workers, tmp_path):
+    data, module = bees(root, **mode | {"workers": workers}), Recorder()
+    first = trainer(max_epochs=1)
+    first.fit(module, datamodule=data)
+    first.save_checkpoint(tmp_path / "one.ckpt")
+    data, module = bees(root, **mode | {"workers": workers}), Recorder()
+    trainer(max_epochs=3).fit(module, datamodule=data, ckpt_path=tmp_path / "one.ckpt")
+    assert module.seen == {number: order(data.train_dataloader(), number) for number in (1, 2)}
+
+
 class Flat(torch.nn.Module):
     """Frozen layers that give every image's own pixels."""
 
@@ -405,6 +418,48 @@ def test_setting_up_again_changes_nothing(monkeypatch):
         data.setup(stage)
     assert all(loader(data, stage) is kept for stage, kept in zip(STAGES, before, strict=True))
     assert data.preprocessing is preprocessing
+
+
+def of_range(high, **options):
+    """Images whose values go from 0 to ``high``, and end in one with all values up to 1000."""
+    images = np.linspace(0, high, 40 * 64).reshape(40, 8, 8).astype(np.float32)
+    images[-1] = np.linspace(0, 1000, 64).reshape(8, 8)
+    data = image_data(images, np.zeros(40, int), classes=["good"])
+    module = OneClassDataModule.of(data, protocol="no_split", normal="good", **options)
+    module.setup()
+    return module
+
+
+@pytest.mark.parametrize("options", [{}, {"normalization": "gcn", "class_mean": True}], ids=str)
+def test_a_checkpoints_module_sees_other_data_in_the_scaling_of_its_training(options):
+    trained, other = of_range(1000.0, **options), of_range(60_000.0, **options)
+    last = trained.images([39])
+    assert not torch.allclose(other.images([39]), last)
+    other.load_state_dict(trained.state_dict())
+    assert torch.equal(other.images([39]), last)
+    tested = next(batch for batch in other.test_dataloader() if 39 in batch.index)
+    assert torch.equal(tested.image[tested.index == 39], last), "the loaders too"
+    loaders = [loader(trained, stage) for stage in STAGES]
+    trained.load_state_dict(trained.state_dict())
+    assert all(loader(trained, stage) is kept for stage, kept in zip(STAGES, loaders, strict=True)), "nothing to build again"
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "says"),
+    [
+        ({"image_size": 12}, {"image_size": 16}, r"have image_size \[12, 12\], not \[16, 16\]: give --data.image_size"),
+        ({"image_size": 12, "fit": "pad"}, {"image_size": 12}, "have fit pad, not crop: give --data.fit 'pad'"),
+        (
+            {"image_size": 12, "channels": 1},
+            {"image_size": 12, "channels": 3},
+            "have channels 1, not 3: give --data.channels '1'",
+        ),
+    ],
+)
+def test_a_checkpoints_images_came_to_their_size_in_the_same_way(root, then, now, says):
+    trained, other = bees(root, **then), bees(root, **now)
+    with pytest.raises(InputError, match=says):
+        other.load_state_dict(trained.state_dict())
 
 
 def test_a_protocols_options_may_stand_in_its_text():

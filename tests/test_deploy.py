@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from autoencoder import Autoencoder
 from common.cli import main
 from common.data import OneClassDataModule
 from common.data.transforms import Preprocessing
@@ -55,6 +56,30 @@ def digits(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+class Bank(Autoencoder):
+    """Keeps the training codes, whose number is not known before."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.register_buffer("bank", torch.empty(0, self.hparams.latent))
+
+    def after_epoch(self, batches):
+        self.bank = torch.cat([self.embed(batch.image) for batch in batches])
+
+    def on_load_checkpoint(self, checkpoint):
+        super().on_load_checkpoint(checkpoint)
+        self.bank = torch.empty_like(checkpoint["state_dict"]["bank"])
+
+
+def test_a_checkpoint_may_hold_more_than_a_new_module(monkeypatch):
+    """As with Lightning's own loading, a module makes room before its state is loaded."""
+    flags = ["--model.widths=[4, 8]", "--model.latent=4", "--data.normal=3", "--trainer.max_epochs=1", *QUIET]
+    main(["fit", "--model", f"{__name__}.Bank", *flags, "--trainer.default_root_dir", "mine"])
+    loaded = load_detector(Path("mine/checkpoints/last.ckpt")).module
+    assert loaded.bank.shape[1] == 4
+    assert loaded.bank.abs().sum() > 0
 
 
 def refused(capsys, *arguments):

@@ -381,6 +381,36 @@ def test_a_failed_cell_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
     assert "Traceback" in (CELL.directory(tmp_path) / "error.txt").read_text()
 
 
+BROKEN = """
+from autoencoder import Autoencoder
+
+class Broken(Autoencoder):
+    def __init__(self, shape):
+        super().__init__(shape=shape, widths=(4, 8), latent=self.width)
+"""
+
+
+def test_a_class_that_fails_when_it_is_made_fails_its_cell_and_says_where(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken_idea.py").write_text(BROKEN)
+    (tmp_path / "broken.yaml").write_text("model: {class_path: broken_idea.Broken}\ntrainer: {max_epochs: 1}\nrule: last\n")
+    flags = ["--presets", "broken.yaml", "smoke", "--datasets", "digits", "--normal", "3", "--seeds", "0", "--jobs", "1"]
+    with pytest.raises(SystemExit) as ended:
+        run_experiment(EXPERIMENT, flags)
+    output = capsys.readouterr().out
+    assert ended.value.code == 1
+    assert "AttributeError: 'Broken' object has no attribute 'width' (broken_idea.py, line 6)" in output
+    assert "autoencoder-smoke digits standard normal=3 seed=0: AUROC" in output
+
+
+def test_a_cell_that_cannot_be_run_is_named(tmp_path, capsys):
+    few = ["--presets", "smoke,rule=validation,data.val_fraction=0", "--normal", "3", "--runs", str(tmp_path), "--jobs", "1"]
+    with pytest.raises(SystemExit) as ended:
+        run_experiment(EXPERIMENT, few)
+    assert ended.value.code == 2
+    assert "digits standard normal=3 seed=0: rule 'validation' needs held-out normal samples" in capsys.readouterr().err
+
+
 def test_a_preset_with_options_is_a_cell_of_its_own(tmp_path):
     cell = Cell("autoencoder-smoke,latent=4,lr=1e-2", "digits", "standard", "3", 0)
     arguments = cell.config(Settings())["model"]["init_args"]

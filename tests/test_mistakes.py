@@ -14,7 +14,7 @@ from PIL import Image
 from common.errors import InputError
 from common.experiment import Cell, Experiment, Grid, run_experiment
 from common.hidden import hiding
-from common.module import import_class
+from common.importing import import_class
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 

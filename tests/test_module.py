@@ -7,7 +7,7 @@ import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from autoencoder import Autoencoder
 from common import scoring
@@ -181,6 +181,65 @@ def test_a_training_that_ended_before_its_last_phase_is_not_tested(tmp_path, dat
         load_detector(path)
 
 
+class Stop(Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.global_step == 6
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"max_steps": 6}, {"max_epochs": -1, "max_steps": 6}, {"callbacks": [Stop()]}],
+    ids=["steps", "steps alone", "callback"],
+)
+def test_after_epoch_sees_the_last_weights_where_an_epoch_is_cut_short(tmp_path, data, limits):
+    """After the sixth of eight batches, as with ``max_time`` too, whose callback stops the training like this one."""
+    own = Passes(shape=(1, 8, 8), widths=(4, 8), latent=4)
+    run = trainer(tmp_path, **{"max_epochs": 5} | limits)
+    run.fit(own, data)
+    assert run.global_step == 6
+    assert [epoch for epoch, _ in own.followed] == [1]
+    assert sorted(own.followed[0][1]) == data.splits.train.tolist()
+    run.test(own, data, verbose=False)
+
+
+def test_a_training_that_ended_before_after_epoch_is_not_scored(tmp_path, data):
+    class StopEpoch(Callback):
+        def on_train_epoch_end(self, trainer, module):
+            trainer.should_stop = True
+
+    own, run = Passes(shape=(1, 8, 8), widths=(4, 8), latent=4), trainer(tmp_path, [StopEpoch()])
+    run.fit(own, data)
+    run.save_checkpoint(tmp_path / "early.ckpt")
+    for score in (lambda: run.test(own, data, verbose=False), lambda: load_detector(tmp_path / "early.ckpt")):
+        with pytest.raises(InputError, match="ended before after_epoch"):
+            score()
+
+
+class Returns(Autoencoder):
+    def scores(self, x):
+        return self.answer(super().scores(x)["reconstruction"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda values: values, "must return tensors by name, such as {'reconstruction': tensor}"),
+        (lambda values: {"reconstruction": values.numpy()}, "must return tensors by name"),
+        (
+            lambda values: {"reconstruction": values.mean()},
+            r"gives 'reconstruction' the shape \(\): give one number per sample",
+        ),
+        (lambda values: {"reconstruction": values[:, None]}, r"the shape \(\d+, 1\)"),
+        (lambda values: {"error": values}, "has no score 'reconstruction': choose from error"),
+    ],
+)
+def test_what_scores_returns_is_checked(tmp_path, data, answer, message):
+    own = Returns(shape=(1, 8, 8), widths=(4, 8), latent=4)
+    own.answer = answer
+    with pytest.raises(InputError, match=message):
+        trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(own, data)
+
+
 def test_arguments_of_a_class_that_passes_them_on():
     class More(Autoencoder):
         def __init__(self, weight=1.0, **autoencoder):
@@ -218,6 +277,17 @@ def test_logged_loss_is_the_mean_over_images(tmp_path, data):
     losses, sizes = zip(*seen, strict=True)
     assert len(set(sizes)) == 2
     assert run.callback_metrics["train/loss"].item() == pytest.approx(np.average(losses, weights=sizes), rel=1e-5)
+
+
+def test_a_loss_of_some_batches_is_the_mean_over_those(tmp_path, data):
+    class Rare(Autoencoder):
+        def training_step(self, batch, batch_idx):
+            losses = super().training_step(batch, batch_idx)
+            return losses | ({"loss_rare": torch.tensor(2.0 + batch_idx)} if batch_idx % 2 else {})
+
+    run = trainer(tmp_path, [Watcher()], max_epochs=1, limit_train_batches=4)
+    run.fit(Rare((1, 8, 8), widths=(4, 8), latent=4), OneClassDataModule("digits", normal=3, batch_size=16))
+    assert run.callback_metrics["train/loss_rare"].item() == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize(
@@ -465,6 +535,32 @@ def test_each_phase_has_a_schedule_that_only_its_own_steps_move(tmp_path, data, 
     assert rates == pytest.approx(2 * [1 / (1 + t) for t in steps])
     last = 1 / 7 if interval == "step" else 1 / 3
     assert [optimizer.param_groups[0]["lr"] for optimizer in run.optimizers] == pytest.approx([last, last])
+
+
+def test_a_step_outside_of_descend_moves_the_schedule_too(tmp_path, data):
+    class Own(PhasedRates):
+        interval = "step"
+
+        def descend(self, name, loss):
+            self.optimizer(name).zero_grad()
+            self.manual_backward(loss)
+            self.optimizer(name).step()
+
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=3)
+    run.fit(type("Whole", (Own,), {"phases": (0,)})(shape=(1, 8, 8), widths=(4, 8), latent=4), data)
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(1 / 4)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [ReduceLROnPlateau, lambda optimizer: {"scheduler": LambdaLR(optimizer, lambda t: 1.0), "frequency": 5}],
+    ids=["metric", "frequency"],
+)
+def test_a_schedule_that_is_not_to_be_had_is_refused(tmp_path, data, schedule):
+    own = PhasedRates(shape=(1, 8, 8), widths=(4, 8), latent=4)
+    own.scheduler = lambda name, optimizer: schedule(optimizer)
+    with pytest.raises(InputError, match="the schedule of 'first' must be a schedule by iteration or epoch"):
+        trainer(tmp_path, max_epochs=3).fit(own, data)
 
 
 def test_what_prepare_draws_depends_on_seed_and_epoch_alone(tmp_path, data):

@@ -513,7 +513,7 @@ def test_a_streamed_set_reads_kept_features(tmp_path):
         module = training(tiny_module(), data, tmp_path)
         assert module.coef.abs().sum() > 0
         batches.append(list(data.train_dataloader()))
-    assert type(data.train_dataloader()).__name__ == "DataLoader"
+    assert type(data.train_dataloader()).__name__ == "StreamedLoader"
     for one, other in zip(*batches, strict=True):
         assert torch.equal(one.image, other.image)
         assert torch.equal(one.index, other.index)

@@ -13,7 +13,7 @@ from test_readme import call_here
 
 from common.command_line import Parser
 from common.data import OneClassDataModule, parse_protocol
-from common.module import import_class
+from common.importing import import_class
 
 ROOT = Path(__file__).parents[1]
 CARDS = sorted(folder.parent / "README.md" for folder in ROOT.glob("*/configs"))

@@ -40,6 +40,14 @@ def test_every_image_stands_above_what_is_decoded_of_it_and_flagged_ones_are_fra
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_without_held_out_samples_nothing_is_framed(tmp_path):
+    cell = Cell("autoencoder-smoke,data.val_fraction=0", "digits", "standard", "3", 0)
+    run(cell, Settings(runs=tmp_path, max_epochs=1, threads=1))
+    images, scores = picture(cell.directory(tmp_path)).axes
+    assert not images.patches
+    assert not scores.lines
+
+
 def test_a_method_that_does_not_reconstruct_is_refused(runs):
     with pytest.raises(InputError, match="does not reconstruct"):
         picture(runs["ocnn"])

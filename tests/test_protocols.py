@@ -588,3 +588,11 @@ def test_training_may_repeat_a_sample_but_no_test_does(function):
 
 def test_the_longest_name_of_a_class_wins():
     assert class_numbers("a+b+c+a", ["a", "a+b", "a+b+c", "b", "c"], "mine") == [2, 0]
+
+
+def test_a_share_that_is_a_hair_below_a_whole_number_of_samples_is_that_number():
+    """0.29 * 100 is 28.999999999999996 in floating point."""
+    targets = np.repeat([0, 1], 100)
+    for share, wanted in ((0.29, 29), (0.57, 57), (0.295, 29)):
+        train = split("no_split", targets, np.zeros(200, bool), [0], options={"contamination": share}).train
+        assert (targets[train] == 1).sum() == wanted

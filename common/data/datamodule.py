@@ -188,6 +188,9 @@ class OneClassDataModule(LightningDataModule):
             return
         self._loaded_for = self.extractor
         self.preprocessing = self.preprocessing.fit(self.data.images, torch.from_numpy(self.splits.train))
+        self._build()
+
+    def _build(self) -> None:
         self._inputs, shape = partial(_preprocessed, self.data.images, self.preprocessing), self.shape
         if self.extractor is not None:
             if is_table(self.data.images):
@@ -206,6 +209,27 @@ class OneClassDataModule(LightningDataModule):
         images = self.data.images
         decoding = images.decoding if isinstance(images, ImageFiles) else {"fit": self.fit}
         return {"stored": list(images.shape[1:]), "decoding": decoding, "preprocessing": vars(self.preprocessing)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the checkpoint's scaling, so that its module sees these data as it saw those of its training.
+
+        Raises InputError if the checkpoint's images had other channels or another size, or came to their size in another way.
+        """
+        trained, images = Preprocessing(**state_dict["preprocessing"]), self.data.images
+        if not is_table(images):
+            channels, *size = state_dict["stored"]
+            then = {"channels": trained.channels or channels, "image_size": list(trained.size or size)}
+            now: dict[str, Any] = {"channels": self.shape[0], "image_size": list(self.shape[1:])}
+            if isinstance(images, ImageFiles):
+                then["fit"], now["fit"] = state_dict.get("decoding", {}).get("fit", self.fit), self.fit
+            for name, value in then.items():
+                if value != now[name]:
+                    raise InputError(
+                        f"the checkpoint's images have {name} {value}, not {now[name]}: give --data.{name} '{value}'"
+                    )
+        if not _same(trained, self.preprocessing):
+            self.preprocessing = trained
+            self._build()
 
     def train_dataloader(self) -> Loader:
         """Shuffled training samples."""
@@ -268,6 +292,11 @@ def default_root() -> Path:
 
 def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "oneclass")
+
+
+def _same(one: Preprocessing, other: Preprocessing) -> bool:
+    pairs = zip(vars(one).values(), vars(other).values(), strict=True)
+    return all(torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or a == b for a, b in pairs)
 
 
 def _height_and_width(size: int | list[int]) -> Size:

@@ -124,15 +124,26 @@ def in_order(loader: Any) -> Iterator[Sample]:
         yield from DataLoader(loader.dataset, loader.batch_size, num_workers=loader.num_workers, collate_fn=loader.collate_fn)
 
 
+class StreamedLoader(DataLoader[Sample]):
+    """A loader that begins an epoch with its first batch.
+
+    Lightning calls ``iter()`` before it sets the epoch of a resumed training, and workers would begin at once, in the order of
+    the first epoch.
+    """
+
+    def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
+        yield from super().__iter__()
+
+
 def streamed(
     inputs: Callable[[Tensor], Tensor], samples: Sample, batch_size: int, shuffle: bool, workers: int
-) -> DataLoader[Sample]:
+) -> StreamedLoader:
     """A loader whose images are decoded in worker processes, or in this process if there are no workers.
 
     ``inputs`` makes the images of a batch from its indices ``(B,)``; ``samples.image`` is not used.
     """
     positions = range(len(samples.index))
-    return DataLoader(
+    return StreamedLoader(
         positions,  # type: ignore[arg-type]
         batch_size,
         sampler=EpochSampler(len(positions), batch_size, shuffle),

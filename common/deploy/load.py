@@ -13,7 +13,8 @@ from torch import Tensor
 from common.data import OneClassDataModule
 from common.data.transforms import Preprocessing
 from common.errors import InputError, UnreadableError
-from common.module import OneClassModule, import_class
+from common.importing import import_class
+from common.module import OneClassModule
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -79,14 +80,16 @@ def load_detector(path: Path, device: torch.device | str = "cpu") -> Detector:
     try:
         arguments = {key: value for key, value in contents["hyper_parameters"].items() if key in cls.argument_names()}
         module = cls(**(arguments | dict(cls.offline_kwargs)))
+        module.on_load_checkpoint(contents)  # first, as Lightning does: it may make room for the state
         module.load_state_dict(contents["state_dict"])
-        module.on_load_checkpoint(contents)
         module.refuse_early_end()
         data_state = contents[OneClassDataModule.__qualname__]
         stored, preprocessing = tuple(data_state["stored"]), Preprocessing(**data_state["preprocessing"])
         decoding = {"depth": "uint8", **data_state.get("decoding", {})}  # earlier checkpoints have none
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} is not a complete checkpoint of {cls.__qualname__}: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"{path} is not a complete checkpoint of {cls.__qualname__}: {' '.join(str(error).split())[:300]}"
+        ) from error
     try:
         module.to(device)
     except (AssertionError, RuntimeError) as error:  # PyTorch without CUDA raises AssertionError

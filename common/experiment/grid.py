@@ -12,9 +12,9 @@ operating system keeps the others out of a cell; it ends with its process, so no
 
 import gc
 import itertools
+import math
 import os
 import platform
-import sysconfig
 import tempfile
 import time
 import traceback
@@ -35,7 +35,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 
 from common.command_line import for_the_user
 from common.data.datamodule import default_root
-from common.errors import InputError, WeightsMissingError
+from common.errors import InputError, WeightsMissingError, where
 from common.experiment.cell import Cell, Settings
 from common.experiment.declaration import Backend
 from common.experiment.engines import Engine, engine, local_slots, result_of
@@ -43,7 +43,6 @@ from common.experiment.records import Record
 from common.experiment.run import finished, run
 from common.files import write_whole
 from common.names import dataset_label
-from common.presets import REPOSITORY
 
 ATTEMPTS = 3
 """Maximum number of attempts at a cell whose worker is killed."""
@@ -187,11 +186,11 @@ def _run(cell: Cell, work: _Work) -> Record | str:
     except Exception as error:
         message = for_the_user(error)
         if message is not None and not _lacks_weights(error):
-            raise InputError(message) from error
+            raise InputError(f"{_title(cell)}: {message}") from error
         write_whole(cell.directory(settings.runs) / "error.txt", traceback.format_exc())
         if message is None:
             first_line, *_ = [*str(error).splitlines(), ""]
-            message = f"{type(error).__name__}: {first_line}{_where(error)}"
+            message = f"{type(error).__name__}: {first_line}{where(error)}"
         return message
     finally:
         note.unlink(missing_ok=True)
@@ -226,15 +225,6 @@ def _place(cells_per_gpu: int) -> tuple[int | None, FileLock | None]:
     return None, None
 
 
-def _where(error: BaseException) -> str:
-    """The last line of a method's own code that an error went through, such as `` (my_idea.py, line 12)``."""
-    others = (str(REPOSITORY / "common"), *{sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")})
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith((*others, "<")):
-            return f" ({Path(frame.filename).name}, line {frame.lineno})"
-    return ""
-
-
 def _lacks_weights(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, WeightsMissingError):
         error = error.__cause__ or error.__context__
@@ -246,7 +236,8 @@ def _line(cell: Cell, result: Record | str) -> str:
         return f"[red]failed[/red] {_title(cell)}: {result}"
     speed = f", {result['train_images_per_s']:,.0f} images/s" if result["train_images_per_s"] else ""
     auroc = result["metrics"][result["score"]]["auroc"]
-    return f"{_title(cell)}: AUROC {auroc:.4f}  ({result['wall_s']:.0f} s{speed})"
+    number = "no AUROC, as it tests one class only" if auroc is None or math.isnan(auroc) else f"AUROC {auroc:.4f}"
+    return f"{_title(cell)}: {number}  ({result['wall_s']:.0f} s{speed})"
 
 
 def _title(cell: Cell) -> str:

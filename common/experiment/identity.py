@@ -17,7 +17,8 @@ from common.data import content_digest, load
 from common.data.datamodule import default_root
 from common.data.datasets import named_function
 from common.errors import InputError
-from common.module import OneClassModule, import_class
+from common.importing import import_class
+from common.module import OneClassModule
 from common.names import dataset_label
 from common.presets import REPOSITORY, Config
 

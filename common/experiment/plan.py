@@ -17,7 +17,7 @@ from common.data.splitting import class_numbers
 from common.errors import InputError
 from common.experiment.cell import Cell, Settings
 from common.experiment.declaration import Experiment, Grid, full_name
-from common.module import import_class
+from common.importing import import_class
 from common.names import dataset_label
 from common.presets import Config, is_file, preset_path, read_config, row_name, split_preset
 from common.training.lightning import check_config

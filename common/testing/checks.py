@@ -32,16 +32,16 @@ def check_docstrings(factory: Factory) -> None:
     """The class and its three overridden methods say what they do."""
     cls = type(new(factory))
     for name in ("", "scores", "training_step", "named_optimizers"):
-        member = getattr(cls, name) if name else cls
-        assert inspect.getdoc(member), f"{cls.__name__}.{name} has no docstring"
+        own, base = (inspect.getdoc(getattr(one, name) if name else one) for one in (cls, OneClassModule))
+        assert own not in {None, base}, f"{cls.__name__}{name and '.'}{name} has no docstring"
 
 
 def check_returns(factory: Factory) -> None:
-    """``training_step`` returns scalar losses by name, alike in each batch; ``phases`` ascend; figures get what they need."""
+    """``training_step`` returns scalar losses by name, which are logged; ``phases`` ascend; figures get what they need."""
     module = new(factory)
     phases = list(module.phases)
     assert [0, *sorted(set(phases) - {0})] == phases, f"phases must ascend from 0, not {phases}"
-    step, names = module.training_step, dict[int, list[str]]()
+    step, names = module.training_step, dict[int, set[str]]()
 
     def watched(batch: Sample, batch_idx: int) -> Any:
         losses = step(batch, batch_idx)
@@ -50,12 +50,14 @@ def check_returns(factory: Factory) -> None:
         for name, loss in losses.items():
             is_scalar = isinstance(loss, Tensor) and loss.ndim == 0
             assert is_scalar, f"loss '{name}' of training_step must be a scalar tensor"
-        first = names.setdefault(module.current_epoch, list(losses))
-        assert list(losses) == first, f"the losses of training_step differ from batch to batch: {first}, then {list(losses)}"
+            assert loss.isfinite(), f"loss '{name}' of training_step is {loss.item()}"
+        names.setdefault(module.current_epoch, set()).update(losses)
         return losses
 
     module.training_step = watched  # type: ignore[method-assign]
-    fit(module, phases[-1] + 1)
+    logged = fit(module, phases[-1] + 1).callback_metrics
+    unlogged = sorted(name for name in names[phases[-1]] if f"train/{name}" not in logged)
+    assert not unlogged, f"the losses {unlogged} are not logged: do the hooks on_train_… call super()?"
     x = toy_samples(16).image
     with torch.no_grad():
         reconstruction, latent, figures = module.eval().reconstruct(x), module.embed(x), module.figures(x)
@@ -81,7 +83,7 @@ def check_shapes(factory: Factory) -> None:
 
 
 def check_optimizers(factory: Factory) -> None:
-    """Optimisers move all of their own parameters and nothing else does, by the same steps in each batch, in declared order.
+    """Optimisers move all of their own parameters and nothing else does; they are first used in declared order.
 
     In a method with several phases optimisers may share parameters. ``prepare`` and ``after_epoch`` may set some. What an
     optimiser has moved may be clipped, as a Wasserstein critic's weights are.
@@ -97,7 +99,7 @@ def check_optimizers(factory: Factory) -> None:
         before.update({name: parameter.detach().clone() for name, parameter in parameters.items()})
 
     def changes() -> set[str]:
-        return {name for name, parameter in parameters.items() if not torch.equal(parameter, before[name])}
+        return {name for name, value in parameters.items() if not value.allclose(before[name], 0, 0, equal_nan=True)}
 
     def clipped() -> set[str]:
         return {name for name in moved if _is_clipped(parameters[name], before[name])}
@@ -124,7 +126,7 @@ def check_optimizers(factory: Factory) -> None:
     watch_steps(module, BATCHES, stepped, nothing_else)
     nothing_else()
     still = sorted(parameters.keys() - moved)
-    assert not still, f"these parameters never move, is their loss back-propagated? {still}"
+    assert not still, f"these parameters do not move in {BATCHES} batches, is their loss back-propagated? {still}"
     _check_order(epochs, list(own))
 
 
@@ -156,8 +158,6 @@ def _check_order(epochs: list[list[str]], declared: list[str]) -> None:
     expected = [name for name in declared if name in used]
     assert used, "training_step takes no optimiser step"
     assert used == expected, f"optimisers are first used in the order {used}, not as they are declared: {expected}"
-    for steps in epochs:
-        assert steps == BATCHES * steps[: len(steps) // BATCHES], f"steps differ from batch to batch: {steps}"
 
 
 def check_scores(factory: Factory) -> None:
@@ -262,8 +262,9 @@ def check_resume(factory: Factory) -> None:
             fit(resumed, last + 4, Path(folder), resume=True)
         _check_prepared(resumed, calls, again, stop)
         state = resumed.state_dict()
-        for name, value in uninterrupted.state_dict().items():
-            assert torch.equal(value, state[name]), f"'{name}' differs between a resumed and an uninterrupted run"
+        differ = [name for name, value in uninterrupted.state_dict().items() if not torch.equal(value, state[name])]
+        hint = "each epoch PyTorch's global generator is seeded; other random numbers and counters must travel in buffers"
+        assert not differ, f"a resumed run differs from an uninterrupted one in {', '.join(reversed(differ))}: {hint}"
 
 
 def _check_prepared(module: OneClassModule, calls: list[set[str]], again: list[set[str]], stop: int) -> None:

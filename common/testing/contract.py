@@ -8,8 +8,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 from rich.markup import escape
 
-from common.errors import InputError
-from common.module import OneClassModule, import_class
+from common.errors import InputError, where
+from common.importing import import_class
+from common.module import OneClassModule
 from common.presets import make_importable
 from common.testing.checks import (
     check_checkpoints,
@@ -99,6 +100,5 @@ def _fault(check: Callable[[Factory], None], cls: Any, arguments: dict[str, Any]
     except AssertionError as error:
         return str(error)
     except Exception as error:  # whatever a stranger's class raises
-        first_line = str(error).partition("\n")[0]
-        return f"{check.__name__}: {type(error).__name__}: {first_line}"
+        return f"{check.__name__}: {type(error).__name__}: {' '.join(str(error).split())[:300]}{where(error)}"
     return None

@@ -1,6 +1,6 @@
 """Trainings that take a second, on toy data, for tests of modules."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -132,9 +132,12 @@ def optimizer_steps(module: OneClassModule, batches: int = 4) -> list[str]:
 
 
 def scores_of(module: OneClassModule, x: Tensor) -> dict[str, NDArray[np.float64]]:
-    """Every score of ``(B, *shape)`` inputs, ``(B,)``."""
+    """Every score of ``(B, *shape)`` inputs, ``(B,)``; AssertionError if they are no tensors by name."""
     with torch.no_grad():
-        return {name: values.double().numpy() for name, values in module.scores(x).items()}
+        scores = module.scores(x)
+    by_name = isinstance(scores, Mapping) and all(isinstance(values, Tensor) for values in scores.values())
+    assert by_name, "scores must return tensors by name, such as {'reconstruction': tensor}"
+    return {name: values.double().numpy() for name, values in scores.items()}
 
 
 @contextmanager

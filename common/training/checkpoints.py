@@ -56,7 +56,9 @@ def checkpointing(module: OneClassModule, held_out: bool, rule: Rule) -> list[Ch
     """
     rho = module.hparams.get("rho")
     if rule != "last" and not held_out:
-        raise InputError(f"rule '{rule}' needs held-out normal samples: give data.val_fraction above 0, and validate")
+        raise InputError(
+            f"rule '{rule}' needs held-out normal samples: give a larger data.val_fraction or more samples, and validate"
+        )
     if rule == "rho" and rho is None:
         raise InputError("rule 'rho' needs its bound: give model.init_args.rho, where the method has it")
     callbacks: list[Checkpoint] = []

@@ -22,7 +22,7 @@ from common.files import write_whole
 from common.module import OneClassModule
 from common.names import PARSER_MODE
 from common.presets import split_preset
-from common.training.checkpoints import EpochCheckpoint, Oracle, Rule, checkpointing, run_folder
+from common.training.checkpoints import CHOSEN, EpochCheckpoint, Oracle, Rule, checkpointing, run_folder
 from common.training.resuming import IDENTITY, NAMED, SaveConfig, flags_of_model, keep_apart, refuse_contradictions
 from common.training.speed import Speed
 from common.training.tensorboard import Figures
@@ -91,12 +91,16 @@ class OneClassCLI(LightningCLI):
             self.overruled = refuse_contradictions(Path(path), config.as_dict(), flags_of_model(words))
 
     def instantiate_classes(self) -> None:
-        """Makes model, data and trainer; raises InputError if a part refuses its values."""
+        """Makes model, data and trainer; raises InputError if a part refuses its values, and what a class fails with itself."""
         try:
-            super().instantiate_classes()
+            return super().instantiate_classes()
         except (ValueError, RuntimeError) as error:
-            reason = str(error.__cause__ or error).partition("\n")[0]
-            raise InputError(for_the_user(error) or f"model or data cannot be made of these values: {reason}") from error
+            message, origin = for_the_user(error), _origin(error)
+            if message is None and isinstance(origin, ValueError | RuntimeError):
+                message = f"model or data cannot be made of these values: {' '.join(str(origin).split())}"
+            if message is not None:
+                raise InputError(message) from error
+        raise origin  # the parser would hide where
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Connects module and data, and adds the callbacks of every run."""
@@ -110,7 +114,8 @@ class OneClassCLI(LightningCLI):
         callbacks: list[Callback] = [self.watcher, self._figures(), Predictions()]
         if self.oracle is not None:
             callbacks.append(self.oracle)
-        validated = len(self.datamodule.splits.val) > 0 and config.get("limit_val_batches") != 0
+        splits = self.datamodule.splits
+        validated = len(splits.val) > 0 and config.get("limit_val_batches") != 0
         callbacks += checkpointing(self.model, validated, rule)
         try:
             trainer = self._instantiate_trainer(config, callbacks)
@@ -131,8 +136,11 @@ class OneClassCLI(LightningCLI):
         try:
             with interruptible():
                 super()._run_subcommand(subcommand)
-            if subcommand == "fit" and self.trainer.is_global_zero and (written := self._last_checkpoint()):
-                print(f"written: {written}")
+            if subcommand == "fit" and self.trainer.is_global_zero and (last := self._last_checkpoint()):
+                chosen = Path(last).with_name(CHOSEN[self.config_init["fit"].rule])
+                if chosen.name != Path(last).name and chosen.is_file():
+                    print(f"written: {chosen}, the epoch that the rule chooses")
+                print(f"written: {last}")
         except KeyboardInterrupt:
             if subcommand != "fit" or not (saved := self._last_checkpoint()):
                 raise
@@ -153,6 +161,11 @@ class OneClassCLI(LightningCLI):
         config, folder = self.config_init[subcommand], run_folder(self.trainer)
         if subcommand == "fit" and (folder / IDENTITY).exists():
             raise InputError(f"{folder} holds a run of an experiment: give another --trainer.default_root_dir")
+        if subcommand == "fit":
+            if config.ckpt_path is None and (folder / "checkpoints" / CHOSEN["last"]).exists():
+                raise InputError(f"{folder} holds another training: --ckpt_path last goes on with it, or give another folder")
+            splits, names = self.datamodule.splits, "+".join(self.datamodule.class_names())
+            print(f"normal: {names}, {len(splits.train)} samples to train on, {len(splits.val)} held out")
         if subcommand != "fit" and config.ckpt_path is None:
             print("no --ckpt_path is given: the net is untrained", file=sys.stderr)
         if config.ckpt_path in NAMED:
@@ -178,7 +191,7 @@ class OneClassCLI(LightningCLI):
 class Predictions(Callback):
     """Writes ``predictions.csv`` into the run's folder: data-set index, every score, and whether the threshold is reached.
 
-    Where samples are files a column ``path`` names them.
+    Where samples are files a column ``path`` names them. Without a threshold there is no column ``anomalous``.
     """
 
     def __init__(self) -> None:
@@ -198,6 +211,9 @@ class Predictions(Callback):
         path = run_folder(trainer) / "predictions.csv"
         if trainer.is_global_zero:
             table = pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+            if module.threshold.isnan():
+                del table["anomalous"]
+                print("no column 'anomalous', because the checkpoint has no held-out scores and so no threshold")
             data = trainer.datamodule  # type: ignore[attr-defined]
             if isinstance(data, OneClassDataModule):
                 table = table.assign(**places(data.data.images, table["index"].to_numpy()))
@@ -230,6 +246,12 @@ def data_module(options: dict[str, Any]) -> OneClassDataModule:
     with _as_input_errors():
         module: OneClassDataModule = parser.instantiate_classes(parser.parse_object({"data": options})).data
     return module
+
+
+def _origin(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pytorch_lightning.cli import SaveConfigCallback
 from common.data import OneClassDataModule
 from common.deploy.load import load_checkpoint
 from common.errors import InputError
-from common.module import import_class
+from common.importing import import_class
 from common.training.checkpoints import CHOSEN, EpochCheckpoint
 
 IDENTITY = ".identity"

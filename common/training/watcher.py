@@ -159,10 +159,8 @@ class Watcher(Callback):
         losses, self._losses = self._losses, []
         if not losses:
             return
-        rows = [torch.stack(list(by_name.values())) for _, by_name in losses]
-        bad = (~torch.isfinite(torch.stack(rows))).nonzero().tolist()
+        flat = [(batch_idx, name, loss) for batch_idx, by_name in losses for name, loss in by_name.items()]
+        bad = (~torch.isfinite(torch.stack([loss for *_, loss in flat]))).nonzero().tolist()
         if bad:
-            row, column = bad[0]
-            batch_idx, by_name = losses[row]
-            name, loss = list(by_name.items())[column]
+            batch_idx, name, loss = flat[bad[0][0]]
             raise NonFiniteLossError(f"{name} is {loss.item()} in epoch {epoch}, batch {batch_idx}: lower the learning rate")
