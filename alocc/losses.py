@@ -14,6 +14,10 @@ Adversarial = Literal["minimax", "non_saturating"]
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """The discriminator's loss, the negative of Eq. 3: ``-E[log D(X)] - E[log(1 - D(R(X~)))]``, a scalar.
 
+    Args:
+        real: ``(B,)`` logits of clean images ``X``.
+        fake: ``(B',)`` logits of repaired noisy images ``R(X~)``.
+
     Example:
         >>> import torch
         >>> discriminator_loss(torch.zeros(4), torch.zeros(4))
@@ -26,7 +30,15 @@ def good_and_bad_loss(real: Tensor, repaired: Tensor, fake: Tensor, pseudo: Tens
     """The discriminator's loss if it also tells good from bad reconstructions (after Zaheer et al., CVPR 2020).
 
     ``-(1 - α) E[log D(X)] - α E[log D(R(X))] - (1 - β) E[log(1 - D(R(X~)))] - β E[log(1 - D(R(X')))]``, with pseudo-anomalies
-    ``X'``, whose logits are ``pseudo``. With α = β = 0 this is :func:`discriminator_loss`.
+    ``X'``. With α = β = 0 this is :func:`discriminator_loss`.
+
+    Args:
+        real: ``(B,)`` logits of clean images ``X``.
+        repaired: ``(B,)`` logits of reconstructions ``R(X)`` of clean images.
+        fake: ``(B,)`` logits of repaired noisy images ``R(X~)``.
+        pseudo: ``(B,)`` logits of repaired pseudo-anomalies ``R(X')``.
+        alpha: α in [0, 1], the weight of ``repaired`` among what D accepts.
+        beta: β in [0, 1], the weight of ``pseudo`` among what D rejects.
 
     Example:
         >>> import torch
@@ -40,6 +52,13 @@ def good_and_bad_loss(real: Tensor, repaired: Tensor, fake: Tensor, pseudo: Tens
 
 def adversarial_loss(fake: Tensor, form: Adversarial) -> Tensor:
     """The reconstructor's loss against D: ``E[log(1 - D(R(X~)))]`` of Eq. 3 (``minimax``), or ``-E[log D(R(X~))]`` of the code.
+
+    Args:
+        fake: ``(B,)`` logits of repaired noisy images ``R(X~)``.
+        form: ``minimax`` or ``non_saturating``, the code's.
+
+    Returns:
+        A scalar.
 
     Example:
         >>> import torch

@@ -156,7 +156,8 @@ class ALOCC(OneClassModule):
         """The negative of Eq. 3; with ``alpha`` or ``beta``, D also learns from R(X) and from repaired pseudo-anomalies.
 
         Half of the pseudo-anomalies are :func:`pasted <alocc.pseudo.pasted>` images, half :func:`crossed
-        <alocc.pseudo.crossed>` codes. R repairs them and clean images in eval mode, as in the test.
+        <alocc.pseudo.crossed>` codes. R repairs them and clean images in eval mode, with its current weights; the test uses
+        the averaged R if ``averaging`` is set.
         """
         h = self.hparams
         if not (h.alpha or h.beta):
@@ -207,6 +208,15 @@ def exponential_average(averaged: Tensor, current: Tensor, n_averaged: Tensor, d
     """Updates the exponential average of a weight; the decay starts low, so that the first weights are soon forgotten.
 
     After ``n`` updates it is ``min(decay, (1 + n) / (10 + n))``, as in TensorFlow. Integer counters are copied.
+
+    Args:
+        averaged: The average so far, of any shape.
+        current: The weight, of the same shape.
+        n_averaged: ``n``, the number of updates so far, a scalar.
+        decay: Share of the old average that an update keeps, in [0, 1).
+
+    Returns:
+        The new average, of the same shape.
 
     Example:
         >>> exponential_average(torch.zeros(1), torch.ones(1), torch.tensor(8), decay=0.99)

@@ -73,7 +73,16 @@ def reconstructor(
 
 
 def normal_start(layer: nn.Module) -> None:
-    """Sets the official code's initial weights: N(0, 0.02²), truncated at two deviations in convolutions; zero biases."""
+    """Sets the official code's initial weights: N(0, 0.02²), truncated at two deviations in convolutions; zero biases.
+
+    Layers other than convolutions, transposed ones and linear layers keep their weights.
+
+    Example:
+        >>> layer = nn.Conv2d(1, 8, 5)
+        >>> normal_start(layer)
+        >>> bool(layer.weight.abs().max() <= 0.04), layer.bias.abs().max().item()
+        (True, 0.0)
+    """
     if isinstance(layer, nn.Conv2d):
         nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
     elif isinstance(layer, nn.ConvTranspose2d | nn.Linear):

@@ -26,6 +26,11 @@ def strided(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
     Batch norm has Keras's constants (epsilon 1e-3, momentum 0.99), and weights are initialised Glorot-uniform. The decoder
     mirrors the encoder and ends in a stride-1 convolution and a sigmoid.
 
+    Args:
+        shape: ``(C, H, W)`` of an image, any size.
+        widths: Channels of the encoder's convolutions.
+        latent: Size of the code.
+
     Example:
         >>> nets = strided((1, 28, 28), widths=(32, 64), latent=16)
         >>> sum(p.numel() for net in nets for p in net.parameters())
@@ -56,6 +61,11 @@ def lenet(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
     net, which also normalises the code. For other sizes an additional linear layer fits the code to the grid. Two
     operations are reordered to save time, with the same result: pooling comes before the (monotone) activation, and
     upsampling is part of the next convolution.
+
+    Args:
+        shape: ``(C, H, W)`` of an image, any size.
+        widths: Channels of the encoder's convolutions.
+        latent: Size of the code.
 
     Example:
         >>> nets = lenet((1, 28, 28), widths=(8, 4), latent=32)
@@ -90,19 +100,33 @@ def lenet(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
 
 
 def bounded(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
-    """OCGAN's encoder and decoder, with a tanh code and base width ``widths[0]``, for its ablation row "AE only".
+    """OCGAN's encoder and decoder, with a tanh code, for its ablation row "AE only".
+
+    Args:
+        shape: ``(C, H, W)`` of an image, any size.
+        widths: Its first entry is the channels of the encoder's first convolution.
+        latent: Size of the code, in (-1, 1).
 
     Example:
         >>> nets = bounded((1, 28, 28), widths=(16,), latent=16)
+        >>> nets.decoder(nets.encoder(torch.rand(4, 1, 28, 28))).shape
+        torch.Size([4, 1, 28, 28])
     """
     return Nets(bounded_encoder(shape, widths[0], latent), bounded_decoder(shape, widths[0], latent))
 
 
 def vector(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
-    """Dense nets for flat vectors ``(F,)``, with linear output.
+    """Dense nets for flat vectors, with linear output.
+
+    Args:
+        shape: ``(F,)``.
+        widths: Sizes of the encoder's hidden layers; the decoder has them in reverse.
+        latent: Size of the code.
 
     Example:
         >>> nets = vector((30,), widths=(64, 32), latent=8)
+        >>> nets.encoder(torch.rand(4, 30)).shape
+        torch.Size([4, 8])
     """
     sizes = [shape[0], *widths, latent]
     return Nets(dense(sizes), dense(sizes[::-1]))
@@ -114,10 +138,20 @@ NETWORKS: dict[str, Callable[[Sequence[int], Sequence[int], int], Nets]] = {
 
 
 def build(network: str, shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
-    """Builds the named pair of nets for images ``(C, H, W)``, or :func:`vector` with any name for flat vectors ``(F,)``.
+    """Builds the named pair of nets for images, or :func:`vector` with any name for flat vectors.
+
+    Args:
+        network: A key of :data:`NETWORKS`.
+        shape: ``(C, H, W)`` or ``(F,)``.
+        widths: Channels of the encoder's convolutions, or sizes of its hidden layers.
+        latent: Size of the code.
 
     Raises:
         InputError: The name is unknown, or the shape has another length.
+
+    Example:
+        >>> build("bounded", (30,), widths=(64, 32), latent=8).decoder(torch.rand(4, 8)).shape
+        torch.Size([4, 30])
     """
     if network not in NETWORKS:
         raise InputError(f"unknown network '{network}': choose from {', '.join(NETWORKS)}")
@@ -156,7 +190,12 @@ class UpsampledConvTranspose2d(nn.ConvTranspose2d):
 
 
 class CentreCrop(nn.Module):
-    """Crops ``(B, C, H, W)`` to the central ``height x width``."""
+    """Crops ``(B, C, H, W)`` to the central ``height x width``.
+
+    Example:
+        >>> CentreCrop(2, 3)(torch.arange(20.0).view(1, 1, 4, 5))[0, 0].tolist()
+        [[6.0, 7.0, 8.0], [11.0, 12.0, 13.0]]
+    """
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()

@@ -13,7 +13,12 @@ Norm = Callable[[int], nn.Module]
 
 
 def is_flat(shape: Sequence[int]) -> bool:
-    """Whether a shape is ``(F,)`` rather than ``(C, H, W)``; raises InputError for any other length."""
+    """Whether a shape is ``(F,)`` rather than ``(C, H, W)``; raises InputError for any other length.
+
+    Example:
+        >>> is_flat((30,)), is_flat((1, 28, 28))
+        (True, False)
+    """
     if len(shape) not in {1, 3}:
         raise InputError(f"shape must be (C, H, W) or (F,), not {tuple(shape)}")
     return len(shape) == 1
@@ -33,7 +38,19 @@ def halvings(size: int, n: int) -> list[int]:
 
 
 def upsampling(inputs: int, outputs: int, kernel: int, size: tuple[int, int], bias: bool) -> nn.ConvTranspose2d:
-    """The stride-2 transposed convolution that undoes one halving of an image of ``size = (height, width)``."""
+    """The stride-2 transposed convolution that undoes one halving of an image.
+
+    Args:
+        inputs: Channels of the halved image.
+        outputs: Channels of the result.
+        kernel: Height and width of the kernel, odd.
+        size: ``(height, width)`` of the result; the halved image has half of both, rounded up.
+        bias: Whether it has a bias.
+
+    Example:
+        >>> upsampling(4, 2, kernel=5, size=(7, 8), bias=True)(torch.rand(1, 4, 4, 4)).shape
+        torch.Size([1, 2, 7, 8])
+    """
     padding = (1 - size[0] % 2, 1 - size[1] % 2)
     return nn.ConvTranspose2d(inputs, outputs, kernel, 2, kernel // 2, output_padding=padding, bias=bias)
 
@@ -42,7 +59,12 @@ def bounded_encoder(shape: Sequence[int], width: int, latent: int) -> nn.Sequent
     """OCGAN's encoder (Perera et al., CVPR 2019): an image to a latent vector in (-1, 1)^d.
 
     Three 5x5 stride-2 convolutions of ``width``, doubling, each with batch norm and LeakyReLU 0.2, then a linear layer,
-    batch norm and tanh as in the authors' working scripts. The image ``(C, H, W)`` has any size; the paper's ``width`` is 64.
+    batch norm and tanh as in the authors' working scripts.
+
+    Args:
+        shape: ``(C, H, W)`` of an image, any size.
+        width: Channels of the first convolution, 64 in the paper.
+        latent: ``d``.
 
     Example:
         >>> bounded_encoder((1, 28, 28), width=8, latent=16)(torch.rand(4, 1, 28, 28)).shape
@@ -61,6 +83,11 @@ def bounded_encoder(shape: Sequence[int], width: int, latent: int) -> nn.Sequent
 
 def bounded_decoder(shape: Sequence[int], width: int, latent: int) -> nn.Sequential:
     """OCGAN's decoder, which mirrors :func:`bounded_encoder`: ``(B, d)`` to ``(B, C, H, W)`` in (-1, 1).
+
+    Args:
+        shape: ``(C, H, W)`` of an image, any size.
+        width: Channels before the last layer, those of the encoder's first convolution.
+        latent: ``d``.
 
     Example:
         >>> bounded_decoder((3, 33, 47), width=8, latent=16)(torch.rand(4, 16)).shape
@@ -85,7 +112,16 @@ def bounded_decoder(shape: Sequence[int], width: int, latent: int) -> nn.Sequent
 
 
 def normal_start(layer: nn.Module) -> None:
-    """Sets DCGAN's initial weights, as OCGAN's code does: N(0, 0.02²), batch-norm gains N(1, 0.02²), zero biases."""
+    """Sets DCGAN's initial weights, as OCGAN's code does: N(0, 0.02²), batch-norm gains N(1, 0.02²), zero biases.
+
+    Other layers keep their weights.
+
+    Example:
+        >>> layer = nn.Linear(100, 100)
+        >>> normal_start(layer)
+        >>> bool((layer.weight.std() - 0.02).abs() < 1e-3), layer.bias.abs().max().item()
+        (True, 0.0)
+    """
     if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         nn.init.normal_(layer.weight, 0.0, 0.02)
         if layer.bias is not None:
@@ -98,6 +134,11 @@ def discriminator(shape: Sequence[int], widths: Sequence[int], norm: Norm | None
     """A discriminator: 5x5 stride-2 convolutions with LeakyReLU 0.2, ``norm`` on all but the first, and one linear logit.
 
     Inputs ``(B, *shape)`` become ``(B,)`` logits of being a clean normal image. For flat vectors the layers are linear.
+
+    Args:
+        shape: ``(C, H, W)`` of an image, any size, or ``(F,)``.
+        widths: Channels of the convolutions, or sizes of the hidden layers.
+        norm: Makes the layer that follows a convolution; None for no such layers. Flat vectors have none.
 
     Example:
         >>> sum(p.numel() for p in discriminator((1, 28, 28), (16, 32, 64, 128)).parameters())
@@ -117,6 +158,10 @@ def discriminator(shape: Sequence[int], widths: Sequence[int], norm: Norm | None
 def dense(sizes: Sequence[int], last: nn.Module | None = None) -> nn.Sequential:
     """A dense net for flat vectors: linear layers with LeakyReLU 0.2 between them, then ``last`` if given.
 
+    Args:
+        sizes: Number of inputs, sizes of the hidden layers, number of outputs.
+        last: A layer that follows the last linear one.
+
     Example:
         >>> dense([10, 8, 2])(torch.rand(4, 10)).shape
         torch.Size([4, 2])
@@ -128,7 +173,12 @@ def dense(sizes: Sequence[int], last: nn.Module | None = None) -> nn.Sequential:
 
 
 class ChannelsLast(nn.Module):
-    """Converts ``(B, C, H, W)`` to channels-last memory, which ``nn.Unflatten`` does not."""
+    """Converts ``(B, C, H, W)`` to channels-last memory, which ``nn.Unflatten`` does not.
+
+    Example:
+        >>> ChannelsLast()(torch.zeros(2, 3, 4, 5)).stride()
+        (60, 1, 15, 3)
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """The same values."""

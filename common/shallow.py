@@ -118,7 +118,12 @@ class PCAReconstruction(BaseEstimator):  # type: ignore[misc]
 
 
 class Mahalanobis(EmpiricalCovariance):  # type: ignore[misc]
-    """The Mahalanobis distance to the mean, with the empirical covariance."""
+    """The Mahalanobis distance to the mean, with the empirical covariance.
+
+    Example:
+        >>> Mahalanobis().fit(np.array([[-1.0], [1.0]])).score_samples(np.array([[1.0], [2.0]])).round(6).tolist()
+        [-1.0, -4.0]
+    """
 
     def score_samples(self, X: Rows) -> Rows:
         """Returns the negative squared distance."""
@@ -152,9 +157,8 @@ class DenseKernelDensity(BaseEstimator):  # type: ignore[misc]
 
     Args:
         bandwidth: A distance; ``scott``: N ** (-1 / (F + 4)), as in scikit-learn; ``diameter``: the square of the largest
-            distance between two training samples, as in Deep SVDD's code (Ruff et al., ICML 2018). That is so wide that
-            samples are ranked by their mean distance to the training samples, or with the Gaussian kernel by the mean
-            squared distance.
+            distance between two training samples, as in Deep SVDD's code (Ruff et al., ICML 2018), which ranks samples by
+            their mean distance to the training samples, or with the Gaussian kernel by the mean squared distance.
         kernel: ``gaussian``, exp(-d² / 2h²), or ``exponential``, exp(-d / h).
 
     Example:
@@ -197,6 +201,10 @@ class WideOneClassSVM(OneClassSVM):  # type: ignore[misc]
 
     Args:
         nu: Upper bound on the share of training samples outside, in (0, 1].
+
+    Example:
+        >>> np.diff(WideOneClassSVM().fit(np.arange(9.0)[:, None]).score_samples(np.array([[4.0], [20.0]]))) < 0
+        array([ True])
     """
 
     def __init__(self, nu: float = 0.1) -> None:
@@ -215,6 +223,10 @@ class NoiseSVM(BaseEstimator):  # type: ignore[misc]
         sigma: Standard deviation of the noise, which has mean 0.
         C: Regularisation parameter of the SVM.
         random_state: Seed of the noise.
+
+    Example:
+        >>> (NoiseSVM(random_state=0).fit(np.ones((9, 2))).score_samples(np.array([[1.0, 1.0], [0.0, 0.0]])) > 0).tolist()
+        [True, False]
     """
 
     def __init__(self, sigma: float = 0.01, C: float = 0.5, random_state: int | None = None) -> None:
@@ -240,6 +252,10 @@ class MinimaxProbabilityMachine(BaseEstimator):  # type: ignore[misc]
     Args:
         components: Maximum number of principal components; always fewer than samples.
         ridge: Added to Σ, as a share of its mean variance.
+
+    Example:
+        >>> MinimaxProbabilityMachine(ridge=0).fit(np.array([[3.0], [4.0], [5.0]])).score_samples(np.array([[4.0]])).round(6)
+        array([16.])
     """
 
     def __init__(self, components: int = 1000, ridge: float = 1e-4) -> None:
@@ -264,6 +280,10 @@ class SVDD(BaseEstimator):  # type: ignore[misc]
 
     Args:
         nu: Upper bound on the share of samples outside, in (0, 1].
+
+    Example:
+        >>> SVDD(nu=0.1).fit(np.array([[0.0], [1.0], [4.0]])).score_samples(np.array([[3.0], [5.0]])).round(2).tolist()
+        [-1.0, -9.0]
     """
 
     def __init__(self, nu: float = 0.5) -> None:

@@ -29,6 +29,9 @@ def critic_loss(real: Tensor, fake: Tensor) -> Tensor:
 def fooling_loss(fake: Tensor) -> Tensor:
     """The loss of encoder and decoder against a critic: ``-E[log σ(fake)]``, a scalar, with label 1 as in Algorithm 1.
 
+    Args:
+        fake: ``(B,)`` logits of codes or of decoded random latents, through which gradients flow.
+
     Example:
         >>> import torch
         >>> fooling_loss(torch.zeros(4))

@@ -55,7 +55,13 @@ def build(shape: Sequence[int], width: int, latent: int, network: Literal["padde
 def latent_critic(latent: int, network: Literal["padded", "released"]) -> nn.Sequential:
     """The latent discriminator: a dense net with 128, 64, 32 and 16 units as in the paper, and one logit.
 
-    ``released`` has the code's ReLU and initial weights and biases, N(0, 0.02²).
+    Args:
+        latent: ``d``, the size of the codes.
+        network: ``padded`` has LeakyReLU 0.2 and PyTorch's initial weights; ``released`` has the code's ReLU and initial
+            weights and biases, N(0, 0.02²).
+
+    Returns:
+        A net from ``(B, d)`` codes to ``(B,)`` logits.
 
     Example:
         >>> import torch
@@ -75,7 +81,16 @@ def latent_critic(latent: int, network: Literal["padded", "released"]) -> nn.Seq
 
 @contextmanager
 def kept_statistics(*nets: nn.Module) -> Iterator[None]:
-    """Context in which batch norm does not update its running statistics; in training mode it uses those of the batch."""
+    """Context in which batch norm does not update its running statistics; in training mode it uses those of the batch.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.BatchNorm1d(2))
+        >>> with kept_statistics(net):
+        ...     outputs = net(torch.rand(4, 2) + 5)
+        >>> outputs.mean().abs().item() < 1e-5, net[0].running_mean.tolist()
+        (True, [0.0, 0.0])
+    """
     norms = [layer for net in nets for layer in net.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
     tracked = [norm.track_running_stats for norm in norms]
     for norm in norms:

@@ -29,7 +29,14 @@ def instance_norm(features: Tensor, sizes: Sequence[int] = ()) -> Tensor:
 
 
 def pseudo_negatives(features: Tensor, sigma: float) -> Tensor:
-    """Draws as many vectors of noise N(0, σ²I) as there are feature vectors, ``(B, D)``.
+    """Draws as many vectors of noise N(0, σ²I) as there are feature vectors.
+
+    Args:
+        features: ``(B, D)``; only their shape, type and device count.
+        sigma: The noise's standard deviation σ, at least 0.
+
+    Returns:
+        ``(B, D)``.
 
     Example:
         >>> noise = pseudo_negatives(torch.ones(1000, 50), sigma=0.5)

@@ -49,6 +49,14 @@ def small_net(shape: Sequence[int], width: int = 16, features: int = 64) -> nn.S
 
     It has no biases and Kaiming's initial weights, so that the features of different images differ from the beginning.
 
+    Args:
+        shape: ``(C, H, W)`` of an image, any size.
+        width: Channels of the first convolution.
+        features: Size of the output.
+
+    Returns:
+        A net from ``(B, C, H, W)`` to ``(B, features)``.
+
     Example:
         >>> import torch
         >>> small_net((3, 33, 47))(torch.rand(4, 3, 33, 47)).shape
@@ -67,7 +75,14 @@ def small_net(shape: Sequence[int], width: int = 16, features: int = 64) -> nn.S
 
 
 def classifier(features: int, widths: Sequence[int]) -> nn.Sequential:
-    """The classifier: ReLU, hidden layers of ``widths`` with ReLU, and two logits; ``(B, features)`` to ``(B, 2)``.
+    """The classifier: ReLU before each linear layer, hidden layers and two logits.
+
+    Args:
+        features: Size of a feature vector.
+        widths: Sizes of the hidden layers; empty for a single linear layer.
+
+    Returns:
+        A net from ``(B, features)`` to ``(B, 2)`` logits: of the target class, then of noise.
 
     Example:
         >>> [str(layer) for layer in classifier(8, [4])][:2]

@@ -70,8 +70,16 @@ def split(
 ) -> Splits:
     """Splits a data set by a named protocol, and returns indices in ascending order, unique in validation and test.
 
-    The protocol is a key of :data:`PROTOCOLS` or ``module:function``. It is called with the other arguments, which
-    :mod:`common.data.protocols` describes. Raises InputError if it refuses them, or if its function returns something else.
+    Args:
+        protocol: A key of :data:`PROTOCOLS`, see :mod:`common.data.protocols`, or ``module:function``.
+        targets: ``(N,)`` class numbers.
+        official_test: ``(N,)``, whether a sample belongs to the official test set.
+        normal: The normal classes.
+        seed: Seed of what the protocol draws.
+        options: More arguments of the protocol.
+
+    Raises:
+        InputError: The protocol refuses its arguments, or its function returns something other than splits.
 
     Example:
         >>> targets = np.arange(100) % 10

@@ -19,12 +19,33 @@ FURTHEST = 1e9
 
 
 def resize(images: Tensor, size: Size) -> Tensor:
-    """Resizes ``(B, C, H, W)`` images to ``size = (height, width)``, bilinear and antialiased; the type is kept."""
+    """Resizes images, bilinear and antialiased; the type is kept.
+
+    Args:
+        images: ``(B, C, H, W)``, ``uint8`` or float.
+        size: ``(height, width)``.
+
+    Example:
+        >>> resize(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), (4, 6)).shape
+        torch.Size([2, 3, 4, 6])
+    """
     return images if tuple(images.shape[-2:]) == size else tv.resize(images, list(size), antialias=True)
 
 
 def to_channels(images: Tensor, channels: int) -> Tensor:
-    """Converts RGB to grey (ITU-R 601 luma) or grey to three equal channels: ``(B, C, H, W)`` to ``(B, channels, H, W)``."""
+    """Converts RGB to grey (ITU-R 601 luma) or grey to three equal channels.
+
+    Args:
+        images: ``(B, C, H, W)`` with C = 1 or 3.
+        channels: 1 or 3. Three channels that are made of one share its memory.
+
+    Returns:
+        ``(B, channels, H, W)``.
+
+    Example:
+        >>> to_channels(torch.zeros(2, 1, 4, 4), 3).shape, to_channels(torch.ones(2, 3, 4, 4), 1).shape
+        (torch.Size([2, 3, 4, 4]), torch.Size([2, 1, 4, 4]))
+    """
     if images.shape[1] == channels:
         return images
     return tv.rgb_to_grayscale(images) if channels == 1 else images.expand(-1, channels, -1, -1)

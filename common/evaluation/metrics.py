@@ -98,7 +98,10 @@ def evaluate(scores: Values, labels: Values, threshold: float | None = None, fix
 def evaluate_at(scores: Values, labels: Values, threshold: float) -> dict[str, float]:
     """Computes the metrics of a detector that flags ``score >= threshold``, with the anomalies as positives.
 
-    Scores and labels are as in :func:`evaluate`. An infinite threshold flags nothing; NaN raises InputError.
+    Args:
+        scores: ``(N,)`` finite, any range, higher = more anomalous.
+        labels: ``(N,)`` in {0, 1}, 1 = anomalous.
+        threshold: The lowest score that is flagged; infinity flags nothing, and NaN raises InputError.
 
     Returns:
         In [0, 1]: ``precision_threshold`` (0 when nothing is flagged), ``recall_threshold``, ``f1_threshold``,
@@ -131,7 +134,16 @@ def evaluate_at(scores: Values, labels: Values, threshold: float) -> dict[str, f
 
 
 def as_scores(scores: Values, name: str = "scores") -> Floats:
-    """Converts scores to an ``(N,)`` float64 array; raises InputError if it is empty or not finite."""
+    """Converts scores to an ``(N,)`` float64 array; raises InputError if it is empty or not finite.
+
+    Args:
+        scores: ``(N,)``, a tensor on any device, an array or a list.
+        name: What an error calls them.
+
+    Example:
+        >>> as_scores([1, 2])
+        array([1., 2.])
+    """
     array = as_float64(scores)
     if array.ndim != 1 or not array.size:
         raise InputError(f"{name} must be a non-empty vector, not of shape {array.shape}")
@@ -141,7 +153,19 @@ def as_scores(scores: Values, name: str = "scores") -> Floats:
 
 
 def as_pair(scores: Values, labels: Values) -> tuple[Floats, Flags]:
-    """Converts scores and labels to arrays; raises InputError if labels do not match the scores or are not 0 or 1."""
+    """Converts scores and labels to arrays; raises InputError if labels do not match the scores or are not 0 or 1.
+
+    Args:
+        scores: ``(N,)``, finite.
+        labels: ``(N,)`` in {0, 1}, 1 = anomalous.
+
+    Returns:
+        ``(N,)`` float64 scores, and ``(N,)`` flags, True = anomalous.
+
+    Example:
+        >>> as_pair([0.5, 2.0], [0, 1])
+        (array([0.5, 2. ]), array([False,  True]))
+    """
     values, flags = as_scores(scores), as_float64(labels)
     if flags.shape != values.shape:
         raise InputError(f"scores of shape {values.shape} do not match labels of shape {flags.shape}")

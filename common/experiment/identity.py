@@ -32,7 +32,7 @@ SHARED = ("module.py", "scoring.py", "losses.py", "networks.py", "backbones.py",
           "evaluation/threshold.py", "training/seeding.py", "training/checkpoints.py", "experiment/run.py")  # fmt: skip
 """The files of ``common`` that take part in every score."""
 CLASSICAL = ("classical.py", "shallow.py", "backbones.py", "data/*.py", "evaluation/metrics.py", "evaluation/threshold.py")
-"""Likewise, in the scores of a classical detector."""
+"""The files that take part in a classical detector's scores."""
 
 WITHOUT_EFFECT = {
     "data": ("root", "workers", "memory_gib", "eval_batch_size"),

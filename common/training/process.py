@@ -20,8 +20,8 @@ def configure_process() -> None:
     """Prepares a process for training: silences Lightning's tips and lets the C library keep its memory.
 
     glibc gives every large block back to the system and asks for it anew in the next step; to let it keep them is worth
-    5 to 15 % of the speed of small nets on a CPU, and changes no number. Where there is no GPU, this is written down: as
-    Lightning sets PyTorch, every optimiser step would else look for a driver, for some quarter of a millisecond.
+    5 to 15 % of the speed of small nets on a CPU, and changes no number. Without a GPU it hides CUDA: otherwise every
+    optimiser step queries the driver, 0.25 ms each.
     """
     if not torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

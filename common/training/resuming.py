@@ -57,6 +57,18 @@ def refuse_contradictions(path: Path, config: Mapping[str, Any], given: Collecti
 
     Returns:
         The checkpoint's values of the other arguments, where they differ from the configuration's.
+
+    Example:
+        >>> import torch
+        >>> from tempfile import TemporaryDirectory
+        >>> contents = {"method": "Autoencoder", "state_dict": {}, "hyper_parameters": {"latent": 8, "lr": 0.1}}
+        >>> model = {"class_path": "autoencoder.Autoencoder", "init_args": {"latent": 8, "lr": 0.2}}
+        >>> data = {"normalization": "unit", "class_mean": False}
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "last.ckpt")
+        ...     torch.save(contents, path)
+        ...     refuse_contradictions(path, {"model": model, "data": data}, given={"latent"})
+        {'lr': 0.1}
     """
     contents = load_checkpoint(path)
     model, data = config["model"], config["data"]
@@ -81,6 +93,15 @@ def keep_apart(callbacks: Sequence[Checkpoint]) -> None:
     """Raises InputError if a further ModelCheckpoint has the name of one of the run's own files.
 
     Its ``save_last`` goes into ``own-last.ckpt``, as it may be in the middle of an epoch.
+
+    Args:
+        callbacks: The trainer's checkpoint callbacks, the run's own among them.
+
+    Example:
+        >>> mine = ModelCheckpoint(filename="mine", save_last=True)
+        >>> keep_apart([EpochCheckpoint("last"), mine])
+        >>> mine.CHECKPOINT_NAME_LAST
+        'own-last'
     """
     ours = [callback for callback in callbacks if isinstance(callback, EpochCheckpoint)]
     for callback in callbacks:

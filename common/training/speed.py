@@ -21,18 +21,18 @@ class Speed(Callback):
         self.channels_last, self.fused = channels_last, fused
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Before DDP wraps the module: it mixes up gradients whose strides change afterwards."""
+        """Converts the module to channels-last. Runs before DDP, which mixes up gradients whose strides change later."""
         if self.channels_last:
             pl_module.to(memory_format=torch.channels_last)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before the optimisers' states are restored from a checkpoint."""
+        """Switches optimisers to fused steps, before their states are restored."""
         if self.fused:
             fuse(trainer.optimizers)
 
 
 def fuse(optimizers: Iterable[Optimizer]) -> None:
-    """Lets optimisers that can, and have not stepped yet, step in one fused kernel.
+    """Lets the optimisers that can step in one fused kernel. Call it before the first step.
 
     Example:
         >>> adam = torch.optim.Adam([torch.zeros(1, requires_grad=True)])

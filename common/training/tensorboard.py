@@ -146,8 +146,20 @@ class Figures(Callback):
 def write_summary_runs(frame: pd.DataFrame, runs: Path) -> None:
     """Writes one TensorBoard run for each method, data set and protocol: its mean metrics over classes and seeds.
 
-    It lies in ``<runs>/summary/<name> <dataset> <protocol>`` and replaces the one that is there. ``frame`` is that of
-    :func:`common.experiment.table.long`.
+    It lies in ``<runs>/summary/<name> <dataset> <protocol>`` and replaces the one that is there.
+
+    Args:
+        frame: As :func:`common.experiment.table.long` returns it: one row for each number of a record.
+        runs: The runs folder.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> row = {"name": "classical-lof", "dataset": "digits", "protocol": "standard", "normal": "3", "seed": 0}
+        >>> frame = pd.DataFrame([{**row, "metric": "auroc", "value": 0.9, "chosen": True}])
+        >>> with TemporaryDirectory() as runs:
+        ...     write_summary_runs(frame, Path(runs))
+        ...     [folder.name for folder in Path(runs, "summary").iterdir()]
+        ['classical-lof digits standard']
     """
     chosen = frame[frame["chosen"] & frame["metric"].isin(COMPARED)]
     for (name, dataset, protocol), row in chosen.groupby(["name", "dataset", "protocol"], sort=False):
