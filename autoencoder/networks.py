@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import InputError
-from common.networks import ChannelsLast, bounded_decoder, bounded_encoder, dense, halvings, upsampling
+from common.networks import ChannelsLast, bounded_decoder, bounded_encoder, check_sizes, dense, halvings, upsampling
 
 
 class Nets(NamedTuple):
@@ -117,12 +117,15 @@ def build(network: str, shape: Sequence[int], widths: Sequence[int], latent: int
     """Builds the named pair of nets for images ``(C, H, W)``, or :func:`vector` with any name for flat vectors ``(F,)``.
 
     Raises:
-        InputError: The name is unknown, or the shape has another length.
+        InputError: The name is unknown, the shape has another length, or a size is below 1.
     """
     if network not in NETWORKS:
         raise InputError(f"unknown network '{network}': choose from {', '.join(NETWORKS)}")
     if len(shape) not in {1, 3}:
         raise InputError(f"shape must be (C, H, W) or (F,), not {tuple(shape)}")
+    check_sizes(widths=widths, latent=latent)
+    if len(shape) == 3 and not widths:
+        raise InputError("widths must have an entry: images need at least one convolution")
     return (NETWORKS[network] if len(shape) == 3 else vector)(shape, widths, latent)
 
 
