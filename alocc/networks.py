@@ -7,7 +7,7 @@ from math import prod
 from torch import Tensor, nn
 
 from common.errors import InputError
-from common.networks import ChannelsLast, Norm, dense, halvings, is_flat, upsampling
+from common.networks import ChannelsLast, Norm, check_sizes, dense, halvings, is_flat, upsampling
 
 
 class Reconstructor(nn.Module):
@@ -43,7 +43,7 @@ def reconstructor(
         norm: Makes the layer that follows a convolution.
 
     Raises:
-        InputError: The numbers of layers do not match, or the shape has another length.
+        InputError: The numbers of layers do not match, the shape has another length, or a size is below 1.
 
     Example:
         >>> net = reconstructor((1, 28, 28), (32, 64, 128), (32, 16))
@@ -52,6 +52,7 @@ def reconstructor(
     """
     if len(decoder_widths) != len(encoder_widths) - 1:
         raise InputError("decoder_widths must have one entry less than encoder_widths: the last layer makes the image")
+    check_sizes(encoder_widths=encoder_widths, decoder_widths=decoder_widths, latent=latent)
     if is_flat(shape):
         to_code = [*shape, *encoder_widths, *([] if latent is None else [latent])]
         return Reconstructor(dense(to_code), dense([to_code[-1], *decoder_widths, *shape]))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import InputError
-from common.networks import ChannelsLast, bounded_decoder, bounded_encoder, dense, halvings, upsampling
+from common.networks import ChannelsLast, bounded_decoder, bounded_encoder, check_sizes, dense, halvings, upsampling
 
 
 class Nets(NamedTuple):
@@ -147,7 +147,7 @@ def build(network: str, shape: Sequence[int], widths: Sequence[int], latent: int
         latent: Size of the code.
 
     Raises:
-        InputError: The name is unknown, or the shape has another length.
+        InputError: The name is unknown, the shape has another length, or a size is below 1.
 
     Example:
         >>> build("bounded", (30,), widths=(64, 32), latent=8).decoder(torch.rand(4, 8)).shape
@@ -157,6 +157,9 @@ def build(network: str, shape: Sequence[int], widths: Sequence[int], latent: int
         raise InputError(f"unknown network '{network}': choose from {', '.join(NETWORKS)}")
     if len(shape) not in {1, 3}:
         raise InputError(f"shape must be (C, H, W) or (F,), not {tuple(shape)}")
+    check_sizes(widths=widths, latent=latent)
+    if len(shape) == 3 and not widths:
+        raise InputError("widths must have an entry: images need at least one convolution")
     return (NETWORKS[network] if len(shape) == 3 else vector)(shape, widths, latent)
 
 

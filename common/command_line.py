@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentError
 
@@ -26,7 +26,11 @@ LIBRARIES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports errors like all other commands."""
+    """An argument parser that reports errors like all other commands, and takes ``-1e-3`` as a value."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # argparse's own takes a number with an exponent for a flag
 
     def error(self, message: str) -> NoReturn:
         """A mistake on the command line."""
@@ -56,8 +60,11 @@ def for_the_user(error: BaseException) -> str | None:
     """Returns one line for a mistake of the user's, found by us or by a library; None for other errors."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, InputError):  # raised in a loader's worker it brings a traceback, and itself last
-            return str(cause).splitlines()[-1].removeprefix(f"{type(cause).__module__}.{type(cause).__name__}: ")
+        if isinstance(cause, InputError):
+            message = str(cause)
+            if message.startswith("Caught ") and "\nOriginal Traceback" in message:  # PyTorch's, from a loader's worker
+                message = message.rpartition(f"{type(cause).__module__}.{type(cause).__name__}: ")[2]
+            return " ".join(message.splitlines())
         cause = cause.__cause__ or cause.__context__
     message = " ".join(str(error).split())
     for theirs, ours in LIBRARIES.items():

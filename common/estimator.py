@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from numpy.random import RandomState
 from numpy.typing import ArrayLike, NDArray
 from pytorch_lightning import Trainer
@@ -20,11 +21,13 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from common.data import Preprocessing, ResidentLoader, Sample
-from common.data.arrays import is_channels_last
+from common.data.arrays import as_stored, is_channels_last
+from common.data.transforms import height_and_width
 from common.errors import InputError
 from common.evaluation import quantile_threshold
 from common.module import OneClassModule
 from common.presets import Config, is_file, preset_path, read_config
+from common.training.process import chosen_device
 from common.training.seeding import isolated
 from common.training.watcher import Watcher
 
@@ -107,7 +110,7 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         samples = self._validated(X, reset=True)
         variants = ("vectors", "digits") if samples.ndim == 2 else ("digits",)
         config = read_config(preset_path(self.method if is_file(self.method) else f"{self.method}-{self.preset}", *variants))
-        data, options = config.get("data", {}), {"max_epochs": 20} | config["trainer"]
+        data, options = config["data"], {"max_epochs": 20} | config["trainer"]
         if self.max_epochs is not None:
             options["max_epochs"] = self.max_epochs
         check_scalar(options["max_epochs"], "max_epochs", Integral, min_val=1)
@@ -119,7 +122,9 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.shape_, self.batch_size_ = samples.shape[1:], batch_size
         train, size = samples[~held_out], data.get("image_size")
         given = {name: data[name] for name in ("normalization", "class_mean", "channels") if name in data}
-        self._preprocessing = Preprocessing(**given, size=size and (size, size)).fit(_as_stored(train))
+        if size is not None:
+            given["size"] = height_and_width(size)
+        self._preprocessing = Preprocessing(**given).fit(_as_stored(train))
         with isolated(random.randint(2**31 - 1)), _silence():
             self.module_ = self._trained(train, config["model"], options)
 
@@ -204,9 +209,7 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             raise InputError(f"{cls.__name__} has no argument {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
         shape = next(self._inputs(X[:1])).shape[1:]
         module: OneClassModule = cls(shape=list(shape), **model["init_args"] | self._overrides)
-        options |= {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-        options |= {"accelerator": self.device, "devices": 1, "enable_progress_bar": self.verbose}
-        trainer = Trainer(**options, callbacks=[Watcher()])
+        trainer = self._trainer(options)
         device = trainer.strategy.root_device
         frozen = (module.frozen() or nn.Identity()).to(device)
         x = torch.cat([frozen(images.to(device)) for images in self._inputs(X)])
@@ -216,10 +219,25 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         module.trainer = None
         return module.to(device).double().eval()
 
+    def _trainer(self, options: Config) -> Trainer:
+        if self.device not in {"auto", "cpu", "cuda"}:
+            raise InputError(f"no device '{self.device}': choose from auto, cpu and cuda")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("device 'cuda' is not available, because PyTorch finds no GPU here: choose cpu")
+        if options.get("callbacks"):
+            raise InputError("an estimator does not use the preset's trainer.callbacks: remove them, or run oneclass fit")
+        options |= {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+        options |= {"accelerator": chosen_device(self.device), "devices": 1, "enable_progress_bar": self.verbose}
+        options |= {"callbacks": [Watcher()]}
+        try:
+            return Trainer(**options)
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            raise InputError(f"Lightning refuses the preset's trainer: {' '.join(str(error).split())}") from error
+
 
 def _as_stored(X: NDArray[Any]) -> Tensor:
-    """Copies samples to ``(N, F)`` rows or ``(N, C, H, W)`` images, with a type that data sets have."""
-    samples = torch.tensor(X if X.dtype in (np.uint8, np.float32) else X.astype(np.float64))
+    """Converts samples to ``(N, F)`` rows or ``(N, C, H, W)`` images, with a type that data sets have."""
+    samples = torch.from_numpy(as_stored(X))
     return samples.unsqueeze(1) if samples.ndim == 3 else samples
 
 

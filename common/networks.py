@@ -24,6 +24,18 @@ def is_flat(shape: Sequence[int]) -> bool:
     return len(shape) == 1
 
 
+def check_sizes(**sizes: int | Sequence[int] | None) -> None:
+    """Raises InputError for a width or a latent size below 1, which PyTorch accepts or refuses in words of its own.
+
+    Example:
+        >>> check_sizes(widths=(32, 64), latent=None)
+    """
+    for name, size in sizes.items():
+        each = [size] if isinstance(size, int) else size or []
+        if min(each, default=1) < 1:
+            raise InputError(f"{name} must be at least 1, not {size if isinstance(size, int) else list(each)}")
+
+
 def halvings(size: int, n: int) -> list[int]:
     """The sizes of feature maps: ``size``, then after each of ``n`` stride-2 convolutions, ``ceil(size / 2)`` each time.
 
@@ -144,8 +156,11 @@ def discriminator(shape: Sequence[int], widths: Sequence[int], norm: Norm | None
         >>> sum(p.numel() for p in discriminator((1, 28, 28), (16, 32, 64, 128)).parameters())
         270401
     """
+    check_sizes(discriminator_widths=widths)
     if is_flat(shape):
         return dense([*shape, *widths, 1], nn.Flatten(0))
+    if not widths:
+        raise InputError("discriminator_widths must have an entry: images need at least one convolution")
     channels, height, width = shape
     layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 5, 2, 2), nn.LeakyReLU(0.2, inplace=True)]
     for inputs, outputs in pairwise(widths):

@@ -65,8 +65,9 @@ def read_config(path: Path) -> Config:
         raise InputError(f"cannot read the preset {path}: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict) or "class_path" not in (config.get("model") or {}):
         raise InputError(f"{path} is not a preset: it has no model.class_path")
-    config["model"].setdefault("init_args", {})
-    config["trainer"] = config.get("trainer") or {}
+    config["model"]["init_args"] = config["model"].get("init_args") or {}
+    for group in ("data", "trainer"):
+        config[group] = config.get(group) or {}  # a key without a value is None in YAML
     _import_beside(path, config["model"]["class_path"])
     return config
 

@@ -9,10 +9,12 @@ from typing import Literal, NamedTuple
 from torch import nn
 
 from common.errors import InputError
-from common.networks import bounded_decoder, bounded_encoder, dense, discriminator, is_flat, normal_start
+from common.networks import bounded_decoder, bounded_encoder, check_sizes, dense, discriminator, is_flat, normal_start
 
 Critic = Callable[[int], nn.Module]
 """A function from a base width to a net, which maps ``(B, *shape)`` to ``(B,)`` logits."""
+
+CRITIC_WIDTHS = "visual_width and classifier_width"
 
 
 class Nets(NamedTuple):
@@ -34,13 +36,14 @@ def build(shape: Sequence[int], width: int, latent: int, network: Literal["padde
             padding, as in the code, for 61x61 only.
 
     Raises:
-        InputError: The shape has another length, or ``released`` is used for another size.
+        InputError: The shape has another length, ``released`` is used for another size, or a width or ``d`` is below 1.
 
     Example:
         >>> nets = build((3, 61, 61), 64, 16, "released")
         >>> [sum(p.numel() for p in net.parameters()) for net in (nets.encoder, nets.decoder, nets.critic(12))]
         [1132064, 1132099, 38257]
     """
+    check_sizes(width=width, latent=latent)
     if is_flat(shape):
         widths = (*shape, 4 * width, 2 * width)
         return Nets(dense([*widths, latent], nn.Tanh()), dense([latent, *widths[::-1]]), partial(_padded_critic, shape))
@@ -103,6 +106,7 @@ def kept_statistics(*nets: nn.Module) -> Iterator[None]:
 
 
 def _padded_critic(shape: Sequence[int], base: int) -> nn.Module:
+    check_sizes(**{CRITIC_WIDTHS: base})
     return discriminator(shape, (base, 2 * base, 4 * base))
 
 
@@ -134,5 +138,6 @@ def _released(channels: int, width: int, latent: int) -> tuple[nn.Module, nn.Mod
 
 
 def _released_critic(channels: int, base: int) -> nn.Module:
+    check_sizes(**{CRITIC_WIDTHS: base})
     layers = _released_convolutions([channels, base, 2 * base, 4 * base])
     return nn.Sequential(*layers, nn.Conv2d(4 * base, 1, 5, 2), nn.Flatten(0)).apply(normal_start)

@@ -8,7 +8,7 @@ from torch import nn
 
 from common.backbones import Frozen, split
 from common.errors import InputError
-from common.networks import halvings, is_flat
+from common.networks import check_sizes, halvings, is_flat
 
 
 def extractor(
@@ -88,6 +88,7 @@ def classifier(features: int, widths: Sequence[int]) -> nn.Sequential:
         >>> [str(layer) for layer in classifier(8, [4])][:2]
         ['ReLU()', 'Linear(in_features=8, out_features=4, bias=True)']
     """
+    check_sizes(classifier_widths=widths)
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise([features, *widths, 2]):
         layers += [nn.ReLU(), nn.Linear(inputs, outputs)]

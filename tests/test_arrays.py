@@ -1,6 +1,8 @@
 """Data of a user's own: arrays, ``.npz`` files, functions, tables; and that they are trained on like any other."""
 
+import re
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +22,9 @@ from common.data import (
     load_arrays,
     save_arrays,
 )
+from common.data.arrays import checked
 from common.data.images import Patches
+from common.data.splitting import class_numbers
 from common.deploy.export import metadata
 from common.deploy.folder import predict_folder
 from common.deploy.load import load_detector
@@ -92,6 +96,25 @@ def test_numbers_of_any_type(dtype):
     np.testing.assert_array_equal(images[:, 0], X > 100)
 
 
+LAYOUTS = {
+    "reversed": lambda x: x[::-1],
+    "mirrored": lambda x: x[..., ::-1],
+    "columns first": np.asfortranarray,
+    "transposed": lambda x: x.swapaxes(-1, -2),
+    "read-only": lambda x: np.broadcast_to(x[:1], x.shape),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, ">f4", np.float16, np.float64])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_arrays_of_any_layout_in_memory(layout, dtype):
+    x = layout(X.astype(dtype))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images = checked(ImageData(x, Y, Y < 0, ("a", "b", "c", "d"))).images
+    np.testing.assert_array_equal(images[:, 0], x)
+
+
 BAD_ARRAYS = [
     ((X, Y[:-1]), "there are 40 samples but 39 labels"),
     ((X[:, 0, 0], Y), r"X_train must be \(N, H, W\), \(N, C, H, W\) or \(N, F\), not \(40,\)"),
@@ -104,7 +127,8 @@ BAD_ARRAYS = [
     ((X.astype(object), Y), "X_train must hold numbers, not object"),
     ((X, Y[:, None]), r"y_train must be \(N,\), one label for each sample, not \(40, 1\)"),
     ((X, Y + 0.5), "y_train must hold integers or text, not float64"),
-    ((X, np.where(Y == 0, np.nan, Y)), "y_train must hold integers or text, not float64"),
+    ((X, np.where(Y == 0, np.nan, Y)), "y_train holds NaN or infinity: give every sample a label"),
+    ((X, Y.astype("S")), r"y_train must hold text, not bytes: try y_train.astype\(str\)"),
     ((X, Y.astype(object)), "y_train must hold integers or text, not object"),
     ((X, Y, X), "X_test and y_test belong together"),
     ((X, Y, X[:, :4], Y), r"X_train and X_test differ: \(1, 8, 8\) uint8 and \(1, 4, 8\) uint8"),
@@ -141,6 +165,10 @@ BAD_FILES = {
     ),
     "other keys": (lambda path: write(path, images=X), "lacks X_train, y_train, X_test, y_test: .*, or X and y"),
     "shapes": (lambda path: write(path, X=X, y=Y[:3]), "there are 40 samples but 3 labels"),
+    "bytes": (
+        lambda path: write(path, X=X, y=Y, classes=np.array([b"a", b"b", b"c", b"d"])),
+        "classes must hold text, not bytes",
+    ),
 }
 
 
@@ -408,6 +436,15 @@ def test_anomalous_classes_are_found_by_name(anomalous, numbers):
     if texts != "1+a+b":
         again = OneClassDataModule.of(NAMES, normal="01", anomalous=["0"], protocol=f"no_split,anomalous={texts}")
         assert again.splits.test.tolist() == data.splits.test.tolist()
+
+
+@pytest.mark.parametrize(("name", "text"), [("[a]", "a"), ("[a, b]", "a+b"), ("[a, b]", ["a", "b"])])
+def test_a_class_that_the_command_reads_as_a_list_is_not_taken_for_another(name, text):
+    classes = [name, "[", "a", "b"]
+    with pytest.raises(InputError, match=rf"the class '{re.escape(name)}' reads as a list, which chooses 'a.*': rename it"):
+        class_numbers(text, classes, "mine")
+    assert class_numbers([name, "["], classes, "mine") == [0, 1]
+    assert class_numbers("b", classes, "mine") == [3]
 
 
 def test_the_command_keeps_class_names_as_text(tmp_path):

@@ -295,6 +295,23 @@ def test_mistakes_in_predict_folder(checkpoints, digits, capsys, tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "file"]
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is(checkpoints, digits, capsys, tmp_path):
+    (tmp_path / "file").write_text("nothing")
+    (tmp_path / "look" / "score_histogram.png").mkdir(parents=True)
+    Path("predictions.csv").write_text("earlier")
+    for figures in ("file", "file/below", "look"):
+        says = refused(capsys, "predict-folder", checkpoints["autoencoder"], digits[0], "--figures", figures)
+        assert f"cannot write {figures}" in says
+        assert Path("predictions.csv").read_text() == "earlier"
+    assert [path.name for path in Path("look").iterdir()] == ["score_histogram.png"]
+
+
+@pytest.mark.parametrize("score", ["-1e-3", "-.5", "-5.9", "-1E+2"])
+def test_a_threshold_may_be_negative(score, checkpoints, digits):
+    main(["predict-folder", str(checkpoints["autoencoder"]), str(digits[0]), "--threshold", score])
+    assert pd.read_csv("predictions.csv")["label"].all()
+
+
 def test_mistakes_in_export(checkpoints, capsys, tmp_path, monkeypatch):
     good = checkpoints["autoencoder"]
     (tmp_path / "file").write_text("nothing")

@@ -281,12 +281,81 @@ def test_samples_of_another_shape():
         ({"max_epochs": 0}, ValueError, "max_epochs"),
         ({"batch_size": 1}, ValueError, "batch_size"),
         ({"random_state": "x"}, ValueError, "seed"),
-        ({"device": "abacus"}, ValueError, "abacus"),
+        ({"device": "abacus"}, InputError, "no device 'abacus': choose from auto, cpu and cuda"),
+        ({"latent": 0}, InputError, "latent must be at least 1, not 0"),
+        ({"widths": [4, 0]}, InputError, r"widths must be at least 1, not \[4, 0\]"),
     ],
 )
 def test_parameters_that_make_no_sense(parameters, error, says):
     with pytest.raises(error, match=says):
         quick().set_params(**parameters).fit(ZEROS)
+
+
+def test_a_gpu_that_is_not_here(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError, match="device 'cuda' is not available, because PyTorch finds no GPU here: choose cpu"):
+        quick(device="cuda").fit(ZEROS)
+    assert quick(device="auto").fit(ZEROS).module_.device.type == "cpu"
+
+
+def test_channels_that_a_preset_cannot_convert():
+    with pytest.raises(InputError, match="images of 4 channels cannot be converted to 3: give images of 1 or 3 channels"):
+        quick("ocnn", preset="tuned").fit(np.random.default_rng(0).random((20, 4, 8, 8)))
+
+
+LAYOUTS = {
+    "reversed": lambda x: x[::-1],
+    "mirrored": lambda x: x[..., ::-1],
+    "columns first": np.asfortranarray,
+    "read-only": lambda x: np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, ">f4", np.float16, np.float64, np.int16, bool])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_arrays_of_any_type_and_layout_in_memory(layout, dtype):
+    for samples in (ZEROS, ZEROS.reshape(-1, 64)):
+        x = layout(samples.astype(dtype))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            scores = quick(max_epochs=1).fit(x).score_samples(x)
+        same = np.array(x, np.uint8 if dtype == np.uint8 else np.float64, order="C")
+        np.testing.assert_allclose(scores, quick(max_epochs=1).fit(same).score_samples(same), rtol=1e-6)
+
+
+def preset(path, text):
+    path.write_text("model: {class_path: autoencoder.Autoencoder, init_args: {widths: [4], latent: 4}}\n" + text)
+    return str(path)
+
+
+@pytest.mark.parametrize("text", ["data:", "trainer:", "", "data: {image_size: null}\ntrainer: {callbacks: null}"])
+def test_a_preset_may_leave_out_data_and_trainer(tmp_path, text):
+    detector = OneClassEstimator(preset(tmp_path / "my.yaml", text), max_epochs=1).fit(ZEROS)
+    assert detector.module_.hparams["shape"] == [1, 8, 8]
+
+
+def test_a_preset_may_leave_out_the_arguments_of_its_module(tmp_path):
+    (tmp_path / "my.yaml").write_text("model: {class_path: autoencoder.Autoencoder, init_args: }")
+    assert OneClassEstimator(str(tmp_path / "my.yaml"), max_epochs=1, latent=3).fit(ZEROS).module_.hparams["latent"] == 3
+
+
+@pytest.mark.parametrize(("size", "shape"), [("[8, 12]", [1, 8, 12]), ("6", [1, 6, 6])])
+def test_a_preset_sets_height_and_width(tmp_path, size, shape):
+    detector = OneClassEstimator(preset(tmp_path / "my.yaml", f"data: {{image_size: {size}}}"), max_epochs=1)
+    assert detector.fit(ZEROS).module_.hparams["shape"] == shape
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("trainer: {callbacks: [{class_path: EarlyStopping}]}", "does not use the preset's trainer.callbacks: remove them"),
+        ("trainer: {max_epoch: 3}", "Lightning refuses the preset's trainer: .*max_epoch"),
+        ("data: {image_size: [8]}", r"image_size must be one positive number or \[height, width\], not \[8\]"),
+    ],
+)
+def test_a_preset_that_cannot_be_used(tmp_path, text, says):
+    with pytest.raises(InputError, match=says):
+        OneClassEstimator(preset(tmp_path / "my.yaml", text), max_epochs=1).fit(ZEROS)
 
 
 @pytest.mark.parametrize("shape", [(32, 48, 3), (32, 32, 4), (28, 28, 1)], ids=str)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from collections import Counter
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from PIL import Image
 
 from common.data import OneClassDataModule, Preprocessing, content_digest, datasets, folders, load
+from common.data.decoding import converted
 from common.data.features import features
-from common.data.folders import listed
+from common.data.folders import EXTENSIONS, listed
 from common.errors import InputError
 from common.experiment import Cell, Experiment, Grid, run_experiment
 from common.experiment.cell import Settings
@@ -150,6 +152,67 @@ def test_an_empty_class_folder_says_what_is_in_it(tmp_path):
     with pytest.raises(
         InputError, match=r"no images in the class folder .*bad; .*\.heic \(1\), images in folders below bad \(3\)"
     ):
+        load("folder", tmp_path)
+
+
+FORMATS = "avif bmp gif ico j2k jp2 jpeg jpg mpo pbm pcx pgm png ppm psd qoi tga tif tiff webp"
+
+
+def test_every_format_that_pillow_decodes_by_itself_is_read(tmp_path):
+    assert {f".{ending}" for ending in FORMATS.split()} <= EXTENSIONS
+    modes = {"BLP": "P", "MSP": "1", "XBM": "1"}
+    written = {ending: name for ending, name in Image.registered_extensions().items() if name in Image.SAVE}
+    for ending in EXTENSIONS & written.keys():
+        path = tmp_path / f"a{ending}"
+        Image.new(modes.get(written[ending], "RGB"), (16, 16)).save(path, written[ending])
+        converted(path, 3, "uint8")
+
+
+OTHERS = ["h5", "hdf", "mpg", "mpeg", "eps", "ps", "wmf", "emf", "grib", "bufr", "pdf", "palm"]
+
+
+def test_files_that_pillow_identifies_but_cannot_decode_are_left_out(tmp_path):
+    write(tmp_path, FEW)
+    for ending in OTHERS:
+        (tmp_path / "good" / f"a.{ending}").write_text("")
+    assert len(listed(tmp_path / "good").images) == 30
+    assert listed(tmp_path / "good").left_out == Counter(f".{ending}" for ending in OTHERS)
+    assert load("folder", tmp_path).images.shape[0] == 34
+
+
+def test_a_folder_is_no_image_whatever_its_name(tmp_path, caplog):
+    write(tmp_path, {**FEW, "good/old.png": 2, "runs/a.png": 2})
+    data = load("folder", tmp_path)
+    assert data.classes == ("bad", "good")
+    assert data.images[torch.arange(34)].shape == (34, 1, 8, 8)
+    assert caplog.messages == [f"left out of {tmp_path}: images in folders below good (2)"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        ({"train/good": 2}, "has the folder train, but no test: add test, or give --data.root {root}/train"),
+        ({"test/good": 2, "zoo": 2}, "has the folder test, but no train: add train, or give --data.root {root}/test"),
+        ({"Train/good": 2, "Test/good": 2}, "{root}/Test is not called test, in lower case: rename it"),
+        ({"TRAIN/good": 2, "test/good": 2}, "{root}/TRAIN is not called train, in lower case: rename it"),
+    ],
+)
+def test_parts_that_are_not_found_are_not_taken_for_classes(tmp_path, counts, says):
+    with pytest.raises(InputError, match=re.escape(says.format(root=tmp_path))):
+        load("folder", write(tmp_path, counts))
+
+
+def test_a_class_may_be_called_as_a_part_is(tmp_path):
+    assert load("folder", write(tmp_path, {"train": 2, "bus": 3})).classes == ("bus", "train")
+
+
+def test_names_of_two_lines_do_not_break_a_message(tmp_path, caplog):
+    write(tmp_path, {"go\nod": 2, "bad": 2})
+    (tmp_path / "go\nod" / "a.tx\nt").write_text("")
+    load("folder", tmp_path)
+    assert caplog.messages == [f"left out of {tmp_path}: .tx\\nt (1)"]
+    (tmp_path / "a\nb").mkdir()
+    with pytest.raises(InputError, match=r"class folder .*a\\nb$"):
         load("folder", tmp_path)
 
 

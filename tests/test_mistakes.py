@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.data import DataLoader
 
-from common.errors import InputError
+from common.command_line import for_the_user
+from common.errors import InputError, UnreadableError
 from common.experiment import Cell, Experiment, Grid, run_experiment
 from common.hidden import hiding
 from common.importing import import_class
@@ -92,7 +94,8 @@ def test_a_folder_of_images_runs_by_class_name(tmp_path):
         (["--seeds", "4294967296"], "a seed lies in [0, 4294967296)"),
         (["--presets", "smoke,widths=wide"], "autoencoder.Autoencoder: widths must be Sequence, not wide"),
         (["--presets", "smoke,betas=[1]"], "betas must be tuple with 2 elements, not [1]"),
-        (["--presets", "smoke,latent=-3"], "negative dimension -3"),
+        (["--presets", "smoke,latent=-3"], "latent must be at least 1, not -3"),
+        (["--presets", "smoke,latent=0"], "latent must be at least 1, not 0"),
         (["--presets", "smoke,lr=-1"], "Invalid learning rate: -1"),
         (["--presets", "smoke,=3"], "model: Empty nested key"),
         (["--presets", "smoke,trainer=3"], "'trainer=3': trainer is a group of keys, give trainer.KEY=VALUE"),
@@ -158,6 +161,31 @@ def test_unreadable_image_is_named(damage, tmp_path, capsys):
     says = refused(capsys, *flags)
     assert "cannot read the image" in says
     assert str(victim) in says
+
+
+class Refused:
+    """Refuses its item in two lines."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise UnreadableError("cannot read a: b\nc.png")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_two_lines_becomes_one_wherever_it_is_raised(workers):
+    with pytest.raises(UnreadableError) as refusal:
+        next(iter(DataLoader(Refused(), num_workers=workers)))
+    assert for_the_user(refusal.value) == "cannot read a: b c.png"
+
+
+def test_a_file_whose_name_has_two_lines_is_named(tmp_path, capsys):
+    root = tree(tmp_path / "pets")
+    (root / "train" / "cat" / "1\n2.png").write_text("nothing")
+    flags = ["--datasets", "folder", "--root", root, "--presets", "smoke", "--normal", "cat", "--jobs", "1"]
+    says = refused(capsys, *flags, "--runs", tmp_path / "runs")
+    assert f"cannot read the image {root}/train/cat/1\\n2.png" in says
 
 
 def test_misspelt_key_in_a_preset(tmp_path, capsys, monkeypatch):

@@ -9,7 +9,8 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from common.data import Preprocessing, transforms
-from common.data.transforms import global_contrast_normalization, resize, to_channels
+from common.data.transforms import global_contrast_normalization, height_and_width, resize, to_channels
+from common.errors import InputError
 
 NORMALIZATIONS = ["unit", "symmetric", "gcn"]
 
@@ -171,6 +172,27 @@ def test_grey_becomes_three_equal_channels():
 
 
 # Float images and tables
+
+
+@pytest.mark.parametrize(("own", "channels"), [(4, 3), (4, 1), (2, 1), (2, 3), (1, 4)])
+def test_other_channels_are_not_converted(own, channels):
+    with pytest.raises(InputError, match=f"images of {own} channels cannot be converted to {channels}: give images of 1 or 3"):
+        to_channels(torch.zeros(2, own, 8, 8), channels)
+
+
+def test_a_range_that_overflows_is_refused():
+    table = torch.tensor([[0.0, -1.7e308], [1.0, 1.7e308]], dtype=torch.float64)
+    with pytest.raises(InputError, match="the range of the training values of column 1 is too wide for a float: divide them"):
+        Preprocessing().fit(table)
+    with pytest.raises(InputError, match="the range of the training values is too wide"):
+        Preprocessing().fit(table.reshape(2, 1, 1, 2))
+    assert Preprocessing().fit(table / 2)(table / 2).tolist() == [[0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("size", [0, [8], [8, 0], [8, 8, 8]])
+def test_sizes_that_make_no_sense(size):
+    with pytest.raises(InputError, match=r"image_size must be one positive number or \[height, width\], not"):
+        height_and_width(size)
 
 
 def test_float_images_are_scaled_by_the_range_of_the_training_images():

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
 from common.cli import main
 from common.data import OneClassDataModule, Preprocessing, image_data
+from common.data.decoding import fitted
 from common.data.images import ImageFiles
 from common.deploy.export import metadata
 from common.deploy.load import load_detector
@@ -107,6 +108,29 @@ def test_arrays_of_16_bits_keep_their_values():
         data = image_data(np.rint(ONES * largest).astype(np.uint16), ["one"] * 60)
         seen = Preprocessing().fit(data.images)(data.images)
         torch.testing.assert_close(seen[:, 0], torch.from_numpy(ONES).float(), atol=0.002, rtol=0)
+
+
+@pytest.mark.parametrize("fit", ["crop", "squeeze", "pad"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "F"])
+@pytest.mark.parametrize("shape", [(1, 4096), (4096, 20), (3, 90), (1, 1)], ids=str)
+def test_a_thin_image_stays_to_be_seen(shape, mode, fit):
+    image = Image.new(mode, shape[::-1], 200 if mode != "RGB" else (200, 200, 200))
+    if mode == "F":
+        image.putpixel((0, 0), 100)
+    for size in ((32, 32), (16, 24), (1, 50), (50, 1)):
+        pixels = np.asarray(fitted(image, size, fit))
+        assert pixels.shape[:2] == size
+        assert pixels.max() > 0
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "F"])
+def test_padding_is_that_of_pillow(mode):
+    for height, width, *size in RANDOM.integers(8, 60, (50, 4)).tolist():
+        pixels = RANDOM.integers(1, 255, (height, width, 3)[: 3 if mode == "RGB" else 2])
+        image = Image.fromarray(pixels.astype(np.float32 if mode == "F" else np.uint8))
+        bars = image.getextrema()[0] if mode == "F" else 0
+        expected = ImageOps.pad(image, size[::-1], Image.Resampling.BILINEAR, color=bars)
+        np.testing.assert_array_equal(fitted(image, tuple(size), "pad"), expected)
 
 
 def test_16_bits_beside_8_are_scaled_to_8(tmp_path):

@@ -109,11 +109,25 @@ def load_arrays(path: Path) -> ImageData:
     if missing := [name for name in names if name not in arrays]:
         needed = "give X_train, y_train, X_test and y_test, or X and y"
         raise InputError(f"{path} lacks {', '.join(missing)}: {needed}")
-    classes = arrays["classes"].ravel().tolist() if "classes" in arrays else None
+    classes = None
     try:
+        if "classes" in arrays:
+            _refuse_bytes(arrays["classes"], "classes")
+            classes = arrays["classes"].ravel().tolist()
         return image_data(*(arrays[name] for name in names), classes=classes)  # type: ignore[misc]
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def as_stored(samples: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Converts numbers to arrays that PyTorch can share: ``uint8``, ``float32`` or ``float64``, contiguous and writeable.
+
+    Example:
+        >>> [as_stored(np.zeros(2, dtype)).dtype.name for dtype in (np.uint8, np.float16, ">f4", bool)]
+        ['uint8', 'float32', 'float32', 'float64']
+    """
+    kept = {"uint8": np.uint8, "float16": np.float32, "float32": np.float32}
+    return np.require(samples, kept.get(samples.dtype.name, np.float64), ["C", "W"])
 
 
 def is_channels_last(shape: Sequence[int]) -> bool:
@@ -159,12 +173,11 @@ def _check_groups(groups: NDArray[np.generic], targets: NDArray[np.generic], off
 
 
 def _samples(X: ArrayLike | Tensor, name: str) -> NDArray[np.generic]:
-    """``(N, C, H, W)`` images or ``(N, F)`` rows, ``uint8``, ``float32`` or ``float64``, in the machine's byte order."""
+    """``(N, C, H, W)`` images or ``(N, F)`` rows, with a type of :func:`as_stored`."""
     samples = np.asarray(X)
     if samples.dtype.kind not in "biuf":
         raise InputError(f"{name} must hold numbers, not {samples.dtype}")
-    kept = {"uint8": np.uint8, "float16": np.float32, "float32": np.float32}
-    samples = np.ascontiguousarray(samples, kept.get(samples.dtype.name, np.float64))
+    samples = as_stored(samples)
     if samples.ndim == 3:
         samples = samples[:, None]
     if samples.ndim not in {2, 4} or not samples.size:
@@ -186,9 +199,17 @@ def _labels(y: ArrayLike, name: str) -> NDArray[np.generic]:
         return labels
     if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels):
         return labels.astype(np.str_)  # a column of pandas
+    _refuse_bytes(labels, name)
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        raise InputError(f"{name} holds NaN or infinity: give every sample a label")
     if labels.dtype.kind not in "biuf" or (labels != np.rint(labels)).any():
         raise InputError(f"{name} must hold integers or text, not {labels.dtype}")
     return labels.astype(np.int64)
+
+
+def _refuse_bytes(names: NDArray[np.generic], name: str) -> None:
+    if names.dtype.kind == "S":
+        raise InputError(f"{name} must hold text, not bytes: try {name}.astype(str)")
 
 
 def _targets(labels: NDArray[np.generic], classes: Sequence[str] | None) -> tuple[NDArray[np.int64], tuple[str, ...]]:

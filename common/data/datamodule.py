@@ -17,11 +17,11 @@ from common.data.arrays import checked
 from common.data.datasets import load
 from common.data.decoding import Fit
 from common.data.features import Extractor, features, writable_folder
-from common.data.images import ImageData, ImageFiles, Images, Patches, Size, is_table
+from common.data.images import ImageData, ImageFiles, Images, Patches, is_table
 from common.data.loaders import Loader, ResidentLoader, Sample, streamed
 from common.data.protocols import Indices, Splits
 from common.data.splitting import class_numbers, parse_protocol, split
-from common.data.transforms import Normalization, Preprocessing
+from common.data.transforms import Normalization, Preprocessing, height_and_width
 from common.errors import InputError
 from common.names import dataset_label
 
@@ -111,7 +111,7 @@ class OneClassDataModule(LightningDataModule):
             raise InputError("batch_size and eval_batch_size must be at least 1, and workers at least 0")
         self.dataset, self.root, self.channels = dataset, Path(root) if root else default_root(), channels
         self.fit = fit
-        self.size = None if image_size is None else _height_and_width(image_size)
+        self.size = None if image_size is None else height_and_width(image_size)
         self.batch_size, self.eval_batch_size, self.split_seed = batch_size, eval_batch_size, split_seed
         self.memory_gib, self.workers = memory_gib, os.cpu_count() if workers is None else workers
         self._normal = normal
@@ -227,7 +227,7 @@ class OneClassDataModule(LightningDataModule):
                     raise InputError(
                         f"the checkpoint's images have {name} {value}, not {now[name]}: give --data.{name} '{value}'"
                     )
-        if not _same(trained, self.preprocessing):
+        if not trained.same_as(self.preprocessing):
             self.preprocessing = trained
             self._build()
 
@@ -292,18 +292,6 @@ def default_root() -> Path:
 
 def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "oneclass")
-
-
-def _same(one: Preprocessing, other: Preprocessing) -> bool:
-    pairs = zip(vars(one).values(), vars(other).values(), strict=True)
-    return all(torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or a == b for a, b in pairs)
-
-
-def _height_and_width(size: int | list[int]) -> Size:
-    sizes = [size, size] if isinstance(size, int) else size
-    if len(sizes) != 2 or min(sizes) < 1:
-        raise InputError(f"image_size must be one positive number or [height, width], not {size}")
-    return sizes[0], sizes[1]
 
 
 # The workers of a stream make their batches with these functions, which must be picklable.

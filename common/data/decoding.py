@@ -1,6 +1,7 @@
 """Reads one image file into pixels: colour, bit depth, orientation and size."""
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,9 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What turns an image upright, by its EXIF orientation."""
+
+UNPRINTED = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Unicode's categories of control characters, surrogates and ends of lines."""
 
 
 class Header(NamedTuple):
@@ -99,20 +103,22 @@ def fitted(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
     if fit == "squeeze":
         return image.resize(width_and_height, Image.Resampling.BILINEAR)
     if fit == "pad":
-        # a zero far below all other values would use up the range of the training images
-        bars: Any = image.getextrema()[0] if image.mode == "F" else 0
-        return ImageOps.pad(image, width_and_height, Image.Resampling.BILINEAR, color=bars)
+        return _padded(image, *width_and_height)
     return ImageOps.fit(image, width_and_height, Image.Resampling.BILINEAR)
 
 
-def shown(path: Path) -> str:
-    r"""A path as text that can be printed and written anywhere: bytes that are not UTF-8 become ``\udcXX``.
+def shown(path: Path | str) -> str:
+    r"""A path or a message as one line that can be written anywhere: bytes that are not UTF-8 become ``\udcXX``.
 
     Example:
-        >>> shown(Path("caf\udce9.png"))
-        'caf\\udce9.png'
+        >>> shown(Path("caf\udce9\n1.png"))
+        'caf\\udce9\\n1.png'
     """
-    return str(path).encode(errors="backslashreplace").decode()
+    text = str(path)
+    for character in set(text):
+        if unicodedata.category(character) in UNPRINTED:
+            text = text.replace(character, character.encode("unicode_escape").decode())
+    return text
 
 
 @contextmanager
@@ -125,6 +131,24 @@ def named(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableError(f"cannot read the image {shown(path)}: {reason}") from error
+
+
+def _padded(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Brings an image to a size with its aspect ratio, between black bars.
+
+    The pixels are those of Pillow's ImageOps.pad, but a thin image keeps at least one row or column, where Pillow's is black.
+    """
+    inner_width, inner_height = width, height
+    if image.width / image.height > width / height:
+        inner_height = max(1, round(image.height / image.width * width))
+    else:
+        inner_width = max(1, round(image.width / image.height * height))
+    resized = image.resize((inner_width, inner_height), Image.Resampling.BILINEAR)
+    # a zero far below all other values would use up the range of the training images
+    bars: Any = image.getextrema()[0] if image.mode == "F" else 0
+    padded = Image.new(image.mode, (width, height), bars)
+    padded.paste(resized, (round((width - inner_width) / 2), round((height - inner_height) / 2)))
+    return padded
 
 
 def _header(image: ImageFile.ImageFile) -> Header:

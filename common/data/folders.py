@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
+from common.data.decoding import shown
 from common.data.images import ImageData, ImageFiles, Size
 from common.errors import InputError
 
-EXTENSIONS = frozenset(Image.registered_extensions()) - {".palm", ".pdf"}
-"""Endings of image files; Pillow can write the two that are removed here, but not read them."""
+UNDECODED = frozenset({"EPS", "MPEG"})
+"""Formats that Pillow identifies, but decodes only with another program or not at all."""
 
 SYSTEMS = frozenset({
     "__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db", "ehthumbs.db",
@@ -58,6 +59,22 @@ class Tree(NamedTuple):
     left_out: Counter[str]
 
 
+def _extensions() -> frozenset[str]:
+    """The endings of the formats that Pillow decodes by itself; it also knows formats that it only writes or identifies."""
+    endings = set()
+    for ending, name in Image.registered_extensions().items():
+        opened_as = "JPEG" if name == "MPO" else name  # Pillow opens MPO, several photographs in one file, as JPEG
+        reader = Image.OPEN.get(opened_as, (None,))[0]
+        is_stub = isinstance(reader, type) and issubclass(reader, ImageFile.StubImageFile)
+        if reader is not None and not is_stub and name not in UNDECODED:
+            endings.add(ending)
+    return frozenset(endings)
+
+
+EXTENSIONS = _extensions()
+"""Endings of image files."""
+
+
 def listed(folder: Path) -> Listing:
     """Lists the images in a folder and its subfolders, and counts other files except hidden and system files.
 
@@ -78,17 +95,18 @@ def listed(folder: Path) -> Listing:
             continue
         seen.add((status.st_dev, status.st_ino))
         for entry in entries:
+            path = Path(entry.path)
             ending = os.path.splitext(entry.name)[1].lower()
-            is_folder = os.path.isdir(entry.path)
+            is_folder = os.path.isdir(path)
             if _is_ignored(entry.name):
                 continue
             if is_folder and entry.is_symlink():
-                waiting.append(Path(entry.path))  # after all real folders, because it may lead to one of them
+                waiting.append(path)  # after all real folders, because it may lead to one of them
             elif is_folder:
-                waiting.appendleft(Path(entry.path))
-            if ending in EXTENSIONS:
-                images.append(Path(entry.path))
-            elif not is_folder:
+                waiting.appendleft(path)
+            elif ending in EXTENSIONS:
+                images.append(path)
+            else:
                 left_out[ending or "without an ending"] += 1
     return Listing(sorted(images), left_out)
 
@@ -100,7 +118,7 @@ def left_out_line(folder: Path, left_out: Counter[str]) -> str:
         >>> left_out_line(Path("photos"), Counter({".heic": 12, "images in folders below good": 40}))
         'left out of photos: .heic (12), images in folders below good (40)'
     """
-    return f"left out of {folder}: {', '.join(f'{kind} ({n})' for kind, n in sorted(left_out.items()))}"
+    return shown(f"left out of {folder}: {', '.join(f'{kind} ({n})' for kind, n in sorted(left_out.items()))}")
 
 
 def folder(root: Path, size: Size | None, channels: int | None) -> ImageData:
@@ -126,10 +144,12 @@ def class_folders(root: Path, size: Size | None, channels: int | None, pattern: 
 def class_tree(root: Path, pattern: str = "*", train_may_lack: bool = False) -> Tree:
     """Lists the files of :func:`class_folders`; with ``train_may_lack``, classes may be missing in ``train``."""
     parts = _parts(root)
+    if len(parts) == 1:
+        _refuse_parts_as_classes(root, pattern)
     folders = chain.from_iterable(_entries(part, pattern) for part in parts)
     classes = tuple(sorted({path.name for path in folders if _is_class(path)}))
     if not classes:
-        raise InputError(f"{root} has no class folders: ROOT/<class>/ or ROOT/{{train,test}}/<class>/ is expected")
+        raise InputError(f"{shown(root)} has no class folders: ROOT/<class>/ or ROOT/{{train,test}}/<class>/ is expected")
     tree = Tree(classes, [], [], [], Counter())
     for part in parts:
         may_lack = train_may_lack and part.name == "train" and len(parts) > 1
@@ -154,7 +174,7 @@ def _of_class(folder: Path, left_out: Counter[str], may_be_empty: bool = False) 
     here = +(found.left_out + below)
     if not images and not may_be_empty:
         hint = f"; {left_out_line(folder, here)}" if here else ""
-        raise InputError(f"no images in the class folder {folder}{hint}")
+        raise InputError(f"no images in the class folder {shown(folder)}{hint}")
     left_out.update(here)
     return images
 
@@ -164,8 +184,7 @@ def _beside(root: Path) -> Counter[str]:
     left_out: Counter[str] = Counter()
     parts = _parts(root)
     for part in parts:
-        images = [path for path in _entries(part) if path.suffix.lower() in EXTENSIONS and not path.is_dir()]
-        left_out["images beside class folders"] += len(images)
+        left_out["images beside class folders"] += len(_images(part))
     if len(parts) == 1:
         return left_out
     for path in _entries(root):
@@ -184,10 +203,28 @@ def _parts(root: Path) -> list[Path]:
     return parts if all(part.is_dir() for part in parts) else [root]
 
 
+def _refuse_parts_as_classes(root: Path, pattern: str) -> None:
+    """Raises InputError if ``train`` without ``test``, ``Train`` or the like would be taken as a class."""
+    for path in sorted(_entries(root, pattern)):
+        name = path.name.lower()
+        if name not in {"train", "test"} or _images(path) or not listed(path).images:
+            continue
+        if path.name != name:
+            raise InputError(f"{shown(path)} is not called {name}, in lower case: rename it")
+        missing = "test" if name == "train" else "train"
+        reason = f"has the folder {name}, but no {missing}"
+        raise InputError(f"{shown(root)} {reason}: add {missing}, or give --data.root {shown(path)}")
+
+
 def _is_class(path: Path) -> bool:
     if path.name in OURS:
-        return any(entry.suffix.lower() in EXTENSIONS for entry in _entries(path))
+        return bool(_images(path))
     return path.is_dir()
+
+
+def _images(folder: Path) -> list[Path]:
+    """The images directly in a folder, in any order; a folder is none, whatever its name."""
+    return [path for path in _entries(folder) if path.suffix.lower() in EXTENSIONS and not path.is_dir()]
 
 
 def _entries(folder: Path, pattern: str = "*") -> Iterator[Path]:

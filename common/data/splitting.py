@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import yaml
 from common.data.datasets import named_function
 from common.data.protocols import PROTOCOLS, Indices, Mask, Splits
 from common.errors import InputError
+from common.names import joined
 
 
 def parse_protocol(text: str, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -43,14 +45,16 @@ def class_numbers(chosen: int | str | Sequence[int | str], classes: Sequence[str
     """Converts classes given by number or name, in a list or joined by ``+``, to class numbers.
 
     Class names may contain ``+``; the longest match wins. A class named like a number takes precedence over the number. Raises
-    InputError if there is no such class, or ``1`` is ambiguous because a class is named ``01``.
+    InputError if there is no such class, or the text is ambiguous: ``1`` beside a class ``01``, ``a`` beside ``[a]``.
 
     Example:
         >>> class_numbers("c+++0", ["c", "c++", "d"], "mine"), class_numbers([2, "d"], ["c", "c++", "d"], "mine")
         ([1, 0], [2, 2])
     """
     numbers = []
-    for given in [chosen] if isinstance(chosen, int | str) else chosen:
+    each = [chosen] if isinstance(chosen, int | str) else chosen
+    _refuse_names_like_lists("+".join(map(str, each)), classes)
+    for given in each:
         words = str(given).split("+")
         while words:
             lengths = range(len(words), 1, -1)
@@ -93,6 +97,14 @@ def split(
         call = "function(targets, official_test, normal, seed=0, **options)"
         raise InputError(f"protocol '{protocol}' is called as {call}: {error}") from error
     return _checked(protocol, function(targets, official_test, normal, **arguments), len(targets))
+
+
+def _refuse_names_like_lists(text: str, classes: Sequence[str]) -> None:
+    """Raises InputError if a class may be meant that is named like a list, as which the command has read it."""
+    for name in classes:
+        with suppress(yaml.YAMLError):
+            if name.startswith("[") and joined(name) == text:
+                raise InputError(f"the class '{name}' reads as a list, which chooses '{text}': rename it")
 
 
 def _class_number(name: str, is_text: bool, classes: Sequence[str], dataset: str) -> int:

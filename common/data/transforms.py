@@ -1,6 +1,6 @@
 """Preprocessing of whole tensors, so that a data set is transformed once and not in every epoch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -32,6 +32,19 @@ def resize(images: Tensor, size: Size) -> Tensor:
     return images if tuple(images.shape[-2:]) == size else tv.resize(images, list(size), antialias=True)
 
 
+def height_and_width(size: int | Sequence[int]) -> Size:
+    """Reads an ``image_size``: one number for both, or height and width; raises InputError for anything else.
+
+    Example:
+        >>> height_and_width(8), height_and_width([8, 12])
+        ((8, 8), (8, 12))
+    """
+    sizes = [size, size] if isinstance(size, int) else size
+    if len(sizes) != 2 or min(sizes) < 1:
+        raise InputError(f"image_size must be one positive number or [height, width], not {size}")
+    return sizes[0], sizes[1]
+
+
 def to_channels(images: Tensor, channels: int) -> Tensor:
     """Converts RGB to grey (ITU-R 601 luma) or grey to three equal channels.
 
@@ -42,12 +55,18 @@ def to_channels(images: Tensor, channels: int) -> Tensor:
     Returns:
         ``(B, channels, H, W)``.
 
+    Raises:
+        InputError: Another conversion.
+
     Example:
         >>> to_channels(torch.zeros(2, 1, 4, 4), 3).shape, to_channels(torch.ones(2, 3, 4, 4), 1).shape
         (torch.Size([2, 3, 4, 4]), torch.Size([2, 1, 4, 4]))
     """
-    if images.shape[1] == channels:
+    own = images.shape[1]
+    if own == channels:
         return images
+    if (own, channels) not in {(1, 3), (3, 1)}:
+        raise InputError(f"images of {own} channels cannot be converted to {channels}: give images of 1 or 3 channels")
     return tv.rgb_to_grayscale(images) if channels == 1 else images.expand(-1, channels, -1, -1)
 
 
@@ -105,13 +124,18 @@ class Preprocessing:
     minimum: Tensor | None = None
     span: Tensor | None = None
 
+    def same_as(self, other: "Preprocessing") -> bool:
+        """Whether both convert samples alike, to the last digit."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return all(torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or a == b for a, b in pairs)
+
     def fit(self, images: Images, indices: Tensor | None = None) -> "Preprocessing":
         """Returns a copy that is fitted to the training samples: those at ``indices``, or all.
 
         Samples are read in parts, and only if there is something to fit.
 
         Raises:
-            InputError: Image files cannot be read, or all have the same constant value.
+            InputError: Image files cannot be read, or all have the same constant value; or a range overflows.
         """
         chosen = torch.arange(images.shape[0]) if indices is None else indices
         if isinstance(images, ImageFiles):
@@ -139,6 +163,10 @@ class Preprocessing:
             highest.append(batch.amax(dims).double())
         minimum = torch.stack(lowest).amin(0)
         span = torch.stack(highest).amax(0) - minimum
+        too_wide = (~span.isfinite()).nonzero()
+        if len(too_wide):
+            column = f" of column {too_wide[0].item()}" if span.ndim else ""
+            raise InputError(f"the range of the training values{column} is too wide for a float: divide them by 2 or more")
         return replace(self, minimum=minimum, span=torch.where(span > 0, span, 1.0))
 
     def _fit_statistics(self, batches: Iterator[Tensor]) -> "Preprocessing":

@@ -1,7 +1,8 @@
 """Applies a trained detector to a folder of images, and writes a table and a contact sheet."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def predict_folder(
     Args:
         checkpoint: A checkpoint of ``oneclass fit`` or of an experiment.
         folder: Searched together with its subfolders.
-        out: The CSV file; it is written completely or not at all.
+        out: The CSV file; it and the figures are written completely or not at all.
         threshold: A rule of :func:`common.evaluation.threshold_by`; by default the threshold of the checkpoint.
         figures: Folder for ``contact_sheet.png`` and ``score_histogram.png``.
         device: Where to run the module.
@@ -65,7 +66,9 @@ def predict_folder(
         written += [figures / "contact_sheet.png", figures / "score_histogram.png"]
     for path in written:
         refuse_input(path, [checkpoint, *paths])
-    with whole(out) as temporary:
+    with ExitStack() as stack:
+        # all places are tried before the work begins, and nothing is replaced before everything is made
+        temporary, *drawn = [stack.enter_context(whole(path)) for path in written]
         readable, scores, unreadable = judge(detector, paths, console)
         if not readable:
             raise InputError(f"none of the {len(paths)} images in {folder} can be read: {unreadable[0]}")
@@ -73,6 +76,8 @@ def predict_folder(
         table["p_value"] = conformal_p_value(scores, calibration) if len(calibration) else np.nan
         table["label"] = np.nan if np.isnan(limit) else (scores >= limit).astype(int)
         table.to_csv(temporary, index=False, encoding="utf-8", errors="backslashreplace")  # of names that are not UTF-8
+        if drawn:
+            _draw(detector, readable, scores, limit, *drawn)
     if left_out:
         console.print(left_out_line(folder, left_out))
     for reason in unreadable:
@@ -84,10 +89,8 @@ def predict_folder(
         console.print(f"no image can be flagged: {threshold} needs {needed} held-out scores, not {len(calibration)}: give more")
     else:
         console.print(f"{table['label'].sum()} of {len(table)} images reach the threshold {limit:.6g}")
-    console.print(f"written: {out}")
-    if figures is not None:
-        for path in _draw(detector, readable, scores, limit, figures):
-            console.print(f"written: {path}")
+    for path in written:
+        console.print(f"written: {path}")
     return table
 
 
@@ -133,7 +136,9 @@ def _files(detector: Detector, paths: Sequence[Path]) -> ImageFiles:
     return ImageFiles(list(paths), (height, width), channels, **detector.decoding)
 
 
-def _draw(detector: Detector, paths: Sequence[Path], scores: NDArray[np.float64], limit: float, folder: Path) -> Iterator[Path]:
+def _draw(
+    detector: Detector, paths: Sequence[Path], scores: NDArray[np.float64], limit: float, contact_sheet: Path, histogram: Path
+) -> None:
     order = np.argsort(-scores, kind="stable")
     most = order[: min(ON_SHEET, (len(order) + 1) // 2)]
     least = order[::-1][: min(ON_SHEET, len(order) // 2)]
@@ -141,11 +146,6 @@ def _draw(detector: Detector, paths: Sequence[Path], scores: NDArray[np.float64]
     sheet = _files(detector, paths)[torch.from_numpy(shown)]
     groups = {"most": sheet[: len(most)], "least": sheet[len(most) :]}
     titles = [f"{score:.4g}" for score in scores[shown]]
-    drawn = {
-        "contact_sheet": image_grid(groups, titles, "most and least anomalous images, with scores"),
-        "score_histogram": score_histogram(scores, scores >= limit, limit),
-    }
-    for name, figure in drawn.items():
-        with whole(folder / f"{name}.png") as temporary:
-            figure.savefig(temporary, format="png", dpi=120)
-        yield folder / f"{name}.png"
+    sheet_figure = image_grid(groups, titles, "most and least anomalous images, with scores")
+    sheet_figure.savefig(contact_sheet, format="png", dpi=120)
+    score_histogram(scores, scores >= limit, limit).savefig(histogram, format="png", dpi=120)
