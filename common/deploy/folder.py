@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -68,7 +69,7 @@ def predict_folder(
         refuse_input(path, [checkpoint, *paths])
     with ExitStack() as stack:
         # all places are tried before the work begins, and nothing is replaced before everything is made
-        temporary, *drawn = [stack.enter_context(whole(path)) for path in written]
+        temporary, *for_figures = [stack.enter_context(whole(path)) for path in written]
         readable, scores, unreadable = judge(detector, paths, console)
         if not readable:
             raise InputError(f"none of the {len(paths)} images in {folder} can be read: {unreadable[0]}")
@@ -76,8 +77,9 @@ def predict_folder(
         table["p_value"] = conformal_p_value(scores, calibration) if len(calibration) else np.nan
         table["label"] = np.nan if np.isnan(limit) else (scores >= limit).astype(int)
         table.to_csv(temporary, index=False, encoding="utf-8", errors="backslashreplace")  # of names that are not UTF-8
-        if drawn:
-            _draw(detector, readable, scores, limit, *drawn)
+        if figures is not None:
+            for temporary, figure in zip(for_figures, _drawn(detector, readable, scores, limit), strict=True):
+                figure.savefig(temporary, format="png", dpi=120)
     if left_out:
         console.print(left_out_line(folder, left_out))
     for reason in unreadable:
@@ -136,9 +138,8 @@ def _files(detector: Detector, paths: Sequence[Path]) -> ImageFiles:
     return ImageFiles(list(paths), (height, width), channels, **detector.decoding)
 
 
-def _draw(
-    detector: Detector, paths: Sequence[Path], scores: NDArray[np.float64], limit: float, contact_sheet: Path, histogram: Path
-) -> None:
+def _drawn(detector: Detector, paths: Sequence[Path], scores: NDArray[np.float64], limit: float) -> list[Figure]:
+    """The contact sheet and the histogram."""
     order = np.argsort(-scores, kind="stable")
     most = order[: min(ON_SHEET, (len(order) + 1) // 2)]
     least = order[::-1][: min(ON_SHEET, len(order) // 2)]
@@ -146,6 +147,5 @@ def _draw(
     sheet = _files(detector, paths)[torch.from_numpy(shown)]
     groups = {"most": sheet[: len(most)], "least": sheet[len(most) :]}
     titles = [f"{score:.4g}" for score in scores[shown]]
-    sheet_figure = image_grid(groups, titles, "most and least anomalous images, with scores")
-    sheet_figure.savefig(contact_sheet, format="png", dpi=120)
-    score_histogram(scores, scores >= limit, limit).savefig(histogram, format="png", dpi=120)
+    contact_sheet = image_grid(groups, titles, "most and least anomalous images, with scores")
+    return [contact_sheet, score_histogram(scores, scores >= limit, limit)]
