@@ -10,7 +10,11 @@ from PIL import Image
 from common.experiment.overview import BASELINE, OURS, REPORTED, overview, write_overview
 from common.experiment.published import published
 from common.experiment.table import as_summary
+from common.presets import preset_path, read_config
 from experiments import classical, ocgan
+from experiments.report import declared
+
+METHODS = {"alocc", "autoencoder", "ocgan", "ocnn"}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,17 @@ def test_a_row_is_drawn_once_by_its_own_rule_and_a_mean_of_some_classes_names_th
     assert drawn == pytest.approx(rows["validation"])
     assert rows["validation"] != pytest.approx(rows["last"], abs=1e-4)
     assert "paper,mining_steps=0, squared error of 2, 8 (1)" in names
+
+
+@pytest.mark.parametrize("experiment", declared(), ids=lambda experiment: experiment.name)
+def test_the_first_of_each_published_row_is_by_its_presets_rule(experiment):
+    """Whether records or older aggregates hold it."""
+    table = published(experiment)
+    rows = table[(table["n_seeds"] > 0) & ~table["name"].str.startswith("classical-")]
+    for (name, *_), rules in rows.groupby(["name", "dataset", "protocol", "score", "metric"])["rule"]:
+        if name.partition(",")[0].partition("-")[0] in METHODS and rules.iloc[0] != "oracle":
+            preset = read_config(preset_path(name.partition(",")[0]))
+            assert rules.iloc[0] == preset.get("rule", "last"), name
 
 
 def test_long_names_leave_the_dots_their_room(table):

@@ -221,8 +221,11 @@ def _joined(*tables: pd.DataFrame) -> pd.DataFrame:
 
 
 def _replaced(table: pd.DataFrame, newer: pd.DataFrame) -> pd.DataFrame:
-    """A table with newer blocks in place of its own; a block is replaced whole, so that no mean is of two sittings."""
-    return _joined(table[~_blocks(table).isin(_blocks(newer))], newer)
+    """A table with newer blocks in place of its own; a block is replaced whole, so that no mean is of two sittings.
+
+    Newer blocks come first, so that the first of a row is by its own rule: older ones may be by others alone.
+    """
+    return _joined(newer, table[~_blocks(table).isin(_blocks(newer))])
 
 
 def _blocks(table: pd.DataFrame) -> pd.MultiIndex:
