@@ -245,9 +245,10 @@ class OneClassModule(ScoringModule):
         self._step_schedulers("step")
         self._behind = type(self).after_epoch is not OneClassModule.after_epoch
         trainer: Any = self.trainer
-        last_epoch = self.current_epoch + 1 == trainer.max_epochs
-        cut_short = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
-        if cut_short or (trainer.is_last_batch and (last_epoch or self.every_epoch_counts)):
+        is_last_epoch = self.current_epoch + 1 == trainer.max_epochs
+        ends = is_last_epoch or trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+        # done after the last batch, and where the epoch is cut short; not before the trainer's min_epochs
+        if trainer.fit_loop.epoch_loop.done and (ends or self.every_epoch_counts):
             with self._evaluating():
                 self.after_epoch(self._on_device(trainer.train_dataloader))
             self._behind = False

@@ -202,6 +202,16 @@ def test_after_epoch_sees_the_last_weights_where_an_epoch_is_cut_short(tmp_path,
     run.test(own, data, verbose=False)
 
 
+def test_a_wish_to_stop_before_min_epochs_does_not_repeat_after_epoch(tmp_path, data):
+    class StopAtOnce(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            trainer.should_stop = True
+
+    own = Passes(shape=(1, 8, 8), widths=(4, 8), latent=4)
+    trainer(tmp_path, [StopAtOnce()], max_epochs=3, min_epochs=2).fit(own, data)
+    assert [epoch for epoch, _ in own.followed] == [0, 1]
+
+
 def test_a_training_that_ended_before_after_epoch_is_not_scored(tmp_path, data):
     class StopEpoch(Callback):
         def on_train_epoch_end(self, trainer, module):

@@ -16,7 +16,6 @@ protocols of :data:`PROTOCOLS`:
 All raise :class:`common.errors.InputError` for a share outside its range, a class without samples or too few anomalies.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -282,7 +281,7 @@ def _hold_out(indices: Indices, fraction: float) -> tuple[Indices, Indices]:
 def _contaminants(anomalies: Indices, contamination: float, n_normal: int) -> Indices:
     if not 0 <= contamination < 1:
         raise InputError(f"contamination must lie in [0, 1), not {contamination}")
-    wanted = math.floor(round(contamination * n_normal, 9))  # 0.29 * 100 is a hair below 29
+    wanted = int(round(contamination * n_normal, 9))  # 0.29 * 100 is a hair below 29
     if wanted > len(anomalies):
         highest = np.floor(1000 * len(anomalies) / n_normal) / 1000
         raise InputError(

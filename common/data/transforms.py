@@ -126,8 +126,14 @@ class Preprocessing:
 
     def same_as(self, other: "Preprocessing") -> bool:
         """Whether both convert samples alike, to the last digit."""
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return all(torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or a == b for a, b in pairs)
+        for own, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
+            if isinstance(own, Tensor) and isinstance(theirs, Tensor):
+                equal = torch.equal(own, theirs)
+            else:
+                equal = own is theirs or own == theirs
+            if not equal:
+                return False
+        return True
 
     def fit(self, images: Images, indices: Tensor | None = None) -> "Preprocessing":
         """Returns a copy that is fitted to the training samples: those at ``indices``, or all.

@@ -3,8 +3,7 @@
 import inspect
 import tempfile
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,21 @@ from common.data import Sample
 from common.deploy.export import ChosenScore, program
 from common.errors import InputError
 from common.module import OneClassModule
-from common.testing.toys import Factory, N, fit, new, scores_of, toy_samples, trained, watch_steps
+from common.testing.steps import every_kth
+from common.testing.toys import Factory, N, fit, new, scores_of, toy_samples, trained
 
 ODD_SHAPES: tuple[tuple[int, ...], ...] = ((1, 28, 28), (1, 45, 45), (3, 33, 47), (30,))
-BATCHES = 4
-"""Batches of an epoch while optimisers are watched."""
 
 
 def check_docstrings(factory: Factory) -> None:
     """The class and its three overridden methods say what they do."""
     cls = type(new(factory))
-    for name in ("", "scores", "training_step", "named_optimizers"):
-        own, base = (inspect.getdoc(getattr(one, name) if name else one) for one in (cls, OneClassModule))
-        assert own not in {None, base}, f"{cls.__name__}{name and '.'}{name} has no docstring"
+    members = [(cls.__name__, cls, OneClassModule)]
+    for name in ("scores", "training_step", "named_optimizers"):
+        members.append((f"{cls.__name__}.{name}", getattr(cls, name), getattr(OneClassModule, name)))
+    for name, own, base in members:
+        # not the base class's own, which getdoc finds too
+        assert inspect.getdoc(own) not in {None, inspect.getdoc(base)}, f"{name} has no docstring"
 
 
 def check_returns(factory: Factory) -> None:
@@ -40,7 +41,7 @@ def check_returns(factory: Factory) -> None:
     module = new(factory)
     phases = list(module.phases)
     assert [0, *sorted(set(phases) - {0})] == phases, f"phases must ascend from 0, not {phases}"
-    step, names = module.training_step, dict[int, set[str]]()
+    step, names = module.training_step, dict[int, list[set[str]]]()
 
     def watched(batch: Sample, batch_idx: int) -> Any:
         losses = step(batch, batch_idx)
@@ -50,12 +51,16 @@ def check_returns(factory: Factory) -> None:
             is_scalar = isinstance(loss, Tensor) and loss.ndim == 0
             assert is_scalar, f"loss '{name}' of training_step must be a scalar tensor"
             assert loss.isfinite(), f"loss '{name}' of training_step is {loss.item()}"
-        names.setdefault(module.current_epoch, set()).update(losses)
+        names.setdefault(module.current_epoch, []).append(set(losses))
         return losses
 
     module.training_step = watched  # type: ignore[method-assign]
     logged = fit(module, phases[-1] + 1).callback_metrics
-    unlogged = sorted(name for name in names[phases[-1]] if f"train/{name}" not in logged)
+    for of_batches in names.values():
+        for name in set().union(*of_batches):
+            there = [batch for batch, losses in enumerate(of_batches) if name in losses]
+            assert every_kth(there, len(of_batches)), f"loss '{name}' comes in the batches {there}, not in every k-th"
+    unlogged = sorted(name for name in set().union(*names[phases[-1]]) if f"train/{name}" not in logged)
     assert not unlogged, f"the losses {unlogged} are not logged: do the hooks on_train_… call super()?"
     x = toy_samples(16).image
     with torch.no_grad():
@@ -79,78 +84,6 @@ def check_shapes(factory: Factory) -> None:
         for name, values in scores_of(module.eval(), toy_samples(16, shape).image).items():
             assert values.shape == (16,), f"score '{name}' has the shape {values.shape} for inputs {shape}"
             assert np.isfinite(values).all(), f"score '{name}' is not finite for inputs {shape}"
-
-
-def check_optimizers(factory: Factory) -> None:
-    """Optimisers move all of their own parameters and nothing else does; they are first used in declared order.
-
-    In a method with several phases optimisers may share parameters. ``prepare`` and ``after_epoch`` may set some. What an
-    optimiser has moved may be clipped, as a Wasserstein critic's weights are.
-    """
-    module = new(factory)
-    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    own = _owned(module, parameters)
-    before: dict[str, Tensor] = {}
-    moved: set[str] = set()
-    used: list[str] = []
-
-    def snapshot() -> None:
-        before.update({name: parameter.detach().clone() for name, parameter in parameters.items()})
-
-    def changes() -> set[str]:
-        return {name for name, value in parameters.items() if not value.allclose(before[name], 0, 0, equal_nan=True)}
-
-    def clipped() -> set[str]:
-        return {name for name in moved if _is_clipped(parameters[name], before[name])}
-
-    def nothing_else(_: str = "") -> None:
-        others = sorted(changes() - clipped())
-        assert not others, f"these parameters are moved by something else than an optimiser: {others}"
-
-    def stepped(name: str) -> None:
-        others = sorted(changes() - own[name] - clipped())
-        assert not others, f"a step of optimiser '{name}' moved parameters that are not its own: {others}"
-        moved.update(changes())
-        used.extend({name}.difference(used))
-        snapshot()
-
-    def setting(hook: Callable[[Iterable[Sample]], None], batches: Iterable[Sample]) -> None:
-        nothing_else()
-        hook(batches)
-        snapshot()
-
-    for hook in ("prepare", "after_epoch"):
-        setattr(module, hook, partial(setting, getattr(module, hook)))
-    snapshot()
-    watch_steps(module, BATCHES, stepped, nothing_else)
-    nothing_else()
-    still = sorted(parameters.keys() - moved)
-    assert not still, f"these parameters do not move in {BATCHES} batches, is their loss back-propagated? {still}"
-    assert used, "training_step takes no optimiser step"
-    expected = [name for name in own if name in used]
-    assert used == expected, f"optimisers are first used in the order {used}, not as they are declared: {expected}"
-
-
-def _is_clipped(value: Tensor, before: Tensor) -> bool:
-    """Whether what has changed lies at one bound, and lay beyond it."""
-    size, changed = value.abs(), value != before
-    return bool(((size == size.max()) & (size < before.abs()))[changed].all())
-
-
-def _owned(module: OneClassModule, parameters: dict[str, Any]) -> dict[str, set[str]]:
-    """The names of each optimiser's parameters."""
-    names = {parameter: name for name, parameter in parameters.items()}
-    own: dict[str, set[str]] = {}
-    for name, optimizer in module.named_optimizers().items():
-        mine = {names[p] for group in optimizer.param_groups for p in group["params"] if p in names}
-        for other, theirs in own.items():
-            common = sorted(mine & theirs)
-            shared = len(module.phases) > 1 or not common
-            assert shared, f"optimisers '{other}' and '{name}' share parameters outside of phases: {common}"
-        own[name] = mine
-    orphans = sorted(parameters.keys() - set().union(*own.values()))
-    assert not orphans, f"no optimiser has these trainable parameters: {orphans}"
-    return own
 
 
 def check_scores(factory: Factory) -> None:

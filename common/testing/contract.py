@@ -15,13 +15,13 @@ from common.presets import make_importable
 from common.testing.checks import (
     check_checkpoints,
     check_docstrings,
-    check_optimizers,
     check_orientation,
     check_resume,
     check_returns,
     check_scores,
     check_shapes,
 )
+from common.testing.steps import check_optimizers
 from common.testing.toys import Factory
 from common.training.process import configure_process
 
