@@ -17,10 +17,10 @@ def pasted(image: Tensor) -> Tensor:
         A tensor of the same shape; every call draws anew.
 
     Example:
-        >>> image = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 28, 28)
+        >>> image = torch.arange(40.0).view(40, 1, 1, 1).expand(40, 1, 28, 28)
         >>> mixed = pasted(image)
         >>> mixed.shape, bool((mixed != image).any())
-        (torch.Size([4, 1, 28, 28]), True)
+        (torch.Size([40, 1, 28, 28]), True)
     """
     b, device = len(image), image.device
     other = image[torch.randperm(b, device=device)]

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from sklearn.metrics import roc_auc_score
+from stated import assert_states
 from torch import nn
 from torch.nn import functional
 from watched import Watched
@@ -22,7 +24,6 @@ from common.experiment.cell import Settings
 from common.experiment.run import run
 from common.networks import discriminator
 from common.testing import fit, optimizer_steps, toy_samples, trained
-from common.testing.checks import check_orientation
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -130,6 +131,7 @@ def test_losses_of_two_steps_by_hand(name, changes):
         assert seen.totals["R"][batch * h.r_steps :][: h.r_steps] == pytest.approx(totals)
         assert (losses["loss_adversarial"], losses["loss_reconstruction"]) == pytest.approx(terms)
         assert not torch.equal(judged[0].y, fake.y), "R is judged by D as it is after its step"
+    assert seen.totals["D"] == pytest.approx([one["loss_d"] for one in seen.losses]), "D descends"
     assert not any(seen.calls[net] for net in seen.calls if net.startswith("averaged"))
 
 
@@ -162,9 +164,9 @@ def test_noise_is_fresh_and_of_the_stated_strength():
     first, second = module.noisy(image), module.noisy(image)
     assert not torch.equal(first, second)
     assert first.std().item() == pytest.approx(0.155, rel=0.02)
-    clipped = preset("official")().noisy(image)
-    assert clipped.min() == 0
-    assert clipped.max() <= 1
+    clipped = preset("official")().noisy
+    assert clipped(image).min() == 0
+    assert clipped(image + 1).max() == 1
     assert first.std(0).mean().item() == pytest.approx(0.155, rel=0.02), "each image has its own"
     assert first.mean().abs() < 0.01
 
@@ -309,7 +311,7 @@ def test_batch_statistics_do_not_change_training():
 
 
 def test_averaged_weights_are_the_exponential_average_and_make_the_scores(tmp_path):
-    module = narrow("stable", averaging=0.3, schedule="constant")()
+    module = narrow("stable", averaging=0.3, schedule="constant", r_steps=2)()
     history = []
     update = module.averaged.update_parameters
 
@@ -319,6 +321,7 @@ def test_averaged_weights_are_the_exponential_average_and_make_the_scores(tmp_pa
     module.averaged.update_parameters = lambda nets: (update(nets), history.append(floats(nets)))
     fit(module, 1, tmp_path)
     expected = history[0]
+    assert len(history) == module.trainer.num_training_batches, "once for each batch"
     assert any("running_mean" in name for name in expected)
     for n, later in enumerate(history[1:], 1):
         decay = min(0.3, (1 + n) / (10 + n))
@@ -512,13 +515,12 @@ def test_only_noisy_images_move_the_batch_statistics_of_r():
 
 def test_stable_preset_learns_to_tell_good_reconstructions_from_bad(tmp_path):
     """And is oriented by it: noise scores above waves, which the published labels do not promise."""
-    factory = narrow("stable", latent=8)
-    check_orientation(factory)
-    module = trained(factory, epochs=20)
-    image = toy_samples(64, seed=9).image
+    module = trained(narrow("stable", latent=8), epochs=20)
+    image, noise = toy_samples(64, seed=9).image, 2 * torch.rand(64, 1, 16, 16) - 1
     with torch.no_grad():
-        good, bad = (module.scores(x)["discriminator_reconstruction"].mean() for x in (image, pasted(image)))
-    assert good < bad
+        good, bad, worst = (module.scores(x)["discriminator_reconstruction"] for x in (image, pasted(image), noise))
+    assert good.mean() < bad.mean()
+    assert roc_auc_score([0] * 64 + [1] * 64, torch.cat([good, worst])) > 0.75
 
 
 def test_noise_may_be_no_float():
@@ -640,11 +642,19 @@ def test_oracle_of_a_resumed_run_has_the_whole_curve(tmp_path, monkeypatch):
 
 
 def test_presets_of_the_papers_say_what_they_are():
-    paper, official = (yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("paper", "official"))
-    assert paper["model"]["init_args"]["lambda_r"] == 0.4
-    assert paper["rule"] == "rho"
-    arguments = official["model"]["init_args"]
-    assert (arguments["optimizer"], arguments["lr_d"], arguments["r_steps"], arguments["lambda_r"]) == ("rmsprop", 2e-3, 2, 0.2)
+    four = [64, 128, 256, 512]
+    nets = {"encoder_widths": four, "decoder_widths": [256, 128, 64], "discriminator_widths": four, "norm_eps": 1e-6}
+    assert_states(CONFIGS / "paper.yaml", **nets, lambda_r=0.4, reconstruction_loss="clean", adversarial="minimax", rule="rho")
+    nets = {
+        "encoder_widths": [32, 64, 128],
+        "decoder_widths": [32, 16],
+        "discriminator_widths": [16, 32, 64, 128],
+        "norm_eps": 1e-5,
+    }
+    losses = {"lambda_r": 0.2, "reconstruction_loss": "noisy_cross_entropy", "adversarial": "non_saturating", "r_steps": 2}
+    training = {"optimizer": "rmsprop", "lr_d": 2e-3, "lr_r": 2e-3, "batch_size": 128, "max_epochs": 40}
+    images = {"sigma": 0.155, "clip": [0, 1], "normalization": "unit"}
+    assert_states(CONFIGS / "official.yaml", **nets, **losses, **training, **images)
     optimizers = preset("official")().named_optimizers()
     assert all(optimizer.defaults["alpha"] == 0.9 for optimizer in optimizers.values())
 

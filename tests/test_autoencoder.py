@@ -1,9 +1,11 @@
 """The autoencoder's mechanics: what its loss, its score, its optimiser and its nets are."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from stated import assert_states
 from torch import nn
 from torch.nn import functional
 from watched import Watched
@@ -13,6 +15,7 @@ from autoencoder.networks import build
 from common.networks import bounded_decoder, bounded_encoder
 from common.testing import fit, toy_samples, trained
 
+CONFIGS = Path(__file__).parents[1] / "autoencoder" / "configs"
 ERROR = {"mean": lambda x: x.square().mean((1, 2, 3)), "sum": lambda x: x.square().sum((1, 2, 3))}
 
 
@@ -149,3 +152,24 @@ def test_vectors_have_dense_nets_without_bounds_whatever_the_name(network):
     encoder, decoder = build(network, (30,), (16, 8), 4)
     assert kinds(encoder) == kinds(decoder) == [*["Linear", "LeakyReLU"] * 2, "Linear"]
     assert [layer.out_features for layer in (*encoder, *decoder) if isinstance(layer, nn.Linear)] == [16, 8, 4, 8, 16, 30]
+
+
+def test_presets_of_the_papers_say_what_they_are():
+    settings = {
+        "network": "strided",
+        "widths": [32, 64],
+        "latent": 16,
+        "lr": 1e-3,
+        "schedule": "inverse_time",
+        "lr_decay": 5e-5,
+    }
+    training = {"batch_size": 32, "val_fraction": 0.2, "max_epochs": 20, "threshold_quantile": 0.999, "rule": "last"}
+    assert_states(CONFIGS / "paper.yaml", **settings, **training)
+    dcae = {"network": "lenet", "reduction": "sum", "lr": 1e-4, "batch_size": 200, "normalization": "gcn", "rule": "last"}
+    digits = {"widths": [8, 4], "latent": 32, "lr_milestones": [50], "weight_decay": 5e-4, "max_epochs": 150}
+    assert_states(CONFIGS / "dcae.yaml", **dcae, **digits)
+    colours = {"widths": [32, 64, 128], "latent": 128, "lr_milestones": [250], "weight_decay": 5e-7, "max_epochs": 350}
+    assert_states(CONFIGS / "dcae.cifar10.yaml", **dcae, **colours)
+    noise_std = round(math.sqrt(0.2), 4)
+    bounded = {"network": "bounded", "noise_std": noise_std, "latent": 16, "normalization": "symmetric", "rule": "validation"}
+    assert_states(CONFIGS / "denoising.yaml", **bounded)

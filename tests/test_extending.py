@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from watched import Watched
 
 from common.deploy.load import load_detector
 from common.testing import CHECKS, fit, optimizer_steps, toy_samples
@@ -104,6 +105,22 @@ def test_the_centre_is_computed_again_after_pretraining(tmp_path):
     assert (first, second) == (0, 2)
     assert not torch.allclose(before, after)
     assert torch.equal(module.centre, after)
+
+
+def test_losses_and_score_of_deep_svdd_by_hand():
+    """In the pretraining the summed error, then the mean squared distance from the centre, which is the score."""
+    module = small("deep_svdd")()
+    seen = Watched(module, {"net": module.net, "decoder": module.decoder}, batches=2)
+    *pretraining, third, fourth = seen.losses
+    errors = [
+        (y - x).square().sum((1, 2, 3)).mean().item() for x, y in zip(seen.images[:4], seen.outputs("decoder"), strict=True)
+    ]
+    assert [one["loss_reconstruction"] for one in pretraining] == seen.totals["pretraining"] == pytest.approx(errors)
+    expected = [(code - module.centre).square().sum(1).mean().item() for code in seen.outputs("net")[-2:]]
+    assert [third["loss_distance"], fourth["loss_distance"]] == seen.totals["training"] == pytest.approx(expected)
+    x = toy_samples(4).image
+    code = module.eval().net(x)
+    torch.testing.assert_close(module.scores(x), {"distance": (code - module.centre).square().sum(1)})
 
 
 def test_each_phase_has_its_own_milestones(tmp_path):

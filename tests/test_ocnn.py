@@ -12,7 +12,8 @@ import torchvision
 import yaml
 from PIL import Image
 from pytorch_lightning import Trainer
-from sklearn.svm import OneClassSVM
+from sklearn.svm import SVC, OneClassSVM
+from stated import assert_states
 from torch import nn
 from torch.nn import functional
 from watched import Watched
@@ -550,6 +551,13 @@ def test_minimax_probability_machine_is_the_direction_of_least_variance_for_its_
     assert machine.score_samples(np.array([[3.0, 1.0], [0.0, 0.0]])).argmax() == 0
 
 
+def test_the_ridge_is_a_share_of_the_mean_variance():
+    X = RANDOM.normal([3.0, 1.0], [2.0, 0.5], (200, 2))
+    covariance = np.cov(X.T)
+    expected = np.linalg.solve(covariance + 0.5 * np.trace(covariance) / 2 * np.eye(2), X.mean(0))
+    np.testing.assert_allclose(MinimaxProbabilityMachine(ridge=0.5).fit(X).w_, expected, rtol=1e-6)
+
+
 def test_svdd_is_the_smallest_ball():
     corners = np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0], [1.0, 0.5]])
     svdd = SVDD(nu=0.01).fit(corners)
@@ -563,6 +571,21 @@ def test_svdds_centre_is_that_of_the_ball_and_no_mean():
     svdd = SVDD(nu=0.01).fit(X)
     np.testing.assert_allclose(svdd.centre_, [2, 1], atol=0.01)
     np.testing.assert_allclose(svdd.score_samples(X[:3]), [-5] * 3, rtol=0.02)
+
+
+def test_svdd_leaves_out_the_stated_share():
+    """In the dual a sample weighs at most 1 / (ν N): one outlier of 21 is held by ν = 0.01, not by ν = 0.2."""
+    X = np.append(RANDOM.normal(0, 1, (20, 2)), [[30.0, 0.0]], 0)
+    assert SVDD(nu=0.01).fit(X).centre_[0] > 10
+    assert SVDD(nu=0.2).fit(X).centre_[0] < 10
+
+
+def test_noise_svm_by_hand():
+    X = RANDOM.normal(0.3, 0.2, (50, 3))
+    rows = np.append(X, np.random.RandomState(1).normal(0, 0.3, X.shape), 0)
+    expected = SVC(kernel="linear", C=0.05).fit(rows, np.arange(100) < 50)
+    svm = NoiseSVM(0.3, 0.05, random_state=1).fit(X)
+    np.testing.assert_allclose(svm.score_samples(X), expected.decision_function(X))
 
 
 def test_noise_svm_takes_the_datas_side():
@@ -664,9 +687,13 @@ def test_data_that_must_be_fetched_by_hand(tmp_path, name):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_presets_name_arguments_that_exist(path):
-    arguments = yaml.safe_load(path.read_text())["model"]["init_args"]
-    shape = (1, 8, 8) if arguments["backbone"] == "none" else RGB
-    small = {"backbone": "squeezenet1_0", "head_layers": 1} if shape == RGB else {}
-    assert OCCNN(shape=shape, **arguments | small | {"weights": None}).hparams["sigma"] == arguments["sigma"]
+def test_presets_of_the_papers_say_what_they_are():
+    """Batches and images too; what a backbone's head layers are is tested with the backbones."""
+    both = {"backbone": "alexnet", "head_layers": 2, "fine_tuned": True, "instance_norm": True, "sigma": 0.01, "lr": 1e-4}
+    images = {"batch_size": 64, "image_size": 224, "channels": 3, "iterations": 1000, "rule": "last"}
+    assert_states(CONFIGS / "paper.yaml", **both, **images, classifier_widths=[4096])
+    assert_states(CONFIGS / "official.yaml", **both, **images, classifier_widths=[])
+    tutorial = {"backbone": "vgg16", "head_layers": 1, "fine_tuned": False, "instance_norm": False, "sigma": 0.1, "lr": 1e-4}
+    sizes = {"classifier_widths": [512, 128], "iterations": 320, "batch_size": 256, "image_size": 224, "channels": 3}
+    assert_states(CONFIGS / "keras.yaml", **tutorial, **sizes)
+    assert OCCNN((1, 8, 8), backbone="none").hparams.nu == 0.5

@@ -162,11 +162,11 @@ def test_the_pages_have_the_commands_that_are_tested_here():
 
 
 def test_quickstart(folder, call_forked):
-    output = call_forked("python -m experiments.quickstart --max-epochs 1 --normal 3 8", folder)
+    output = call_forked("python -m experiments.quickstart --max-epochs 1 --normal 3 8 --runs quickstart", folder)
     assert "mean of 3, 8" in output
-    assert "tensorboard --logdir runs" in output
-    assert len(list((folder / "runs").rglob("metrics.json"))) == 2 * 9
-    assert len(list((folder / "runs" / "summary").glob("*digits standard/events*"))) == 9
+    assert "tensorboard --logdir quickstart" in output
+    assert len(list((folder / "quickstart").rglob("metrics.json"))) == 2 * 9
+    assert len(list((folder / "quickstart" / "summary").glob("*digits standard/events*"))) == 9
     assert max(map(len, output.partition("mean of 3, 8")[2].splitlines())) <= 80
 
 

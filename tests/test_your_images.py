@@ -290,10 +290,11 @@ def test_bars_beside_floats_are_no_darker_than_the_image(tmp_path):
 
 
 def test_what_is_outside_of_the_centre_counts_where_it_is_not_cropped(tmp_path):
+    dark = RANDOM.integers(0, 256, (8, 24), dtype=np.uint8)
     for i in range(40):
-        save(tmp_path / "one" / f"{i}.png", RANDOM.integers(0, 256, (8, 24), dtype=np.uint8))
+        save(tmp_path / "one" / f"{i}.png", dark)
     white = np.full((8, 24), 255, np.uint8)
-    white[:, 8:16] = RANDOM.integers(0, 256, (8, 8))
+    white[:, 8:16] = dark[:, 8:16]
     save(tmp_path / "white.png", white)
     for fit, seen in {"crop": False, "squeeze": True, "pad": True}.items():
         data = folder(tmp_path, image_size=8, fit=fit)

@@ -1,4 +1,7 @@
-"""What every test has. Heavy modules are imported by the fixtures: under pytest-xdist the controller reads this file too."""
+"""What every test and doctest has.
+
+Heavy modules are imported by the fixtures: under pytest-xdist the controller reads this file too.
+"""
 
 import os
 from contextlib import contextmanager
@@ -22,10 +25,12 @@ def _one_core():
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _one_thread_and_seed():
+    """Whatever ran before in this process, the random numbers of a test are the same."""
     import torch
 
     torch.set_num_threads(1)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
