@@ -16,7 +16,7 @@ from alocc.pseudo import crossed, pasted
 from common.data import Sample
 from common.losses import squared_error
 from common.module import OneClassModule, Schedule
-from common.networks import discriminator
+from common.networks import discriminator, evaluating
 
 
 class ALOCC(OneClassModule):
@@ -53,6 +53,9 @@ class ALOCC(OneClassModule):
         rho: Bound ρ of the stopping rule ``rule: rho``, on the mean ``reconstruction`` score of held-out normals.
         score: ``discriminator_reconstruction``, ``discriminator`` or ``reconstruction``.
         threshold_quantile: Quantile of the held-out samples' scores that becomes the threshold, in (0, 1).
+
+    Raises:
+        InputError: A size is below 1, or the numbers of R's layers do not match.
 
     Example:
         >>> import torch
@@ -163,12 +166,10 @@ class ALOCC(OneClassModule):
         if not (h.alpha or h.beta):
             return losses.discriminator_loss(self.discriminator(image), self.discriminator(reconstruction))
         half = len(image) // 2
-        self.reconstructor.eval()
-        with torch.no_grad():
+        with evaluating(self.reconstructor):
             latent = self.reconstructor.encoder(torch.cat([image, pasted(image[:half])]))
             latent = torch.cat([latent, crossed(latent[half : len(image)])])
             good, bad = self.reconstructor.decoder(latent).chunk(2)
-        self.reconstructor.train()
         on_image, on_good, on_noisy, on_bad = self.discriminator(torch.cat([image, good, reconstruction, bad])).chunk(4)
         return losses.good_and_bad_loss(on_image, on_good, on_noisy, on_bad, h.alpha, h.beta)
 

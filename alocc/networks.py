@@ -56,9 +56,7 @@ def reconstructor(
     if is_flat(shape):
         to_code = [*shape, *encoder_widths, *([] if latent is None else [latent])]
         return Reconstructor(dense(to_code), dense([to_code[-1], *decoder_widths, *shape]))
-    channels, height, width = shape
-    n = len(encoder_widths)
-    sizes = list(zip(halvings(height, n), halvings(width, n), strict=True))
+    channels, sizes = shape[0], halvings(shape[1:], len(encoder_widths))
     encoder: list[nn.Module] = []
     for inputs, outputs in pairwise([channels, *encoder_widths]):
         encoder += [nn.Conv2d(inputs, outputs, 5, 2, 2), norm(outputs), nn.LeakyReLU(0.2, inplace=True)]

@@ -21,8 +21,10 @@ class Autoencoder(OneClassModule):
 
     Args:
         shape: ``(C, H, W)`` of an image, or ``(F,)`` of a flat vector, for which the nets are dense.
-        network: A key of :data:`autoencoder.networks.NETWORKS`.
-        widths: Channels (or units) of the encoder's layers, mirrored in the decoder.
+        network: A key of :data:`autoencoder.networks.NETWORKS`. ``strided`` and ``lenet`` reconstruct to (0, 1), for data with
+            normalization ``unit`` or ``gcn``; ``bounded`` to (-1, 1), for ``symmetric``.
+        widths: Channels (or units) of the encoder's layers, mirrored in the decoder. ``bounded`` takes the first one, and
+            doubles it twice.
         latent: Size of the code.
         noise_std: Standard deviation of the Gaussian noise on training inputs, in units of the preprocessed images.
         reduction: Whether the squared error of an image is summed or averaged, in loss and score.
@@ -35,6 +37,9 @@ class Autoencoder(OneClassModule):
         lr_decay: Decay per iteration, for ``inverse_time``.
         score: ``reconstruction``, the only one.
         threshold_quantile: Quantile of the held-out samples' scores that becomes the threshold, in (0, 1).
+
+    Raises:
+        InputError: The network is unknown, a size is below 1, or ``lenet`` gets one width.
 
     Example:
         >>> import torch
@@ -57,7 +62,7 @@ class Autoencoder(OneClassModule):
         schedule: Literal["milestones", "inverse_time", "cosine"] = "milestones",
         lr_milestones: Sequence[int] = (),
         lr_decay: float = 0.0,
-        score: str = "reconstruction",
+        score: Literal["reconstruction"] = "reconstruction",
         threshold_quantile: float = 0.95,
     ) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import InputError
-from common.networks import ChannelsLast, bounded_decoder, bounded_encoder, check_sizes, dense, halvings, upsampling
+from common.networks import ChannelsLast, bounded_decoder, bounded_encoder, check_sizes, dense, halvings, is_flat, upsampling
 
 
 class Nets(NamedTuple):
@@ -22,6 +22,8 @@ class Nets(NamedTuple):
 
 def strided(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
     """The nets of the published MNIST recipe: 3x3 stride-2 convolutions, LeakyReLU 0.2, batch norm and a linear code.
+
+    Reconstructions lie in (0, 1).
 
     Batch norm has Keras's constants (epsilon 1e-3, momentum 0.99), and weights are initialised Glorot-uniform. The decoder
     mirrors the encoder and ends in a stride-1 convolution and a sigmoid.
@@ -36,8 +38,7 @@ def strided(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
         >>> sum(p.numel() for net in nets for p in net.parameters())
         178385
     """
-    channels, height, width = shape
-    sizes = list(zip(halvings(height, len(widths)), halvings(width, len(widths)), strict=True))
+    channels, sizes = shape[0], halvings(shape[1:], len(widths))
     grid = (widths[-1], *sizes[-1])
     encoder: list[nn.Module] = []
     for inputs, outputs in pairwise([channels, *widths]):
@@ -57,29 +58,33 @@ def lenet(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
 
     Encoder: 5x5 convolutions without bias, batch norm without affine part, LeakyReLU 0.01, 2x2 max-pooling, a linear
     layer. Decoder: the code, reshaped to a small grid and upsampled three times, with 5x5 transposed convolutions and a
-    sigmoid. Widths (8, 4) and 32 latents on 28x28 give their MNIST net; (32, 64, 128) and 128 on 32x32 give their CIFAR-10
-    net, which also normalises the code. For other sizes an additional linear layer fits the code to the grid. Two
-    operations are reordered to save time, with the same result: pooling comes before the (monotone) activation, and
-    upsampling is part of the next convolution.
+    sigmoid, so reconstructions lie in (0, 1). Widths (8, 4) and 32 latents on 28x28 give their MNIST net; (32, 64, 128) and
+    128 on 32x32 give their CIFAR-10 net, which also normalises the code. For other sizes an additional linear layer fits the
+    code to the grid. Two operations are reordered to save time, with the same result: pooling comes before the (monotone)
+    activation, and upsampling is part of the next convolution.
 
     Args:
         shape: ``(C, H, W)`` of an image, any size.
-        widths: Channels of the encoder's convolutions.
+        widths: Channels of the encoder's convolutions, two or more.
         latent: Size of the code.
+
+    Raises:
+        InputError: There is one width only, whose two transposed convolutions cannot upsample three times.
 
     Example:
         >>> nets = lenet((1, 28, 28), widths=(8, 4), latent=32)
         >>> sum(p.numel() for net in nets for p in net.parameters())
         8472
     """
-    channels, height, width = shape
-    rows, columns = -(-height // 8), -(-width // 8)
-    grid = (max(1, latent // (rows * columns)), rows, columns)
+    if len(widths) < 2:
+        raise InputError("widths must have two entries or more: the decoder of lenet upsamples three times")
+    channels, halves = shape[0], halvings(shape[1:], 3)
+    grid = (max(1, latent // prod(halves[3])), *halves[3])
     encoder: list[nn.Module] = []
     for inputs, outputs in pairwise([channels, *widths]):
         norm, activation = _norm_then_activation(outputs)
         encoder += [nn.Conv2d(inputs, outputs, 5, padding=2, bias=False), norm, nn.MaxPool2d(2, ceil_mode=True), activation]
-    features = widths[-1] * halvings(height, len(widths))[-1] * halvings(width, len(widths))[-1]
+    features = widths[-1] * prod(halvings(shape[1:], len(widths))[-1])
     encoder += [nn.Flatten(), nn.Linear(features, latent, bias=False)]
     if len(widths) == 3:
         encoder += [nn.BatchNorm1d(latent, eps=1e-4, affine=False)]
@@ -87,11 +92,14 @@ def lenet(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
     decoder += [nn.Unflatten(1, grid), ChannelsLast(), nn.LeakyReLU()]
     outputs_of = [*widths[::-1], channels]
     for left, (inputs, outputs) in enumerate(zip([grid[0], *outputs_of], outputs_of, strict=False), -len(widths)):
-        convolution = UpsampledConvTranspose2d if left > -3 else nn.ConvTranspose2d
-        decoder += [convolution(inputs, outputs, 5, padding=2, bias=False)]
+        upsampled = left > -3
+        decoder += [
+            UpsampledConvTranspose2d(inputs, outputs) if upsampled
+            else nn.ConvTranspose2d(inputs, outputs, 5, padding=2, bias=False)
+        ]  # fmt: skip
         if left == -1:
-            decoder += [CentreCrop(-(-height // 2), -(-width // 2))]
-        decoder += _norm_then_activation(outputs) if left else [CentreCrop(height, width), nn.Sigmoid()]
+            decoder += [CentreCrop(*halves[1])]
+        decoder += _norm_then_activation(outputs) if left else [CentreCrop(*halves[0]), nn.Sigmoid()]
     nets = Nets(nn.Sequential(*encoder), nn.Sequential(*decoder))
     if len(widths) == 3:
         for net in nets:
@@ -100,7 +108,7 @@ def lenet(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
 
 
 def bounded(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
-    """OCGAN's encoder and decoder, with a tanh code, for its ablation row "AE only".
+    """OCGAN's encoder and decoder, with a tanh code, for its ablation row "AE only". Reconstructions lie in (-1, 1).
 
     Args:
         shape: ``(C, H, W)`` of an image, any size.
@@ -155,12 +163,12 @@ def build(network: str, shape: Sequence[int], widths: Sequence[int], latent: int
     """
     if network not in NETWORKS:
         raise InputError(f"unknown network '{network}': choose from {', '.join(NETWORKS)}")
-    if len(shape) not in {1, 3}:
-        raise InputError(f"shape must be (C, H, W) or (F,), not {tuple(shape)}")
     check_sizes(widths=widths, latent=latent)
-    if len(shape) == 3 and not widths:
+    if is_flat(shape):
+        return vector(shape, widths, latent)
+    if not widths:
         raise InputError("widths must have an entry: images need at least one convolution")
-    return (NETWORKS[network] if len(shape) == 3 else vector)(shape, widths, latent)
+    return NETWORKS[network](shape, widths, latent)
 
 
 class UpsampledConvTranspose2d(nn.ConvTranspose2d):
@@ -171,7 +179,7 @@ class UpsampledConvTranspose2d(nn.ConvTranspose2d):
 
     Example:
         >>> import torch
-        >>> layer, x = UpsampledConvTranspose2d(3, 2, 5, padding=2, bias=False), torch.rand(1, 3, 6, 7)
+        >>> layer, x = UpsampledConvTranspose2d(3, 2), torch.rand(1, 3, 6, 7)
         >>> expected = F.conv_transpose2d(F.interpolate(x, scale_factor=2), layer.weight, padding=2)
         >>> torch.allclose(layer(x), expected, atol=1e-6)
         True
@@ -179,8 +187,8 @@ class UpsampledConvTranspose2d(nn.ConvTranspose2d):
 
     taps: Tensor
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 5, *, padding: int = 2, bias: bool = False) -> None:
-        super().__init__(inputs, outputs, kernel, padding=padding, bias=bias)
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 5, padding=2, bias=False)
         even = [[1.0, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
         odd = [[1.0, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 1]]
         self.register_buffer("taps", torch.tensor([even, odd]), persistent=False)
@@ -207,10 +215,7 @@ class CentreCrop(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Crops to the centre."""
         top, left = (x.shape[-2] - self.height) // 2, (x.shape[-1] - self.width) // 2
-        if x.shape[-2:] == (self.height, self.width):
-            return x
-        right, bottom = x.shape[-1] - self.width - left, x.shape[-2] - self.height - top
-        return F.pad(x, (-left, -right, -top, -bottom))
+        return x[..., top : top + self.height, left : left + self.width]
 
 
 def _activation_then_norm(channels: int) -> list[nn.Module]:

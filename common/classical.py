@@ -128,7 +128,7 @@ def fit_and_score(
         if options.pop("instance_norm", False):
             estimator = make_pipeline(FunctionTransformer(zscore, kw_args={"axis": 1}), estimator)
         try:
-            data.extractor, _ = split(**options)
+            data.extractor, _ = split(**options, fine_tuned=False)
         except TypeError as error:
             known = "backbone, weights, head_layers, pooling, instance_norm and image_size"
             raise InputError(f"the options of a detector are {known} ({error})") from error

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from numbers import Integral, Real
-from pkgutil import resolve_name
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +24,7 @@ from common.data.arrays import as_stored, is_channels_last
 from common.data.transforms import height_and_width
 from common.errors import InputError
 from common.evaluation import quantile_threshold
+from common.importing import import_class
 from common.module import OneClassModule
 from common.presets import Config, is_file, preset_path, read_config
 from common.training.process import chosen_device
@@ -203,12 +203,12 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             yield self._preprocessing(_as_stored(X[part]))
 
     def _trained(self, X: NDArray[Any], model: Config, options: Config) -> OneClassModule:
-        cls = resolve_name(model["class_path"])
-        known = cls.argument_names() - {"shape"}
+        cls = import_class(model["class_path"])
+        known = cls.arguments().keys() - {"shape"}
         if unknown := self._overrides.keys() - known:
             raise InputError(f"{cls.__name__} has no argument {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
         shape = next(self._inputs(X[:1])).shape[1:]
-        module: OneClassModule = cls(shape=list(shape), **model["init_args"] | self._overrides)
+        module = cls(shape=list(shape), **model["init_args"] | self._overrides)  # type: ignore[call-arg]
         trainer = self._trainer(options)
         device = trainer.strategy.root_device
         frozen = (module.frozen() or nn.Identity()).to(device)

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from inspect import signature
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import numpy as np
 import torch
@@ -21,11 +21,10 @@ from common.data import Sample
 from common.data.features import Extractor
 from common.data.loaders import in_order
 from common.errors import InputError
-from common.scoring import Scored, ScoringModule, highest_of_each
+from common.networks import evaluating
+from common.scoring import ScoringModule
 from common.training.seeding import epoch_seed
 from common.training.speed import Speed
-
-__all__ = ["OneClassModule", "Schedule", "Scored", "highest_of_each"]
 
 Schedule = Literal["constant", "cosine"]
 """A constant learning rate, or one that follows a cosine to 0."""
@@ -128,7 +127,7 @@ class OneClassModule(ScoringModule):
         return None
 
     def figures(self, x: Tensor) -> Mapping[str, Figure]:
-        """Draws the method's own figures, by name, every few epochs from up to 200 held-out samples ``(B, *shape)``."""
+        """Draws the method's own figures, by name, from up to 200 held-out samples ``(B, *shape)``."""
         return {}
 
     def frozen(self) -> Extractor | None:
@@ -142,7 +141,11 @@ class OneClassModule(ScoringModule):
     def optimizer(self, name: str) -> Any:
         """The optimiser with this name, wrapped by Lightning."""
         configured: Any = self.optimizers()
-        return (configured if isinstance(configured, list) else [configured])[self._optimizer_names.index(name)]
+        in_order = configured if isinstance(configured, list) else [configured]
+        optimizers = dict(zip(self._optimizer_names, in_order, strict=True))
+        if name not in optimizers:
+            raise InputError(f"there is no optimiser '{name}': named_optimizers returns {', '.join(optimizers)}")
+        return optimizers[name]
 
     def toggled(self, name: str) -> AbstractContextManager[None]:
         """Context in which only the parameters of one optimiser get gradients; put the forward pass inside, too."""
@@ -158,33 +161,42 @@ class OneClassModule(ScoringModule):
         for optimizer in optimizers:
             optimizer.step()
 
-    def cosine(self, optimizer: Optimizer) -> dict[str, Any]:
+    def cosine(self, optimizer: Optimizer, epochs: int | None = None) -> dict[str, Any]:
         """A schedule for :meth:`scheduler` that falls along a cosine to 0 at the last iteration.
 
-        Raises InputError if the length of the training is not known.
+        ``epochs`` are those in which the optimiser steps, for one of a single phase; by default all. Raises InputError if the
+        length of the training is not known.
         """
         # With manual optimisation Lightning counts batches here, as on_train_batch_end does, not optimiser steps
         iterations = self.trainer.estimated_stepping_batches
         if math.isinf(iterations):
             raise InputError("a cosine schedule needs the length of the training: give trainer.max_epochs")
+        if epochs is not None:
+            iterations = epochs * self.trainer.num_training_batches
         return {"scheduler": Cosine(optimizer, int(iterations)), "interval": "step"}
 
     @classmethod
-    def argument_names(cls) -> set[str]:
-        """The names of all arguments of ``__init__``, including those that it passes to base classes by ``**kwargs``."""
-        names: set[str] = set()
+    def arguments(cls) -> dict[str, Any]:
+        """The annotations of all arguments of ``__init__``, including those that it passes to base classes by ``**kwargs``."""
+        annotations: dict[str, Any] = {}
         for initializer in (vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)):
             parameters = signature(initializer).parameters.values()
-            names |= {p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}}
+            named = {p.name: p.annotation for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}}
+            annotations = named | annotations
             if all(p.kind is not p.VAR_KEYWORD for p in parameters):
                 break
-        return names - {"self"}
+        return {name: annotation for name, annotation in annotations.items() if name != "self"}
 
     def configure_optimizers(self) -> Any:
         """Builds Lightning's configuration from :meth:`named_optimizers` and :meth:`scheduler`.
 
-        Raises InputError if an optimiser refuses a hyper-parameter, such as its rate, and for a schedule that is not to be had.
+        Raises InputError if an argument is none of its choices, as Python does not check them, if an optimiser refuses a
+        hyper-parameter, such as its rate, and for a schedule that is not to be had.
         """
+        for argument, annotation in self.arguments().items():
+            choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+            if choices and (given := self.hparams.get(argument, choices[0])) not in choices:
+                raise InputError(f"{argument} must be {' or '.join(choices)}, not {given}")
         configured: list[dict[str, Any]] = []
         try:
             optimizers = self.named_optimizers()
@@ -233,7 +245,7 @@ class OneClassModule(ScoringModule):
         seed, loader = epoch_seed(self.current_epoch), self.trainer.train_dataloader
         if self.phase >= self._prepared_phases:
             torch.manual_seed(seed)
-            with self._evaluating():
+            with evaluating(self):
                 self.prepare(self._on_device(in_order(loader)))
             self._prepared_phases = self.phase + 1
         torch.manual_seed(seed + self.global_rank)
@@ -249,7 +261,7 @@ class OneClassModule(ScoringModule):
         ends = is_last_epoch or trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
         # done after the last batch, and where the epoch is cut short; not before the trainer's min_epochs
         if trainer.fit_loop.epoch_loop.done and (ends or self.every_epoch_counts):
-            with self._evaluating():
+            with evaluating(self):
                 self.after_epoch(self._on_device(trainer.train_dataloader))
             self._behind = False
 

@@ -1,7 +1,9 @@
 """Networks that several papers use."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -36,16 +38,18 @@ def check_sizes(**sizes: int | Sequence[int] | None) -> None:
             raise InputError(f"{name} must be at least 1, not {size if isinstance(size, int) else list(each)}")
 
 
-def halvings(size: int, n: int) -> list[int]:
-    """The sizes of feature maps: ``size``, then after each of ``n`` stride-2 convolutions, ``ceil(size / 2)`` each time.
+def halvings(size: Sequence[int], n: int) -> list[tuple[int, int]]:
+    """The sizes of feature maps: ``(height, width)``, then after each of ``n`` stride-2 convolutions half of both, rounded up.
 
     Example:
-        >>> halvings(33, 3)
-        [33, 17, 9, 5]
+        >>> halvings((33, 28), 3)
+        [(33, 28), (17, 14), (9, 7), (5, 4)]
     """
-    sizes = [size]
+    height, width = size
+    sizes = [(height, width)]
     for _ in range(n):
-        sizes.append(-(-sizes[-1] // 2))
+        height, width = -(-height // 2), -(-width // 2)
+        sizes.append((height, width))
     return sizes
 
 
@@ -82,13 +86,11 @@ def bounded_encoder(shape: Sequence[int], width: int, latent: int) -> nn.Sequent
         >>> bounded_encoder((1, 28, 28), width=8, latent=16)(torch.rand(4, 1, 28, 28)).shape
         torch.Size([4, 16])
     """
-    channels, height, width_px = shape
-    widths = [channels, width, 2 * width, 4 * width]
     layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(widths):
+    for inputs, outputs in pairwise([shape[0], width, 2 * width, 4 * width]):
         convolution = nn.Conv2d(inputs, outputs, 5, 2, 2, bias=False)
         layers += [convolution, nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2, inplace=True)]
-    features = widths[-1] * halvings(height, 3)[-1] * halvings(width_px, 3)[-1]
+    features = 4 * width * prod(halvings(shape[1:], 3)[-1])
     last = [nn.Flatten(), nn.Linear(features, latent, bias=False), nn.BatchNorm1d(latent), nn.Tanh()]
     return nn.Sequential(*layers, *last).apply(normal_start)
 
@@ -105,22 +107,14 @@ def bounded_decoder(shape: Sequence[int], width: int, latent: int) -> nn.Sequent
         >>> bounded_decoder((3, 33, 47), width=8, latent=16)(torch.rand(4, 16)).shape
         torch.Size([4, 3, 33, 47])
     """
-    channels, height, width_px = shape
-    sizes = list(zip(halvings(height, 3), halvings(width_px, 3), strict=True))
-    widths = [4 * width, 2 * width, width, channels]
-    grid = (widths[0], *sizes[-1])
-    layers: list[nn.Module] = [
-        nn.Linear(latent, grid[0] * grid[1] * grid[2], bias=False),
-        nn.Unflatten(1, grid),
-        ChannelsLast(),
-        nn.BatchNorm2d(widths[0]),
-        nn.LeakyReLU(0.2, inplace=True),
-    ]
-    for inputs, outputs, size in zip(widths, widths[1:], sizes[-2::-1], strict=False):
-        layers += [upsampling(inputs, outputs, 5, size, bias=outputs == channels)]
-        if outputs != channels:
-            layers += [nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2, inplace=True)]
-    return nn.Sequential(*layers, nn.Tanh()).apply(normal_start)
+    sizes = halvings(shape[1:], 3)
+    grid = (4 * width, *sizes[3])
+    layers: list[nn.Module] = [nn.Linear(latent, prod(grid), bias=False), nn.Unflatten(1, grid), ChannelsLast()]
+    layers += [nn.BatchNorm2d(4 * width), nn.LeakyReLU(0.2, inplace=True)]
+    for inputs, outputs, size in ((4 * width, 2 * width, sizes[2]), (2 * width, width, sizes[1])):
+        layers += [upsampling(inputs, outputs, 5, size, bias=False), nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2, inplace=True)]
+    last = upsampling(width, shape[0], 5, sizes[0], bias=True)
+    return nn.Sequential(*layers, last, nn.Tanh()).apply(normal_start)
 
 
 def normal_start(layer: nn.Module) -> None:
@@ -152,6 +146,9 @@ def discriminator(shape: Sequence[int], widths: Sequence[int], norm: Norm | None
         widths: Channels of the convolutions, or sizes of the hidden layers.
         norm: Makes the layer that follows a convolution; None for no such layers. Flat vectors have none.
 
+    Raises:
+        InputError: The shape has another length, a width is below 1, or images get no convolution.
+
     Example:
         >>> sum(p.numel() for p in discriminator((1, 28, 28), (16, 32, 64, 128)).parameters())
         270401
@@ -161,12 +158,11 @@ def discriminator(shape: Sequence[int], widths: Sequence[int], norm: Norm | None
         return dense([*shape, *widths, 1], nn.Flatten(0))
     if not widths:
         raise InputError("discriminator_widths must have an entry: images need at least one convolution")
-    channels, height, width = shape
-    layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 5, 2, 2), nn.LeakyReLU(0.2, inplace=True)]
+    layers: list[nn.Module] = [nn.Conv2d(shape[0], widths[0], 5, 2, 2), nn.LeakyReLU(0.2, inplace=True)]
     for inputs, outputs in pairwise(widths):
         normalized = [norm(outputs)] if norm else []
         layers += [nn.Conv2d(inputs, outputs, 5, 2, 2), *normalized, nn.LeakyReLU(0.2, inplace=True)]
-    features = widths[-1] * halvings(height, len(widths))[-1] * halvings(width, len(widths))[-1]
+    features = widths[-1] * prod(halvings(shape[1:], len(widths))[-1])
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 1), nn.Flatten(0))
 
 
@@ -185,6 +181,29 @@ def dense(sizes: Sequence[int], last: nn.Module | None = None) -> nn.Sequential:
     for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.LeakyReLU(0.2)]
     return nn.Sequential(*layers[:-1], *([last] if last is not None else []))
+
+
+@contextmanager
+def evaluating(*nets: nn.Module) -> Iterator[None]:
+    """Context in eval mode and without gradients; afterwards every layer is in its former mode.
+
+    Example:
+        >>> net = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2).eval())
+        >>> with evaluating(net):
+        ...     [layer.training for layer in net]
+        [False, False]
+        >>> [layer.training for layer in net]
+        [True, False]
+    """
+    modes = [(layer, layer.training) for net in nets for layer in net.modules()]
+    for net in nets:
+        net.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for layer, mode in modes:
+            layer.training = mode
 
 
 class ChannelsLast(nn.Module):

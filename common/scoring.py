@@ -3,7 +3,6 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 from common.data import Sample
 from common.errors import InputError
 from common.evaluation import evaluate, quantile_threshold
+from common.networks import evaluating
 
 
 class Scored(NamedTuple):
@@ -88,6 +88,8 @@ class ScoringModule(LightningModule, ABC):
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Scores a batch of held-out samples."""
+        if batch_idx == 0:
+            self._collected.clear()  # an interrupted split may have left some
         sample = {"index": batch.index, "target": batch.target, "label": batch.label}
         self._collected.append(sample | self._scores_of(batch.image))
         if len(self._collected) == MERGED_AFTER:
@@ -127,7 +129,7 @@ class ScoringModule(LightningModule, ABC):
 
     def score(self, batches: Iterable[Sample]) -> Scored:
         """Scores a whole split outside of the trainer's loops."""
-        with self._evaluating():
+        with evaluating(self):
             for position, batch in enumerate(self._on_device(batches)):
                 self.validation_step(batch, position)
         return self._by_group(self._split())
@@ -178,18 +180,6 @@ class ScoringModule(LightningModule, ABC):
     def _on_device(self, batches: Iterable[Sample]) -> Iterator[Sample]:
         for batch in batches:
             yield batch._replace(image=batch.image.to(self.device, self.dtype))  # type: ignore[arg-type]
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Context in eval mode and without gradients; afterwards every net is in its former mode."""
-        modes = [(net, net.training) for net in self.modules()]
-        self.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for net, mode in modes:
-                net.training = mode
 
 
 def _merged(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from common.data import Sample
+from common.errors import InputError
 from common.losses import Reduction, add_noise, squared_error
 from common.module import OneClassModule, Schedule
+from common.networks import evaluating
 from ocgan.figures import latent_histogram, mining_grid
 from ocgan.losses import critic_loss, fooling_loss, relative_error
 from ocgan.mining import mine
-from ocgan.networks import build, kept_statistics, latent_critic
+from ocgan.networks import Network, build, image_critic, kept_statistics, latent_critic
 
 
 class OCGAN(OneClassModule):
@@ -34,7 +36,7 @@ class OCGAN(OneClassModule):
         classifier_width: Channels of the classifier's first convolution.
         noise_std: Standard deviation of the Gaussian noise on training inputs, in units of the preprocessed images.
         lambda_mse: Weight of the reconstruction loss, λ.
-        reduction: Whether the squared error of an image is summed or averaged.
+        reduction: Whether the squared error of an image is summed or averaged in the loss; scores are means.
         weight_latent: Weight of the encoder's loss against the latent discriminator; 0 removes the discriminator.
         weight_visual: Weight of the decoder's loss against the visual discriminator; 0 removes it and the classifier.
         mining_steps: Number of mining steps; 0 trains the classifier without mining, None removes the classifier.
@@ -48,6 +50,9 @@ class OCGAN(OneClassModule):
         score: ``reconstruction``, ``relative_reconstruction`` or ``discriminator``.
         threshold_quantile: Quantile of the held-out samples' scores that becomes the threshold, in (0, 1).
 
+    Raises:
+        InputError: A width or the latent size is below 1, or the ``released`` nets get another size than 61x61.
+
     Example:
         >>> import torch
         >>> module = OCGAN(shape=(1, 8, 8), width=8, latent=4, visual_width=4, classifier_width=4)
@@ -58,7 +63,7 @@ class OCGAN(OneClassModule):
     def __init__(
         self,
         shape: Sequence[int],
-        network: Literal["padded", "released"] = "padded",
+        network: Network = "padded",
         width: int = 64,
         latent: int = 16,
         visual_width: int = 12,
@@ -81,14 +86,14 @@ class OCGAN(OneClassModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        self.encoder, self.decoder, critic = build(shape, width, latent, network)
+        self.encoder, self.decoder = build(network, shape, width, latent)
         self.critics = nn.ModuleDict()
         if weight_latent:
-            self.critics["latent_discriminator"] = latent_critic(latent, network)
+            self.critics["latent_discriminator"] = latent_critic(network, latent)
         if weight_visual:
-            self.critics["visual_discriminator"] = critic(visual_width)
+            self.critics["visual_discriminator"] = image_critic(network, shape, visual_width)
         if weight_visual and mining_steps is not None:
-            self.critics["classifier"] = critic(classifier_width)
+            self.critics["classifier"] = image_critic(network, shape, classifier_width)
 
     def named_optimizers(self) -> dict[str, Optimizer]:
         """Adam for the classifier, the latent and the visual discriminator, where they exist, then for encoder and decoder."""
@@ -183,10 +188,16 @@ class OCGAN(OneClassModule):
 
     @property
     def mines(self) -> bool:
-        """Whether the decoder learns from mined latents in the current epoch."""
-        h = self.hparams
-        begun = self.current_epoch >= h.mining_start * (self.trainer.max_epochs or 0)
-        return bool("classifier" in self.critics and h.mining_steps and begun)
+        """Whether the decoder learns from mined latents in the current epoch.
+
+        Raises InputError if mining begins after a share of the epochs, and their number is not known.
+        """
+        h, epochs = self.hparams, self.trainer.max_epochs
+        if "classifier" not in self.critics or not h.mining_steps:
+            return False
+        if h.mining_start and (epochs is None or epochs < 0):
+            raise InputError("mining_start is a share of the epochs: give trainer.max_epochs")
+        return bool(self.current_epoch >= h.mining_start * (epochs or 0))
 
     def decoded(self, latent: Tensor, graph: bool) -> Tensor:
         """Decodes random latents, ``(B, d)`` to ``(B, *shape)``, without updating batch norm's running statistics."""
@@ -200,19 +211,14 @@ class OCGAN(OneClassModule):
         with kept_statistics(self.decoder, classifier):
             return mine(self.decoder, classifier, latent, h.mining_steps, h.mining_step_size)
 
-    @torch.no_grad()
     def inferred(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
         """Code ``(B, d)`` and reconstruction ``(B, *shape)`` in inference mode, as the released code's critics see them.
 
         They depend on batch norm's running statistics, so the training step calls this before its own pass updates them.
         """
-        for net in (self.encoder, self.decoder):
-            net.eval()
-        latent = self.encoder(noisy)
-        reconstruction = self.decoder(latent)
-        for net in (self.encoder, self.decoder):
-            net.train()
-        return latent, reconstruction
+        with evaluating(self.encoder, self.decoder):
+            latent = self.encoder(noisy)
+            return latent, self.decoder(latent)
 
     def embed(self, x: Tensor) -> Tensor:
         """The code ``En(x)``, ``(B, d)`` in (-1, 1)."""

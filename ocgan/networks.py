@@ -1,8 +1,7 @@
 """OCGAN's encoder, decoder and critics, for images of any size and flat vectors, and those of the code for 61x61."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -11,64 +10,85 @@ from torch import nn
 from common.errors import InputError
 from common.networks import bounded_decoder, bounded_encoder, check_sizes, dense, discriminator, is_flat, normal_start
 
-Critic = Callable[[int], nn.Module]
-"""A function from a base width to a net, which maps ``(B, *shape)`` to ``(B,)`` logits."""
-
-CRITIC_WIDTHS = "visual_width and classifier_width"
+Network = Literal["padded", "released"]
+"""``padded``: three 5x5 stride-2 convolutions, as in the text, for any size; ``released``: four without padding, as in the
+code, for 61x61 only. Flat vectors have dense nets with either."""
 
 
 class Nets(NamedTuple):
-    """An ``encoder`` from ``(B, *shape)`` to ``(B, d)`` in (-1, 1), a ``decoder`` back, and a maker of image critics."""
+    """An ``encoder`` from ``(B, *shape)`` to ``(B, d)`` in (-1, 1), and a ``decoder`` back."""
 
     encoder: nn.Module
     decoder: nn.Module
-    critic: Critic
 
 
-def build(shape: Sequence[int], width: int, latent: int, network: Literal["padded", "released"]) -> Nets:
-    """Builds the encoder, the decoder and the maker of critics for inputs of one shape.
+def build(network: Network, shape: Sequence[int], width: int, latent: int) -> Nets:
+    """Builds encoder and decoder.
 
     Args:
-        shape: ``(C, H, W)``, or ``(F,)`` for dense nets, with any ``network``.
+        network: See :data:`Network`.
+        shape: ``(C, H, W)`` or ``(F,)``.
         width: Channels of the encoder's first convolution.
         latent: ``d``.
-        network: ``padded``: three 5x5 stride-2 convolutions, as in the text, for any size; ``released``: four without
-            padding, as in the code, for 61x61 only.
 
     Raises:
         InputError: The shape has another length, ``released`` is used for another size, or a width or ``d`` is below 1.
 
     Example:
-        >>> nets = build((3, 61, 61), 64, 16, "released")
-        >>> [sum(p.numel() for p in net.parameters()) for net in (nets.encoder, nets.decoder, nets.critic(12))]
-        [1132064, 1132099, 38257]
+        >>> [sum(p.numel() for p in net.parameters()) for net in build("released", (3, 61, 61), 64, 16)]
+        [1132064, 1132099]
     """
     check_sizes(width=width, latent=latent)
     if is_flat(shape):
         widths = (*shape, 4 * width, 2 * width)
-        return Nets(dense([*widths, latent], nn.Tanh()), dense([latent, *widths[::-1]]), partial(_padded_critic, shape))
+        return Nets(dense([*widths, latent], nn.Tanh()), dense([latent, *widths[::-1]]))
     if network == "padded":
-        nets = bounded_encoder(shape, width, latent), bounded_decoder(shape, width, latent)
-        return Nets(*nets, partial(_padded_critic, shape))
+        return Nets(bounded_encoder(shape, width, latent), bounded_decoder(shape, width, latent))
     if tuple(shape[1:]) != (61, 61):
         raise InputError(f"the released nets are for 61x61 images, not {shape[1]}x{shape[2]}: give image_size 61")
-    return Nets(*_released(shape[0], width, latent), partial(_released_critic, shape[0]))
+    return Nets(*_released(shape[0], width, latent))
 
 
-def latent_critic(latent: int, network: Literal["padded", "released"]) -> nn.Sequential:
+def image_critic(network: Network, shape: Sequence[int], width: int) -> nn.Sequential:
+    """The visual discriminator or the classifier: three 5x5 stride-2 convolutions of ``width``, doubling, and one logit.
+
+    Args:
+        network: See :data:`Network`; ``padded`` has PyTorch's initial weights, ``released`` the code's.
+        shape: ``(C, H, W)`` or ``(F,)``.
+        width: Channels of the first convolution.
+
+    Returns:
+        A net from ``(B, *shape)`` to ``(B,)`` logits.
+
+    Raises:
+        InputError: The shape has another length, or ``width`` is below 1.
+
+    Example:
+        >>> sum(p.numel() for p in image_critic("released", (3, 61, 61), 12).parameters())
+        38257
+    """
+    check_sizes(**{"visual_width and classifier_width": width})
+    widths = (width, 2 * width, 4 * width)
+    if network == "padded" or is_flat(shape):
+        return discriminator(shape, widths)
+    layers = _released_convolutions([shape[0], *widths])
+    return nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 5, 2), nn.Flatten(0)).apply(normal_start)
+
+
+def latent_critic(network: Network, latent: int) -> nn.Sequential:
     """The latent discriminator: a dense net with 128, 64, 32 and 16 units as in the paper, and one logit.
 
     Args:
-        latent: ``d``, the size of the codes.
         network: ``padded`` has LeakyReLU 0.2 and PyTorch's initial weights; ``released`` has the code's ReLU and initial
             weights and biases, N(0, 0.02²).
+        latent: ``d``, the size of the codes.
 
     Returns:
         A net from ``(B, d)`` codes to ``(B,)`` logits.
 
     Example:
         >>> import torch
-        >>> latent_critic(16, "padded")(torch.zeros(4, 16)).shape
+        >>> latent_critic("padded", 16)(torch.zeros(4, 16)).shape
         torch.Size([4])
     """
     sizes = [latent, 128, 64, 32, 16, 1]
@@ -105,11 +125,6 @@ def kept_statistics(*nets: nn.Module) -> Iterator[None]:
             norm.track_running_stats = was
 
 
-def _padded_critic(shape: Sequence[int], base: int) -> nn.Module:
-    check_sizes(**{CRITIC_WIDTHS: base})
-    return discriminator(shape, (base, 2 * base, 4 * base))
-
-
 def _norm(channels: int) -> nn.BatchNorm2d:
     """Batch norm as in the code: MXNet's momentum of 0.1 is 0.9 in PyTorch."""
     return nn.BatchNorm2d(channels, momentum=0.9)
@@ -135,9 +150,3 @@ def _released(channels: int, width: int, latent: int) -> tuple[nn.Module, nn.Mod
         decoder += [convolution, _norm(outputs), *dropout, nn.ReLU(inplace=True)]
     decoder += [nn.ConvTranspose2d(width, channels, 5, 2), nn.Tanh()]
     return nn.Sequential(*encoder).apply(normal_start), nn.Sequential(*decoder).apply(normal_start)
-
-
-def _released_critic(channels: int, base: int) -> nn.Module:
-    check_sizes(**{CRITIC_WIDTHS: base})
-    layers = _released_convolutions([channels, base, 2 * base, 4 * base])
-    return nn.Sequential(*layers, nn.Conv2d(4 * base, 1, 5, 2), nn.Flatten(0)).apply(normal_start)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from math import prod
 from typing import Literal
 
 from torch import nn
@@ -44,31 +45,26 @@ def extractor(
     return split(backbone, weights, head_layers, fine_tuned, pooling)
 
 
-def small_net(shape: Sequence[int], width: int = 16, features: int = 64) -> nn.Sequential:
-    """A small net: three 3x3 stride-2 convolutions of ``width``, doubling, with LeakyReLU 0.2, and a linear layer.
+def small_net(shape: Sequence[int]) -> nn.Sequential:
+    """A small net: three 3x3 stride-2 convolutions with 16, 32 and 64 channels, LeakyReLU 0.2, and a linear layer.
 
     It has no biases and Kaiming's initial weights, so that the features of different images differ from the beginning.
 
     Args:
         shape: ``(C, H, W)`` of an image, any size.
-        width: Channels of the first convolution.
-        features: Size of the output.
 
     Returns:
-        A net from ``(B, C, H, W)`` to ``(B, features)``.
+        A net from ``(B, C, H, W)`` to ``(B, 64)`` features.
 
     Example:
         >>> import torch
         >>> small_net((3, 33, 47))(torch.rand(4, 3, 33, 47)).shape
         torch.Size([4, 64])
     """
-    channels, height, width_px = shape
-    widths = [channels, width, 2 * width, 4 * width]
     layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(widths):
+    for inputs, outputs in pairwise([shape[0], 16, 32, 64]):
         layers += [nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
-    flat = widths[-1] * halvings(height, 3)[-1] * halvings(width_px, 3)[-1]
-    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, features, bias=False))
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * prod(halvings(shape[1:], 3)[-1]), 64, bias=False))
     for parameter in net.parameters():
         nn.init.kaiming_normal_(parameter, 0.2)
     return net

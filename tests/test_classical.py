@@ -291,7 +291,14 @@ def test_hog_on_features_is_refused(tmp_path):
         run(cell, Settings(runs=tmp_path, threads=1))
 
 
-@pytest.mark.parametrize(("preset", "says"), [("lof,neighbours=5", "options of a detector"), ("lof,x", "give key=value")])
+@pytest.mark.parametrize(
+    ("preset", "says"),
+    [
+        ("lof,neighbours=5", "options of a detector"),
+        ("lof,backbone=squeezenet1_0,weights=null,head_layers=1,fine_tuned=true", "options of a detector"),
+        ("lof,x", "give key=value"),
+    ],
+)
 def test_an_unknown_option_gets_one_line(preset, says, tmp_path):
     with pytest.raises(InputError, match=says) as error:
         run(Cell(f"classical-{preset}", "digits", "standard", "3", 0), Settings(runs=tmp_path, threads=1))

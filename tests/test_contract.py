@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from matplotlib.figure import Figure
+from torch.nn import functional
 
 from autoencoder import Autoencoder
 from common.errors import InputError
@@ -339,6 +340,72 @@ class NotANumber(Tiny):
         return {"reconstruction": self.error(x).log().sqrt()}
 
 
+class LiveDropout(Tiny):
+    def scores(self, x):
+        error = self.error(x)
+        return {"reconstruction": error, "noisy": error * functional.dropout(torch.ones_like(error), 0.1, training=True)}
+
+
+class Counts(Tiny):
+    def __init__(self, shape, score="reconstruction", threshold_quantile=0.95):
+        super().__init__(shape)
+        self.register_buffer("seen", torch.ones(()))
+
+    def scores(self, x):
+        self.seen += len(x)
+        return super().scores(x)
+
+
+class OwnForward(Tiny):
+    def forward(self, x):
+        return -self.error(x)
+
+
+class EvenWidths(Tiny):
+    """One of its scores is infinite for images of an odd width."""
+
+    def scores(self, x):
+        error = self.error(x)
+        return {"reconstruction": error, "scaled": error / (1 - x.shape[-1] % 2)}
+
+
+class NoBuffer(Tiny):
+    """A scale of the scores that no checkpoint holds."""
+
+    scale = 1.0
+
+    def on_train_epoch_end(self):
+        super().on_train_epoch_end()
+        self.scale = 3.0
+
+    def scores(self, x):
+        return {"reconstruction": self.scale * self.error(x)}
+
+
+class OwnValidation(Tiny):
+    def on_validation_epoch_end(self):
+        self.log("val/reconstruction", float(self._split().scores["reconstruction"].mean()))
+
+
+class ReturnsALoss(Tiny):
+    """As with automatic optimisation."""
+
+    def training_step(self, batch, batch_idx):
+        return {"loss": self.loss(batch.image)}
+
+
+class HidesAMethod(Tiny):
+    def __init__(self, shape, score="reconstruction", threshold_quantile=0.95):
+        super().__init__(shape)
+        self.score = score
+
+
+class HidesAMethodWithANet(Tiny):
+    def __init__(self, shape, score="reconstruction", threshold_quantile=0.95):
+        super().__init__(shape)
+        self.frozen = torch.nn.Linear(2, 2)
+
+
 class Unnamed(Tiny):
     def scores(self, x):
         return {"error": self.error(x)}
@@ -443,6 +510,10 @@ def test_a_sound_module_passes(module):
     check_module(module)
 
 
+def test_a_function_from_a_shape_passes_too():
+    check_module(lambda size, score: Tiny(size, score), score="reconstruction")
+
+
 @pytest.mark.parametrize(
     ("check", "fault", "says"),
     [
@@ -476,6 +547,15 @@ def test_a_sound_module_passes(module):
         (check_checkpoints, WrongMonitor, "monitor 'val/rec' is not logged: choose from .*val/reconstruction"),
         (check_checkpoints, MonitorOfSomeEpochs, "monitor 'val/mean' is not finite"),
         (check_checkpoints, LastEpochOnly, "score 'scaled' of the best epoch's checkpoint"),
+        (check_checkpoints, NoBuffer, "score 'reconstruction' changed on the way through a checkpoint"),
+        (check_checkpoints, OwnValidation, "the threshold is not set after a validation"),
+        (check_optimizers, ReturnsALoss, "do not move in 4 batches|no optimiser step"),
+        (check_scores, LiveDropout, "score 'noisy' differs when it is computed twice"),
+        (check_scores, Counts, "scoring changed 'seen'"),
+        (check_scores, OwnForward, "forward is not the chosen score"),
+        (check_shapes, EvenWidths, "score 'scaled' is not finite"),
+        (check_shapes, HidesAMethod, "the attributes score hide methods: read self.hparams"),
+        (check_shapes, HidesAMethodWithANet, "the attributes frozen hide methods"),
         (check_scores, BatchMates, "depends on the other images"),
         (check_scores, BatchStatistics, r"depends on the other images|Expected more than 1 value"),
         (check_scores, Collapsed, "collapsed"),

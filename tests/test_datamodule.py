@@ -508,3 +508,12 @@ def test_processes_share_the_batches_of_one_with_a_larger_batch(monkeypatch):
     of_each = [order(5, 2, False, rank, 2) for rank in (0, 1)]
     assert [len(part) for part in of_each] == [3, 3], "as many in each, or one would wait for the other for ever"
     assert {*of_each[0], *of_each[1]} == set(range(5))
+
+
+def test_a_checkpoint_of_a_table_with_other_columns_is_refused():
+    tables = [image_data(np.random.default_rng(0).random((60, n)), np.arange(60) % 3) for n in (5, 6)]
+    five, six = (OneClassDataModule.of(table, protocol="balanced", normal=1) for table in tables)
+    for data in (five, six):
+        data.setup()
+    with pytest.raises(InputError, match=r"the checkpoint's data have the shape \[5\], not \[6\]"):
+        six.load_state_dict(five.state_dict())

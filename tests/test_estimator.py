@@ -283,6 +283,8 @@ def test_samples_of_another_shape():
         ({"random_state": "x"}, ValueError, "seed"),
         ({"device": "abacus"}, InputError, "no device 'abacus': choose from auto, cpu and cuda"),
         ({"latent": 0}, InputError, "latent must be at least 1, not 0"),
+        ({"schedule": "linear"}, InputError, "schedule must be milestones or inverse_time or cosine, not linear"),
+        ({"score": "error"}, InputError, "score must be reconstruction, not error"),
         ({"widths": [4, 0]}, InputError, r"widths must be at least 1, not \[4, 0\]"),
     ],
 )
@@ -337,6 +339,13 @@ def test_a_preset_may_leave_out_data_and_trainer(tmp_path, text):
 def test_a_preset_may_leave_out_the_arguments_of_its_module(tmp_path):
     (tmp_path / "my.yaml").write_text("model: {class_path: autoencoder.Autoencoder, init_args: }")
     assert OneClassEstimator(str(tmp_path / "my.yaml"), max_epochs=1, latent=3).fit(ZEROS).module_.hparams["latent"] == 3
+
+
+@pytest.mark.parametrize("name", ["autoencoder.Nope", "nowhere.Nope", "torch.nn.Linear"])
+def test_a_preset_of_no_method_is_refused(tmp_path, name):
+    (tmp_path / "my.yaml").write_text(f"model: {{class_path: {name}}}")
+    with pytest.raises(InputError, match=f"'{name}'"):
+        OneClassEstimator(str(tmp_path / "my.yaml"), max_epochs=1).fit(ZEROS)
 
 
 @pytest.mark.parametrize(("size", "shape"), [("[8, 12]", [1, 8, 12]), ("6", [1, 6, 6])])

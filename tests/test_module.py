@@ -9,14 +9,17 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from alocc import ALOCC
 from autoencoder import Autoencoder
 from common import scoring
 from common.data import OneClassDataModule
 from common.deploy.load import load_detector
 from common.errors import InputError
-from common.module import Cosine, OneClassModule, Scored
+from common.module import Cosine, OneClassModule
+from common.scoring import Scored
 from common.training.seeding import epoch_seed, isolated
 from common.training.watcher import NonFiniteLossError, Watcher
+from ocgan import OCGAN
 
 
 def module(**changes):
@@ -250,13 +253,51 @@ def test_what_scores_returns_is_checked(tmp_path, data, answer, message):
         trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(own, data)
 
 
+def test_an_interrupted_split_leaves_nothing_to_the_next(tmp_path, data):
+    """Neither to a test nor to a split that is scored by hand."""
+    data.setup()
+    own, whole = Autoencoder(shape=(1, 8, 8), widths=(4, 8), latent=4).eval(), len(data.splits.test)
+    first = next(iter(data.test_dataloader()))
+    for follow in (lambda: trainer(tmp_path).test(own, data, verbose=False), lambda: own.score(data.test_dataloader())):
+        own.validation_step(first, 0)
+        scored = follow()
+        assert len((own.scored if isinstance(scored, list) else scored).index) == whole
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        (lambda: ALOCC((1, 8, 8), optimizer="sgd"), "optimizer must be adam or rmsprop, not sgd"),
+        (lambda: ALOCC((1, 8, 8), adversarial="maximin"), "adversarial must be minimax or non_saturating, not maximin"),
+        (
+            lambda: Autoencoder((1, 8, 8), schedule="linear"),
+            "schedule must be milestones .* cosine, not linear",
+        ),
+        (lambda: Autoencoder((1, 8, 8), score="error"), "score must be reconstruction, not error"),
+        (lambda: OCGAN((1, 8, 8), reduction="max"), "reduction must be mean or sum, not max"),
+    ],
+)
+def test_a_value_that_is_no_choice_is_not_taken_for_another(tmp_path, data, module, says):
+    with pytest.raises(InputError, match=f"^{says}$"):
+        trainer(tmp_path).fit(module(), data)
+
+
+def test_an_optimiser_that_is_not_there_is_named(tmp_path, data):
+    class Misspelt(Autoencoder):
+        def descend(self, names, loss):
+            super().descend("autoencodr", loss)
+
+    with pytest.raises(InputError, match="no optimiser 'autoencodr': named_optimizers returns autoencoder"):
+        trainer(tmp_path).fit(Misspelt(shape=(1, 8, 8), widths=(4, 8), latent=4), data)
+
+
 def test_arguments_of_a_class_that_passes_them_on():
     class More(Autoencoder):
         def __init__(self, weight=1.0, **autoencoder):
             super().__init__(**autoencoder)
 
-    assert More.argument_names() == Autoencoder.argument_names() | {"weight"}
-    assert {"shape", "latent", "score"} <= Autoencoder.argument_names()
+    assert More.arguments().keys() == Autoencoder.arguments().keys() | {"weight"}
+    assert {"shape", "latent", "score"} <= Autoencoder.arguments().keys()
 
 
 def test_metrics_before_a_test_are_refused():
@@ -545,6 +586,16 @@ def test_each_phase_has_a_schedule_that_only_its_own_steps_move(tmp_path, data, 
     assert rates == pytest.approx(2 * [1 / (1 + t) for t in steps])
     last = 1 / 7 if interval == "step" else 1 / 3
     assert [optimizer.param_groups[0]["lr"] for optimizer in run.optimizers] == pytest.approx([last, last])
+
+
+def test_the_cosine_of_a_phase_ends_with_it(tmp_path, data):
+    class Cosines(PhasedRates):
+        def scheduler(self, name, optimizer):
+            return self.cosine(optimizer, epochs={"first": 2, "second": 1}[name])
+
+    run = trainer(tmp_path, max_epochs=3, limit_train_batches=3, limit_val_batches=0)
+    run.fit(Cosines(shape=(1, 8, 8), widths=(4, 8), latent=4), data)
+    assert [optimizer.param_groups[0]["lr"] for optimizer in run.optimizers] == pytest.approx([0, 0])
 
 
 def test_a_step_outside_of_descend_moves_the_schedule_too(tmp_path, data):

@@ -21,7 +21,7 @@ from common.testing import fit, optimizer_steps, toy_samples, trained
 from ocgan import OCGAN
 from ocgan.losses import critic_loss, fooling_loss, relative_error
 from ocgan.mining import mine
-from ocgan.networks import build, kept_statistics, latent_critic
+from ocgan.networks import build, image_critic, kept_statistics, latent_critic
 
 CONFIGS = Path(__file__).parents[1] / "ocgan" / "configs"
 NARROW = {"width": 8, "latent": 6, "visual_width": 4, "classifier_width": 4, "network": "padded"}
@@ -149,6 +149,14 @@ def test_the_generator_sees_other_images_where_mining_is_on():
     assert torch.equal(images[0][0], images[0][1]), "unmined, the discriminators' image is the generator's"
     assert torch.equal(images[0][0], images[5][0]), "the discriminators see random latents, mined or not"
     assert not torch.allclose(images[5][0], images[5][1], atol=1e-3)
+
+
+def test_mining_after_a_share_of_the_epochs_needs_their_number():
+    module = narrow(mining_start=0.5)()
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    endless = Trainer(max_epochs=-1, max_steps=8, accelerator="cpu", **options)
+    with pytest.raises(InputError, match=r"mining_start is a share of the epochs: give trainer\.max_epochs"):
+        endless.fit(module, ResidentLoader(toy_samples(16), batch_size=16, shuffle=False))
 
 
 def test_mining_waits_for_its_epoch(tmp_path, monkeypatch):
@@ -387,33 +395,42 @@ def test_layers_of_the_padded_nets():
             assert layer.bias is None or not layer.bias.any()
 
 
+@pytest.mark.parametrize(("channels", "width"), [(3, 3), (1, 1), (3, 8)])
+def test_only_the_last_layer_of_the_padded_decoder_has_a_bias_and_no_batch_norm(channels, width):
+    """However many channels the layers before it have."""
+    decoder = OCGAN((channels, 8, 8), width=width, latent=4).decoder
+    assert kinds(decoder).count("BatchNorm2d") == 3
+    biases = [layer.bias is not None for layer in decoder if isinstance(layer, nn.ConvTranspose2d)]
+    assert biases == [False, False, True]
+
+
 def test_released_nets():
-    nets = build((3, 61, 61), 64, 16, "released")
+    nets = build("released", (3, 61, 61), 64, 16)
     image = torch.rand(2, 3, 61, 61)
-    assert [layer(image).shape for layer in (nets.encoder, nn.Sequential(*nets[:2]))] == [(2, 16), (2, 3, 61, 61)]
-    critic = nets.critic(12)
+    assert [layer(image).shape for layer in (nets.encoder, nn.Sequential(*nets))] == [(2, 16), (2, 3, 61, 61)]
+    critic = image_critic("released", (3, 61, 61), 12)
     assert critic(image).shape == (2,)
     down = ["Conv2d", "LeakyReLU", *["Conv2d", "BatchNorm2d", "LeakyReLU"] * 2]
     up = ["ConvTranspose2d", "BatchNorm2d"]
     assert kinds(nets.encoder) == [*down, "Conv2d", "BatchNorm2d", "Tanh", "Flatten"]
     assert kinds(nets.decoder) == ["Unflatten", *[*up, "ReLU"] * 2, *up, "Dropout", "ReLU", "ConvTranspose2d", "Tanh"]
     assert kinds(critic) == [*down, "Conv2d", "Flatten"]
-    layers = [layer for net in (*nets[:2], critic) for layer in net]
+    layers = [layer for net in (*nets, critic) for layer in net]
     assert {layer.momentum for layer in layers if isinstance(layer, nn.BatchNorm2d)} == {0.9}
     assert {layer.negative_slope for layer in layers if isinstance(layer, nn.LeakyReLU)} == {0.2}
     assert {layer.p for layer in layers if isinstance(layer, nn.Dropout)} == {0.5}
     for layer in layers:
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
-    critic = latent_critic(16, "released")
+    critic = latent_critic("released", 16)
     assert kinds(critic) == [*["Linear", "ReLU"] * 4, "Linear", "Flatten"]
     assert [layer.out_features for layer in critic if isinstance(layer, nn.Linear)] == [128, 64, 32, 16, 1]
     for values in (critic[0].weight, critic[2].weight, critic[0].bias):
         assert values.std().item() == pytest.approx(0.02, rel=0.2)
     with pytest.raises(InputError, match="61x61 images, not 28x28: give image_size 61"):
-        build((1, 28, 28), 64, 16, "released")
+        build("released", (1, 28, 28), 64, 16)
     with pytest.raises(InputError, match=r"\(C, H, W\) or \(F,\)"):
-        build((28, 28), 64, 16, "padded")
+        build("padded", (28, 28), 64, 16)
 
 
 @pytest.mark.parametrize(("network", "size"), [("padded", (28, 28)), ("padded", (33, 47)), ("released", (61, 61))])

@@ -111,7 +111,7 @@ def test_cards_have_the_sections_that_contributing_lists(card):
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.parent.name)
 def test_differences_are_undone_by_keys_that_exist(card):
     smoke = yaml.safe_load((card.parent / "configs" / "smoke.yaml").read_text(encoding="utf-8"))
-    known = import_class(smoke["model"]["class_path"]).argument_names() | set(signature(OneClassDataModule).parameters)
+    known = import_class(smoke["model"]["class_path"]).arguments().keys() | set(signature(OneClassDataModule).parameters)
     undone = [span for span in spans(sections(card)["Differences"]) if re.match(r"[\w.]+: |--protocols ", span)]
     assert undone
     for span in undone:

@@ -47,6 +47,12 @@ def test_images_need_a_convolution_and_rows_need_no_hidden_layer():
         method(shape=(6,), **arguments)
 
 
+def test_lenet_needs_two_convolutions():
+    """Its decoder has one more transposed convolution than widths, and upsamples before all but the first."""
+    with pytest.raises(InputError, match="widths must have two entries or more: the decoder of lenet upsamples three times"):
+        Autoencoder(shape=(1, 8, 8), network="lenet", widths=[8])
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_alocc_needs_no_bottleneck(shape):
     assert ALOCC(shape=shape, latent=None).hparams["latent"] is None

@@ -16,7 +16,8 @@ from autoencoder import Autoencoder
 from common.cli import main
 from common.data import OneClassDataModule
 from common.errors import InputError
-from common.module import OneClassModule, Scored
+from common.module import OneClassModule
+from common.scoring import Scored
 from common.training import tensorboard
 from common.training.checkpoints import CHOSEN, EpochCheckpoint, FirstBelow, checkpointing, run_folder
 from common.training.lightning import Predictions

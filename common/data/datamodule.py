@@ -151,9 +151,9 @@ class OneClassDataModule(LightningDataModule):
         """The normal classes' numbers."""
         return class_numbers(self._normal, self.data.classes, self.dataset)
 
-    def class_names(self, numbers: Sequence[int] | None = None) -> list[str]:
-        """The names of the given class numbers; of the normal classes by default."""
-        return [self.data.classes[number] for number in (self.normal if numbers is None else numbers)]
+    def class_names(self) -> list[str]:
+        """The names of the normal classes."""
+        return [self.data.classes[number] for number in self.normal]
 
     @cached_property
     def splits(self) -> Splits:
@@ -213,10 +213,14 @@ class OneClassDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the checkpoint's scaling, so that its module sees these data as it saw those of its training.
 
-        Raises InputError if the checkpoint's images had other channels or another size, or came to their size in another way.
+        Raises InputError if the checkpoint's images had other channels or another size, or came to their size in another way,
+        or if its table had another number of columns.
         """
         trained, images = Preprocessing(**state_dict["preprocessing"]), self.data.images
-        if not is_table(images):
+        if is_table(images):
+            if state_dict["stored"] != list(images.shape[1:]):
+                raise InputError(f"the checkpoint's data have the shape {state_dict['stored']}, not {list(images.shape[1:])}")
+        else:
             channels, *size = state_dict["stored"]
             then = {"channels": trained.channels or channels, "image_size": list(trained.size or size)}
             now: dict[str, Any] = {"channels": self.shape[0], "image_size": list(self.shape[1:])}

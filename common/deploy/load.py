@@ -78,7 +78,7 @@ def load_detector(path: Path, device: torch.device | str = "cpu") -> Detector:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     try:
-        arguments = {key: value for key, value in contents["hyper_parameters"].items() if key in cls.argument_names()}
+        arguments = {key: value for key, value in contents["hyper_parameters"].items() if key in cls.arguments()}
         module = cls(**(arguments | dict(cls.offline_kwargs)))
         module.on_load_checkpoint(contents)  # first, as Lightning does: it may make room for the state
         module.load_state_dict(contents["state_dict"])

@@ -122,8 +122,8 @@ def bases(presets: Iterable[str]) -> dict[str, str]:
 
 def _with_suggestion(message: str, config: Config) -> str:
     """A message about an unknown key, with the key that is spelt most like it."""
-    keys = import_class(config["model"]["class_path"]).argument_names()
-    keys |= signature(OneClassDataModule).parameters.keys() | signature(Trainer).parameters.keys()
+    method, data, trainer = import_class(config["model"]["class_path"]), signature(OneClassDataModule), signature(Trainer)
+    keys = method.arguments().keys() | data.parameters.keys() | trainer.parameters.keys()
     for word in re.findall(r"[Oo]ption '(\w+)'", message):
         if near := get_close_matches(word, keys, n=1):
             return f"{message}: did you mean {near[0]}?"

@@ -51,8 +51,9 @@ def check_module(factory: Factory | type[OneClassModule], **arguments: Any) -> N
         >>> from autoencoder import Autoencoder
         >>> check_module(Autoencoder, widths=[8, 16], latent=8, lr=3e-3)  # doctest: +SKIP
     """
+    by_keyword = isinstance(factory, type)  # the first parameter of a class may be another, before **kwargs
     for check in CHECKS:
-        check(lambda shape: factory(shape=shape, **arguments))  # type: ignore[call-arg]
+        check(lambda shape: factory(shape=shape, **arguments) if by_keyword else factory(shape, **arguments))  # type: ignore
 
 
 def main(argv: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import getmembers, isfunction
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,16 @@ def toy_loader(samples: Sample) -> ResidentLoader:
 
 
 def new(factory: Factory, shape: Sequence[int] = SHAPE) -> OneClassModule:
-    """A module whose initial weights are always the same; AssertionError if it lacks hyper-parameters that all have."""
+    """A module whose initial weights are always the same.
+
+    AssertionError if it lacks hyper-parameters that all have, or has attributes that hide methods.
+    """
     with seeded():
         module = factory(shape)
+    methods = {name for name, _ in getmembers(OneClassModule, isfunction)}
+    direct = (module.named_children(), module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+    hiding = sorted(methods & {*vars(module), *(name for named in direct for name, _ in named)})
+    assert not hiding, f"the attributes {', '.join(hiding)} hide methods: read self.hparams, or take another name"
     missing = [name for name in ("shape", "score", "threshold_quantile") if name not in module.hparams]
     assert not missing, f"__init__ must take {', '.join(missing)} and call self.save_hyperparameters()"
     return module

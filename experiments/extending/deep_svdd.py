@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -132,9 +133,8 @@ def encoder(shape: Sequence[int], widths: Sequence[int], latent: int) -> nn.Sequ
         for inputs, outputs in pairwise([*shape, *widths]):
             layers += [nn.Linear(inputs, outputs, bias=False), nn.LeakyReLU()]
         return nn.Sequential(*layers, nn.Linear(widths[-1], latent, bias=False))
-    channels, height, width = shape
-    for inputs, outputs in pairwise([channels, *widths]):
+    for inputs, outputs in pairwise([shape[0], *widths]):
         norm = nn.BatchNorm2d(outputs, eps=1e-4, affine=False)
         layers += [nn.Conv2d(inputs, outputs, 5, padding=2, bias=False), norm, nn.LeakyReLU(), nn.MaxPool2d(2, ceil_mode=True)]
-    features = widths[-1] * halvings(height, len(widths))[-1] * halvings(width, len(widths))[-1]
+    features = widths[-1] * prod(halvings(shape[1:], len(widths))[-1])
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, latent, bias=False))
