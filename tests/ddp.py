@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from pytorch_lightning import Trainer, seed_everything
 from torch import nn
+from torch.optim import Adam
 
 from autoencoder import Autoencoder
 from common.data import OneClassDataModule
@@ -14,7 +15,10 @@ GLOBAL_BATCH = 32
 
 
 class Plain(Autoencoder):
-    """Without batch norm, which sees a process's own share of a batch only; with a first pass over the data."""
+    """Without batch norm, which sees a process's own share of a batch only; with a first pass over the data.
+
+    Encoder and decoder have an optimiser each, and step one after the other, as adversaries do.
+    """
 
     def __init__(self, shape):
         super().__init__(shape, widths=(8, 16), latent=8, lr=5e-3)
@@ -23,6 +27,17 @@ class Plain(Autoencoder):
                 if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
                     setattr(net, name, nn.Identity())
         self.register_buffer("centre", torch.zeros(8))
+
+    def named_optimizers(self):
+        return {name: Adam(getattr(self, name).parameters(), 5e-3) for name in ("encoder", "decoder")}
+
+    def training_step(self, batch, batch_idx):
+        losses = {}
+        for name in ("encoder", "decoder"):
+            with self.toggled(name):
+                losses[name] = self.reconstruction_loss(self.reconstruct(batch.image), batch.image)
+                self.descend(name, losses[name])
+        return losses
 
     def prepare(self, batches):
         batches = list(batches)
