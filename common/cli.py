@@ -137,11 +137,11 @@ def _lightning(arguments: Sequence[str]) -> None:
 
 
 def _fit_cell(argv: Sequence[str]) -> None:
+    from common.experiment.records import auroc_text
     from common.experiment.run import run_command
 
     record = run_command(argv)
-    metrics = record["metrics"][record["score"]]
-    print(f"{record['score']}: AUROC {metrics['auroc']:.4f}, by the epoch {record['selected_epoch']} (rule: {record['rule']})")
+    print(f"{record['score']}: {auroc_text(record)}, by the epoch {record['selected_epoch']} (rule: {record['rule']})")
 
 
 def _presets_as_files(arguments: Sequence[str]) -> list[str]:

@@ -37,6 +37,13 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see {self.prog} --help")
 
 
+def positive(text: str) -> int:
+    """Reads a whole number of at least 1, as the ``type`` of a flag."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 1")
+    return int(text)
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Context that ends the program with one line: exit status 2 for a user's mistake, 130 for Ctrl-C.

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments = parser.parse_args(argv)
         if arguments.runs and not arguments.runs.is_dir():
             raise InputError(f"there is no runs folder {arguments.runs}")
-        runs, console = arguments.runs or Path("runs"), Console(highlight=False)
+        runs, console = arguments.runs or Path("runs"), Console(highlight=False, markup=False)
         known = declared()
         records = [record | {"homes": homes(record, known)} for record in records_of(runs)]
         chapters = [chapter(experiment, records) for experiment in known]

@@ -8,15 +8,14 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from common.command_line import Parser, one_line_errors
+from common.command_line import Parser, one_line_errors, positive
 from common.errors import InputError
 from common.experiment.cell import Cell, Settings
 from common.experiment.grid import run_grid
-from common.experiment.perform import check_writable, missing_data, refuse_stale
+from common.experiment.perform import check_writable, missing_data, records_of, refuse_stale
 from common.experiment.published import RESULTS, given_settings, measured
 from common.experiment.records import Record, read_published
 from common.experiment.render import interval
-from common.experiment.run import finished
 from common.experiment.table import KEY, long
 from common.experiment.terminal import plain
 from common.names import dataset_label
@@ -55,16 +54,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"only {len(names)} of these rows can be checked: give fewer --cells, or other rows{reasons}")
         rows = rows.merge(names.sample(arguments.cells, random_state=arguments.draw))
         before = expected(arguments.results)
-        settings = Settings(arguments.root, arguments.runs, device)
+        settings = Settings(arguments.root, arguments.runs, device, force=arguments.force)
         check_writable(settings.runs)
-        console, plan = Console(), _plan(rows, _records(arguments.results), settings)
+        console, plan = Console(highlight=False, markup=False), _plan(rows, _records(arguments.results), settings)
         for given, cells in plan.items():
             refuse_stale(cells, given)
         again: list[Record] = []
         failures: dict[Cell, str] = {}
         for given, cells in plan.items():
             failures |= run_grid(cells, given, arguments.jobs, console)
-            again += [record for cell in cells if (record := finished(cell, given)) is not None]
+            again += records_of(cells, given)
         compared = verdicts(rows, before, long(again))
         show(compared, console)
         if failures or (compared["verdict"] == "outside").any():
@@ -136,13 +135,14 @@ def show(compared: pd.DataFrame, console: Console) -> None:
 def _parser() -> Parser:
     parser = Parser(prog="python -m experiments.reproduce", description=__doc__)
     add = parser.add_argument
-    add("--cells", type=int, default=2, help="number of rows to draw (default: 2)")
+    add("--cells", type=positive, default=2, help="number of rows to draw (default: 2)")
     add("--draw", type=int, default=0, help="seed of the draw; another number draws other rows")
     add("--presets", nargs="+", help="METHOD-PRESET, several (default: all)")
     add("--datasets", nargs="+", help="names of data sets (default: all that are there)")
     add("--root", type=Path, help="where data sets lie (default: $ONECLASS_DATA or the user's cache)")
     add("--runs", type=Path, default=Path("reproduced"), help="where records go (default: reproduced)")
-    add("--jobs", type=int, help="cells at a time (default: one per core)")
+    add("--jobs", type=positive, help="cells at a time (default: one per core, or per GPU)")
+    add("--force", action="store_true", help="run again what is done")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--results", type=Path, default=RESULTS, help="published records and aggregates (default: the committed ones)")
     return parser

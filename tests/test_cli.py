@@ -300,6 +300,16 @@ def test_a_class_path_may_name_the_method_of_a_cell():
     assert Path("runs/mine/metrics.json").is_file()
 
 
+@pytest.mark.filterwarnings("ignore:no anomalous samples:RuntimeWarning")
+def test_a_cell_that_tests_one_class_has_no_auroc_when_it_is_made_and_when_it_is_read(capsys):
+    X = np.random.default_rng(0).random((40, 6))
+    np.savez("one.npz", X_train=X[:20], y_train=np.zeros(20), X_test=X[20:], y_test=np.zeros(20))
+    flags = ["--config", "autoencoder-smoke", "--data.dataset=one.npz", "--trainer.max_epochs=1", "--threads=1"]
+    for _ in range(2):
+        main(["fit", *flags, "--directory", "runs/one"])
+        assert "reconstruction: no AUROC, as it tests one class only, by the epoch 1 (rule: last)" in capsys.readouterr().out
+
+
 def test_checkpoint_that_is_truncated_or_something_else(checkpoint, capsys, tmp_path):
     damaged = tmp_path / "damaged.ckpt"
     damaged.write_bytes(checkpoint.read_bytes()[:1000])

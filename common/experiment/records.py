@@ -65,6 +65,21 @@ def cell_key(record: Mapping[str, Any]) -> tuple[Any, ...]:
     return record["name"], cell["dataset"], cell["protocol"], cell["normal"].zfill(3), cell["seed"]
 
 
+def auroc_text(record: Mapping[str, Any]) -> str:
+    """Returns the AUROC of the record's own score, in words.
+
+    Example:
+        >>> auroc_text({"score": "loss", "metrics": {"loss": {"auroc": 0.5}}})
+        'AUROC 0.5000'
+        >>> auroc_text({"score": "loss", "metrics": {"loss": {"auroc": None}}})
+        'no AUROC, as it tests one class only'
+    """
+    auroc = record["metrics"][record["score"]]["auroc"]
+    if auroc is None or math.isnan(auroc):
+        return "no AUROC, as it tests one class only"
+    return f"AUROC {auroc:.4f}"
+
+
 def base_of(name: str) -> str | None:
     """Returns the name of the row that a row with overrides varies.
 
