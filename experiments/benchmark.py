@@ -205,13 +205,12 @@ def _cell(name: str, arguments: argparse.Namespace) -> Cell:
 
 
 def _parts(name: str, arguments: argparse.Namespace, folder: str) -> OneClassCLI:
-    config = _cell(name, arguments).config(Settings(max_epochs=arguments.epochs))
-    config["data"] |= {"root": str(arguments.root) if arguments.root else None}
+    config = _cell(name, arguments).config(Settings(root=arguments.root, max_epochs=arguments.epochs))
     if arguments.batch_size:
         config["data"]["batch_size"] = arguments.batch_size
     logger = {"save_dir": folder, "name": "", "version": "", "default_hp_metric": False}
     config["trainer"] |= {
-        "accelerator": {"cuda": "gpu"}.get(arguments.device, "cpu"),
+        "accelerator": arguments.device,
         "devices": 1,
         "precision": arguments.precision,
         "default_root_dir": folder,

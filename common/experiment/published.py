@@ -141,11 +141,13 @@ def given_settings(record: Record) -> dict[str, Any]:
     Example:
         >>> given_settings({"name": "classical-lof", "command": "python -m experiments.classical --image-size 32"})
         {'image_size': 32}
+        >>> given_settings({"name": "ocgan-small", "command": "oneclass fit --config ocgan-small --trainer.max_epochs 3"})
+        {'max_epochs': 3}
     """
     given: dict[str, Any] = {}
     for setting, key in SETTINGS.items():
-        # of a net the command is oneclass fit, of a classical detector the experiment's own
-        found = re.search(rf"--(?:{re.escape(key)}=|{setting.replace('_', '-')} )(\d+)", record.get("command", ""))
+        # of a net the command is oneclass fit, of a classical detector the experiment's own; both take "=" and a blank
+        found = re.search(rf"--(?:{re.escape(key)}|{setting.replace('_', '-')})[= ](\d+)", record.get("command", ""))
         if found and f"{setting}=" not in record["name"]:  # else it is an override of the preset
             given[setting] = int(found[1])
     return given
