@@ -241,12 +241,10 @@ def _merge(config: Config, more: Mapping[str, Any]) -> None:
     """Adds a configuration to another, in place; a new class takes none of the former one's arguments."""
     for key, value in more.items():
         before = config.get(key)
-        if not isinstance(before, dict) or not isinstance(value, dict):
-            config[key] = value
-        elif value.get("class_path") not in {None, before.get("class_path")}:
-            config[key] = value
-        else:
+        if isinstance(before, dict) and isinstance(value, dict) and value.get("class_path") in {None, before.get("class_path")}:
             _merge(before, value)
+        else:
+            config[key] = value
 
 
 def config_path(text: str) -> Path:

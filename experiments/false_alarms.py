@@ -19,12 +19,12 @@ from common.evaluation.metrics import Values
 from common.experiment import Cell
 from common.experiment.cell import Settings
 from common.experiment.documents import table_lines
+from common.experiment.folder import chosen_checkpoint
 from common.experiment.grid import run_grid
 from common.experiment.perform import check_writable, refuse_stale
 from common.experiment.records import FILE, read_record
 from common.experiment.terminal import plain
 from common.files import write_whole
-from common.training.checkpoints import CHOSEN
 from common.training.process import chosen_device
 
 PRESETS = ("autoencoder-small", "alocc-small", "ocgan-small", "ocnn-small")
@@ -75,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def false_alarms(directory: Path) -> list[dict[str, object]]:
     """Counts the false alarms of a finished cell, one row for each rate α for which it has enough held-out samples."""
     record = read_record(directory / FILE)
-    chosen = CHOSEN[record["rule"]] if record["reached"] else CHOSEN["last"]
-    calibration = load_checkpoint(directory / "checkpoints" / chosen)["calibration"].numpy()
+    calibration = load_checkpoint(chosen_checkpoint(directory, record))["calibration"].numpy()
     scores = pd.read_csv(directory / "scores.csv").query("label == 0")[record["score"]]
     row = {"method": record["name"], "normal": record["cell"]["normal"]}
     return [row | count(scores, calibration, alpha) for alpha in ALPHAS if alpha * (len(calibration) + 1) >= 1]

@@ -157,7 +157,7 @@ def test_data_that_cannot_be_had_are_not_drawn_and_others_not_loaded(trained, tm
 
 
 def test_what_is_published_can_be_drawn():
-    rows = reproduce.candidates()
+    rows = reproduce.candidates(long(reproduce._records(reproduce.RESULTS)))
     assert {"autoencoder-denoising", "alocc-stable", "ocgan-tuned", "ocnn-tuned", "classical-lof"} <= set(rows["name"])
     bounded = rows[rows["ci_low"].notna()]
     assert (bounded["ci_low"] <= bounded["ci_high"]).all()

@@ -9,9 +9,8 @@ from typing import Any
 import pandas as pd
 
 from common.experiment.declaration import Experiment, Place
-from common.experiment.records import Record, cell_key, read_published
+from common.experiment.records import Record, cell_key, read_published, row_key
 from common.experiment.table import COLUMNS, KEY, TEXT, as_summary, long, summarise
-from common.names import dataset_label
 from common.presets import REPOSITORY
 
 RESULTS = REPOSITORY / "experiments" / "results"
@@ -125,8 +124,7 @@ def commands(name: str, records: Iterable[Record]) -> dict[tuple[str, str, str],
     """Returns the command for each row, data set and protocol; presets with equal flags share a command."""
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
-        cell = record["cell"]
-        groups.setdefault((record["name"], dataset_label(cell["dataset"]), cell["protocol"]), []).append(record)
+        groups.setdefault(row_key(record), []).append(record)
     flags = {key: _flags(group) for key, group in groups.items()}
     presets: dict[str, list[str]] = {}
     for key, group in groups.items():

@@ -13,6 +13,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import write_whole
+from common.names import dataset_label
 from common.presets import REPOSITORY, split_preset
 
 Record = dict[str, Any]
@@ -63,6 +64,12 @@ def cell_key(record: Mapping[str, Any]) -> tuple[Any, ...]:
     """Returns the key that identifies a cell and orders published lines."""
     cell = record["cell"]
     return record["name"], cell["dataset"], cell["protocol"], cell["normal"].zfill(3), cell["seed"]
+
+
+def row_key(record: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Returns the key of a record's row: its name, the data set's label and the protocol."""
+    cell = record["cell"]
+    return record["name"], dataset_label(cell["dataset"]), cell["protocol"]
 
 
 def auroc_text(record: Mapping[str, Any]) -> str:
