@@ -217,9 +217,8 @@ class Predictions(Callback):
             if module.threshold.isnan():
                 del table["anomalous"]
                 print("no column 'anomalous', because the checkpoint has no held-out scores and so no threshold")
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            if isinstance(data, OneClassDataModule):
-                table = table.assign(**places(data.data.images, table["index"].to_numpy()))
+            data: OneClassDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            table = table.assign(**places(data.data.images, table["index"].to_numpy()))
             write_whole(path, table.to_csv(index=False))
             print(f"written: {path}")
 
