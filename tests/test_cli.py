@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from pytorch_lightning import seed_everything
-from pytorch_lightning.accelerators import CPUAccelerator, MPSAccelerator
+from pytorch_lightning.accelerators import CPUAccelerator
 
 from common.cli import main
 from common.deploy.load import load_checkpoint
@@ -349,7 +349,8 @@ def test_auto_is_cuda_where_there_is_one(there, auto, monkeypatch):
 
 
 def test_auto_is_never_apples_gpu_which_lacks_float64(monkeypatch):
-    monkeypatch.setattr(MPSAccelerator, "is_available", lambda: True)
+    for library in ("lightning_fabric", "pytorch_lightning"):
+        monkeypatch.setattr(f"{library}.accelerators.mps.MPSAccelerator.is_available", lambda: True)
     config = yaml.safe_load(SMOKE.read_text())
     config["data"] |= {"dataset": "digits", "normal": "3"}
     assert isinstance(assemble(config).trainer.accelerator, CPUAccelerator)
