@@ -85,17 +85,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     make_importable(Path.cwd())
-    own: dict[str, Callable[[Sequence[str]], None]] = {
-        "check": _check, "predict-folder": _predict_folder, "export": _export
-    }  # fmt: skip
     with one_line_errors():
         command, rest = (arguments or [""])[0], arguments[1:]
         if command in {"-h", "--help"}:
             print(HELP, end="")
         elif command == "--version":
             print(f"oneclass {version('oneclass')}")
-        elif command in own:
-            own[command](rest)
+        elif command in OWN:
+            OWN[command](rest)
         elif command in LIGHTNING and {"-h", "--help"} & set(rest):
             print(FIT_HELP.format(command=command), end="")
         else:
@@ -105,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _refuse_misspelt(arguments: Sequence[str]) -> None:
     """Refuses an unknown command or flag at once; Lightning's parser would take seconds."""
-    commands = (*LIGHTNING, "check", "predict-folder", "export")
+    commands = (*LIGHTNING, *OWN)
     if not arguments:
         raise InputError(f"give a command: {', '.join(commands)}; see oneclass --help")
     if not arguments[0].startswith("-"):
@@ -137,11 +134,11 @@ def _lightning(arguments: Sequence[str]) -> None:
 
 
 def _fit_cell(argv: Sequence[str]) -> None:
+    from common.experiment.records import auroc_text
     from common.experiment.run import run_command
 
     record = run_command(argv)
-    metrics = record["metrics"][record["score"]]
-    print(f"{record['score']}: AUROC {metrics['auroc']:.4f}, by the epoch {record['selected_epoch']} (rule: {record['rule']})")
+    print(f"{record['score']}: {auroc_text(record)}, by the epoch {record['selected_epoch']} (rule: {record['rule']})")
 
 
 def _presets_as_files(arguments: Sequence[str]) -> list[str]:
@@ -206,3 +203,7 @@ def _export(argv: Sequence[str]) -> None:
     with naming_hidden_packages():
         from common.deploy.export import export
     print(f"written: {export(**arguments)}")
+
+
+OWN: dict[str, Callable[[Sequence[str]], None]] = {"check": _check, "predict-folder": _predict_folder, "export": _export}
+"""The commands of this package, besides Lightning's."""

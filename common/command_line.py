@@ -12,10 +12,12 @@ from jsonargparse import ArgumentError
 
 from common.errors import InputError
 
+NO_GPU = "PyTorch finds no GPU here: leave out --device cuda, or the trainer's accelerator"
 LIBRARIES = {
     "Expected more than 1 value per channel": "batch norm cannot train on a single sample: give data.batch_size at least 2",
     "numpy accepts from 0 to": f"a seed lies in [0, {2**32})",
-    "No supported gpu backend found": "PyTorch finds no GPU here: leave out --device cuda, or the trainer's accelerator",
+    "No supported gpu backend found": NO_GPU,
+    "`CUDAAccelerator` can not run on your system": NO_GPU,
     "Could not determine home directory": "there is no home folder: set XDG_CACHE_HOME, and ONECLASS_DATA where data lie",
     "codec can't": "text that is not ASCII, and the locale has another encoding: set PYTHONUTF8=1",
     "Early stopping conditioned on metric": "EarlyStopping's monitor is no logged key: give one that TensorBoard shows",
@@ -35,6 +37,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """A mistake on the command line."""
         raise InputError(f"{message}; see {self.prog} --help")
+
+
+def positive(text: str) -> int:
+    """Reads a whole number of at least 1, as the ``type`` of a flag."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 1")
+    return int(text)
 
 
 @contextmanager

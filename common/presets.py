@@ -228,14 +228,23 @@ def merged(arguments: Sequence[str]) -> Config:
         if not word.startswith("--") or value is None:
             raise InputError(f"'{word}' is not of the form --key=value")
         if key == "config":
-            for group, content in read_config(config_path(value)).items():
-                config[group] = config.get(group, {}) | content if isinstance(content, dict) else content
+            _merge(config, read_config(config_path(value)))
             continue
         if key == "model" and value != config.get("model", {}).get("class_path"):
             config["model"] = {"class_path": value}
         elif key != "model":
             assign(config, override_path(key) if "." in key else (key,), read_value(value, key))
     return config
+
+
+def _merge(config: Config, more: Mapping[str, Any]) -> None:
+    """Adds a configuration to another, in place; a new class takes none of the former one's arguments."""
+    for key, value in more.items():
+        before = config.get(key)
+        if isinstance(before, dict) and isinstance(value, dict) and value.get("class_path") in {None, before.get("class_path")}:
+            _merge(before, value)
+        else:
+            config[key] = value
 
 
 def config_path(text: str) -> Path:

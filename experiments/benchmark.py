@@ -8,7 +8,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -60,16 +60,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     with one_line_errors():
         arguments = parser.parse_args(argv)
-        for name in ["extraction"] if arguments.backbone else arguments.presets:
-            with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
-                for line in fresh.submit(_measure, name, arguments).result():
-                    print(json.dumps(line), flush=True)
+        if arguments.backbone:
+            _print_lines(arguments.threads, measure_extraction, arguments)
+        else:
+            for name in arguments.presets:
+                _print_lines(arguments.threads, measure, name, arguments)
 
 
-def _measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def _print_lines(threads: int, measurement: Callable[..., list[dict[str, Any]]], *given: Any) -> None:
+    """Prints the lines of a measurement, which has a process of its own, as its memory is measured too."""
+    with ProcessPoolExecutor(1, get_context("spawn"), _configure, (threads,)) as fresh:
+        for line in fresh.submit(measurement, *given).result():
+            print(json.dumps(line), flush=True)
+
+
+def _configure(threads: int) -> None:
     configure_process()
-    torch.set_num_threads(arguments.threads)
-    return [measure_extraction(arguments)] if arguments.backbone else measure(name, arguments)
+    torch.set_num_threads(threads)
 
 
 def measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -93,7 +100,7 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return [line | _memory(arguments.device) for line in lines]
 
 
-def measure_extraction(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure_extraction(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Measures the extraction of features from files, and torchvision's net alone on images in memory."""
     data = OneClassDataModule(arguments.dataset, root=arguments.root, image_size=224, channels=3)
     frozen, _ = split(arguments.backbone)
@@ -113,7 +120,7 @@ def measure_extraction(arguments: argparse.Namespace) -> dict[str, Any]:
                 net(batch)
         plain.append(n // BATCH * BATCH / (time.perf_counter() - start))
     setting = {name: getattr(arguments, name) for name in ("backbone", "dataset", "threads")}
-    return {"what": "extraction"} | setting | _compared(ours[1:], plain[1:]) | _memory("cpu")
+    return [{"what": "extraction"} | setting | _compared(ours[1:], plain[1:]) | _memory("cpu")]
 
 
 def _compared(ours: Sequence[float], plain: Sequence[float]) -> dict[str, Any]:
@@ -172,9 +179,7 @@ def bare(name: str, arguments: argparse.Namespace) -> dict[str, float]:
         data.trainer = cli.trainer  # whose device is that of the batches
         data.setup()
         batches, n = data.train_dataloader(), 0
-        module.trainer = SimpleNamespace(
-            estimated_stepping_batches=arguments.epochs * len(batches), current_epoch=0, max_epochs=arguments.epochs
-        )
+        module.trainer = SimpleNamespace(current_epoch=0, max_epochs=arguments.epochs)
         optimizers = module.named_optimizers()
         module.optimizer = optimizers.__getitem__
         module.trainer.optimizers = list(optimizers.values())
@@ -205,13 +210,12 @@ def _cell(name: str, arguments: argparse.Namespace) -> Cell:
 
 
 def _parts(name: str, arguments: argparse.Namespace, folder: str) -> OneClassCLI:
-    config = _cell(name, arguments).config(Settings(max_epochs=arguments.epochs))
-    config["data"] |= {"root": str(arguments.root) if arguments.root else None}
+    config = _cell(name, arguments).config(Settings(root=arguments.root, max_epochs=arguments.epochs))
     if arguments.batch_size:
         config["data"]["batch_size"] = arguments.batch_size
     logger = {"save_dir": folder, "name": "", "version": "", "default_hp_metric": False}
     config["trainer"] |= {
-        "accelerator": {"cuda": "gpu"}.get(arguments.device, "cpu"),
+        "accelerator": arguments.device,
         "devices": 1,
         "precision": arguments.precision,
         "default_root_dir": folder,

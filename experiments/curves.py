@@ -1,5 +1,6 @@
 """Draws the held-out criterion and the test AUROC after every epoch, from published records made with --oracle."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def draw(records: Sequence[Record]) -> Figure:
     """
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
-    for record, color in zip(records, COLORS, strict=False):
+    for record, color in zip(records, itertools.cycle(COLORS), strict=False):
         oracle, chosen = record["rules"]["oracle"], record["selected_epoch"]
         for axes, values in ((top, oracle["monitored"]), (bottom, oracle["curve"][record["score"]])):
             axes.plot(range(1, len(values) + 1), values, color=color, linewidth=1.2, label=record["name"])

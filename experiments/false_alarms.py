@@ -12,18 +12,20 @@ import pandas as pd
 from rich.console import Console
 from scipy.stats import betabinom, binom
 
-from common.command_line import Parser, one_line_errors
+from common.command_line import Parser, one_line_errors, positive
 from common.deploy.load import load_checkpoint
 from common.evaluation import conformal_p_value
 from common.evaluation.metrics import Values
 from common.experiment import Cell
 from common.experiment.cell import Settings
 from common.experiment.documents import table_lines
+from common.experiment.folder import chosen_checkpoint
 from common.experiment.grid import run_grid
+from common.experiment.perform import check_writable, refuse_stale
 from common.experiment.records import FILE, read_record
 from common.experiment.terminal import plain
 from common.files import write_whole
-from common.training.checkpoints import CHOSEN
+from common.training.process import chosen_device
 
 PRESETS = ("autoencoder-small", "alocc-small", "ocgan-small", "ocnn-small")
 ALPHAS = (0.01, 0.05, 0.1)
@@ -41,19 +43,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), help="METHOD-PRESET, or a YAML file")
     parser.add_argument("--dataset", default="mnist", help="a data set's name (default: mnist)")
     parser.add_argument("--normal", nargs="+", default=[str(k) for k in range(10)], help="normal classes (default: 0 to 9)")
-    parser.add_argument("--max-epochs", type=int, default=3, help="the promise holds for any number (default: 3)")
+    parser.add_argument("--max-epochs", type=positive, default=3, help="the promise holds for any number (default: 3)")
     parser.add_argument("--root", type=Path, help="where data sets lie (default: $ONECLASS_DATA or the user's cache)")
     parser.add_argument("--runs", type=Path, default=Path("runs", "false_alarms"), help="default: runs/false_alarms")
     parser.add_argument("--out", type=Path, help="where the table goes (default: the runs folder)")
-    parser.add_argument("--jobs", type=int, help="cells at a time (default: one per core)")
+    parser.add_argument("--jobs", type=positive, help="cells at a time (default: one per core, or per GPU)")
+    parser.add_argument("--force", action="store_true", help="run again what is done")
     with one_line_errors():
         arguments = parser.parse_args(argv)
-        settings = Settings(arguments.root, arguments.runs, max_epochs=arguments.max_epochs)
+        settings = Settings(
+            arguments.root,
+            arguments.runs,
+            chosen_device("auto"),
+            max_epochs=arguments.max_epochs,
+            force=arguments.force,
+        )
+        check_writable(settings.runs)
         cells = [
             Cell(name, arguments.dataset, "balanced", normal, 0)
             for name, normal in itertools.product(arguments.presets, arguments.normal)
         ]
-        console = Console()
+        refuse_stale(cells, settings)
+        console = Console(highlight=False, markup=False)
         if failures := run_grid(cells, settings, arguments.jobs, console):
             raise SystemExit(f"{len(failures)} cells failed; each has an error.txt in its folder")
         counts = pd.DataFrame([row for cell in cells for row in false_alarms(cell.directory(settings.runs))])
@@ -64,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def false_alarms(directory: Path) -> list[dict[str, object]]:
     """Counts the false alarms of a finished cell, one row for each rate α for which it has enough held-out samples."""
     record = read_record(directory / FILE)
-    chosen = CHOSEN[record["rule"]] if record["reached"] else CHOSEN["last"]
-    calibration = load_checkpoint(directory / "checkpoints" / chosen)["calibration"].numpy()
+    calibration = load_checkpoint(chosen_checkpoint(directory, record))["calibration"].numpy()
     scores = pd.read_csv(directory / "scores.csv").query("label == 0")[record["score"]]
     row = {"method": record["name"], "normal": record["cell"]["normal"]}
     return [row | count(scores, calibration, alpha) for alpha in ALPHAS if alpha * (len(calibration) + 1) >= 1]
@@ -119,7 +129,7 @@ def report(counts: pd.DataFrame, folder: Path, command: str, console: Console) -
     page = [f"# False alarms among fresh normals\n\nWritten by `{command}`; not edited by hand.\n{NOTE}", *table_lines(text)]
     write_whole(folder / "false_alarms.csv", counts.to_csv(index=False))
     write_whole(folder / "false_alarms.md", "\n".join(page) + "\n")
-    console.print(f"written: {folder / 'false_alarms.md'}", highlight=False, soft_wrap=True)
+    console.print(f"written: {folder / 'false_alarms.md'}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from common.data.images import Patches
 from common.deploy.load import load_detector
 from common.errors import InputError
 from common.evaluation.figures import ANOMALOUS, NORMAL
+from common.experiment.folder import chosen_checkpoint
 from common.experiment.records import FILE, Record, read_record
 from common.files import whole
-from common.training.checkpoints import CHOSEN, Rule
 from experiments.picture import threshold_of
 
 MARKED = 10
@@ -86,8 +86,7 @@ def _median(rows: pd.DataFrame, score: str, label: int) -> "pd.Series[float]":
 
 def _most_anomalous(run: Path, record: Record, data: OneClassDataModule, row: "pd.Series[float]") -> list[tuple[int, float]]:
     """Indices and scores of a frame's most anomalous patches, the highest first."""
-    rule: Rule = record["rule"] if record["reached"] else "last"
-    checkpoint = run / "checkpoints" / CHOSEN[rule]
+    checkpoint = chosen_checkpoint(run, record)
     if not checkpoint.is_file():
         return [(int(row["index"]), float(row[record["score"]]))]
     assert data.groups is not None

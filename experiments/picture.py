@@ -16,10 +16,10 @@ from common.data import OneClassDataModule
 from common.deploy.load import load_detector
 from common.errors import InputError
 from common.evaluation.figures import ANOMALOUS, NORMAL
+from common.experiment.folder import chosen_checkpoint
 from common.experiment.records import FILE, Record, read_record
 from common.files import whole
 from common.presets import read_config
-from common.training.checkpoints import CHOSEN, Rule
 
 IMAGES = 6
 """Number of normal and of anomalous images, at equal steps of their rank by score, so that none is picked by hand."""
@@ -45,8 +45,7 @@ def picture(run: Path) -> Figure:
         InputError: The folder holds no finished cell, or its module does not reconstruct.
     """
     record = read_record(run / FILE)
-    rule: Rule = record["rule"] if record["reached"] else "last"
-    detector = load_detector(run / "checkpoints" / CHOSEN[rule])
+    detector = load_detector(chosen_checkpoint(run, record))
     data = OneClassDataModule(**read_config(run / "config.yaml")["data"])
     data.setup()
     table = pd.read_csv(run / "scores.csv").sort_values(record["score"])

@@ -17,10 +17,9 @@ from common.experiment.identity import is_current
 from common.experiment.overview import write_overview
 from common.experiment.page import Chapter, galleries, page
 from common.experiment.published import RESULTS, published
-from common.experiment.records import FILE, Record, read_published, read_record
+from common.experiment.records import FILE, Record, read_published, read_record, row_key
 from common.experiment.terminal import show
 from common.files import write_whole
-from common.names import dataset_label
 
 FALLBACK = "quickstart"
 """The experiment whose table shows records that no other experiment declares."""
@@ -35,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments = parser.parse_args(argv)
         if arguments.runs and not arguments.runs.is_dir():
             raise InputError(f"there is no runs folder {arguments.runs}")
-        runs, console = arguments.runs or Path("runs"), Console(highlight=False)
+        runs, console = arguments.runs or Path("runs"), Console(highlight=False, markup=False)
         known = declared()
         records = [record | {"homes": homes(record, known)} for record in records_of(runs)]
         chapters = [chapter(experiment, records) for experiment in known]
@@ -80,10 +79,10 @@ def homes(record: Record, known: Sequence[Experiment]) -> list[str]:
 
 
 def _declares(experiment: Experiment, record: Record) -> bool:
-    cell, names = record["cell"], (record["name"], record["base"])
-    here = dataset_label(cell["dataset"]), cell["protocol"]
-    places = [place for place in experiment.places if place.name in names and place[1:3] == here]
-    return any(place.normal is None or cell["normal"] in place.normal for place in places)
+    name, *here = row_key(record)
+    names, normal = (name, record["base"]), record["cell"]["normal"]
+    places = [place for place in experiment.places if place.name in names and [place.dataset, place.protocol] == here]
+    return any(place.normal is None or normal in place.normal for place in places)
 
 
 def chapter(experiment: Experiment, records: Sequence[Record], results: Path = RESULTS) -> Chapter:

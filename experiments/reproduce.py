@@ -8,18 +8,16 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from common.command_line import Parser, one_line_errors
+from common.command_line import Parser, one_line_errors, positive
 from common.errors import InputError
 from common.experiment.cell import Cell, Settings
 from common.experiment.grid import run_grid
-from common.experiment.perform import check_writable, missing_data, refuse_stale
+from common.experiment.perform import check_writable, missing_data, records_of, refuse_stale
 from common.experiment.published import RESULTS, given_settings, measured
-from common.experiment.records import Record, read_published
+from common.experiment.records import Record, read_published, row_key
 from common.experiment.render import interval
-from common.experiment.run import finished
 from common.experiment.table import KEY, long
 from common.experiment.terminal import plain
-from common.names import dataset_label
 from common.training.process import chosen_device
 from experiments.report import declared
 
@@ -42,9 +40,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors():
         arguments = _parser().parse_args(argv)
         device = chosen_device(arguments.device)
-        rows = candidates(arguments.results)
+        records = _records(arguments.results)
+        before = long(records).drop_duplicates([*VALUE, "seed"])
+        rows = candidates(before, arguments.results)
         if device == "cpu" and not arguments.presets:
-            rows = rows[~_index(rows, ROW).isin(_index(made_by_gpus(arguments.results), ROW))]
+            of_gpus = long(record for record in records if record.get("device", "").startswith("cuda"))
+            rows = rows[~_index(rows, ROW).isin(_index(of_gpus, ROW))]
         for column, named in (("name", arguments.presets), ("dataset", arguments.datasets)):
             rows = rows[rows[column].isin(named)] if named else rows
         missing = missing_data(rows["dataset"], arguments.root, InputError)
@@ -54,27 +55,30 @@ def main(argv: Sequence[str] | None = None) -> None:
             reasons = "".join(f"; {reason}" for reason in missing.values())
             raise InputError(f"only {len(names)} of these rows can be checked: give fewer --cells, or other rows{reasons}")
         rows = rows.merge(names.sample(arguments.cells, random_state=arguments.draw))
-        before = expected(arguments.results)
-        settings = Settings(arguments.root, arguments.runs, device)
+        settings = Settings(arguments.root, arguments.runs, device, force=arguments.force)
         check_writable(settings.runs)
-        console, plan = Console(), _plan(rows, _records(arguments.results), settings)
+        console, plan = Console(highlight=False, markup=False), _plan(rows, records, settings)
         for given, cells in plan.items():
             refuse_stale(cells, given)
         again: list[Record] = []
         failures: dict[Cell, str] = {}
         for given, cells in plan.items():
             failures |= run_grid(cells, given, arguments.jobs, console)
-            again += [record for cell in cells if (record := finished(cell, given)) is not None]
+            again += records_of(cells, given)
         compared = verdicts(rows, before, long(again))
         show(compared, console)
         if failures or (compared["verdict"] == "outside").any():
             raise SystemExit(1)
 
 
-def candidates(results: Path = RESULTS) -> pd.DataFrame:
+def candidates(before: pd.DataFrame, results: Path = RESULTS) -> pd.DataFrame:
     """The published rows of single classes that can be checked.
 
     These are rows with an interval, rows of deterministic detectors, whose interval is the rounding, and rows of records.
+
+    Args:
+        before: Every value of the published records, in the format of :func:`common.experiment.table.long`.
+        results: The folder of published records and aggregates.
     """
     tables = [measured(known, folder=results) for known in declared()]
     rows = pd.concat([table for table in tables if len(table)], ignore_index=True)
@@ -82,18 +86,8 @@ def candidates(results: Path = RESULTS) -> pd.DataFrame:
     rows = rows.drop_duplicates(VALUE)
     steady = ~rows["name"].map(lambda name: Cell(name, "", "", "", 0).seeded)
     rows.loc[steady, "ci_low"], rows.loc[steady, "ci_high"] = rows["mean"] - ROUNDING, rows["mean"] + ROUNDING
-    recorded = _index(rows, VALUE).isin(_index(expected(results), VALUE))
+    recorded = _index(rows, VALUE).isin(_index(before, VALUE))
     return rows[rows["ci_low"].notna() | recorded]
-
-
-def expected(results: Path = RESULTS) -> pd.DataFrame:
-    """Every value of the published records, in the format of :func:`common.experiment.table.long`."""
-    return long(_records(results)).drop_duplicates([*VALUE, "seed"])
-
-
-def made_by_gpus(results: Path = RESULTS) -> pd.DataFrame:
-    """The values of :func:`expected` whose records a GPU has made."""
-    return long(record for record in _records(results) if record.get("device", "").startswith("cuda"))
 
 
 def verdicts(rows: pd.DataFrame, before: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
@@ -101,7 +95,7 @@ def verdicts(rows: pd.DataFrame, before: pd.DataFrame, again: pd.DataFrame) -> p
 
     Args:
         rows: Rows of :func:`candidates`.
-        before: The published values, see :func:`expected`.
+        before: The published values, in the format of :func:`common.experiment.table.long`.
         again: The new values, in the same format.
 
     Returns:
@@ -136,13 +130,14 @@ def show(compared: pd.DataFrame, console: Console) -> None:
 def _parser() -> Parser:
     parser = Parser(prog="python -m experiments.reproduce", description=__doc__)
     add = parser.add_argument
-    add("--cells", type=int, default=2, help="number of rows to draw (default: 2)")
+    add("--cells", type=positive, default=2, help="number of rows to draw (default: 2)")
     add("--draw", type=int, default=0, help="seed of the draw; another number draws other rows")
     add("--presets", nargs="+", help="METHOD-PRESET, several (default: all)")
     add("--datasets", nargs="+", help="names of data sets (default: all that are there)")
     add("--root", type=Path, help="where data sets lie (default: $ONECLASS_DATA or the user's cache)")
     add("--runs", type=Path, default=Path("reproduced"), help="where records go (default: reproduced)")
-    add("--jobs", type=int, help="cells at a time (default: one per core)")
+    add("--jobs", type=positive, help="cells at a time (default: one per core, or per GPU)")
+    add("--force", action="store_true", help="run again what is done")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--results", type=Path, default=RESULTS, help="published records and aggregates (default: the committed ones)")
     return parser
@@ -152,9 +147,7 @@ def _plan(rows: pd.DataFrame, records: Sequence[Record], settings: Settings) -> 
     """The cells of rows by their settings: seeds and image size of their records, or as many seeds as their aggregate has."""
     made: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
-        cell = record["cell"]
-        place = (record["name"], dataset_label(cell["dataset"]), cell["protocol"], cell["normal"])
-        made.setdefault(place, []).append(record)
+        made.setdefault((*row_key(record), record["cell"]["normal"]), []).append(record)
     plan: dict[Settings, list[Cell]] = {}
     for row in rows.drop_duplicates(ROW).to_dict("records"):
         name, dataset, protocol, normal = (row[column] for column in ROW)

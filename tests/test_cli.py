@@ -12,12 +12,14 @@ import pytest
 import torch
 import yaml
 from pytorch_lightning import seed_everything
+from pytorch_lightning.accelerators import CPUAccelerator
 
 from common.cli import main
 from common.deploy.load import load_checkpoint
 from common.errors import InputError
 from common.experiment import Cell
 from common.experiment.cell import Settings
+from common.experiment.records import read_record
 from common.module import OneClassModule
 from common.training.lightning import assemble
 from common.training.process import chosen_device, configure_process
@@ -300,6 +302,18 @@ def test_a_class_path_may_name_the_method_of_a_cell():
     assert Path("runs/mine/metrics.json").is_file()
 
 
+@pytest.mark.filterwarnings("ignore:no anomalous samples:RuntimeWarning")
+def test_a_cell_that_tests_one_class_has_no_auroc_when_it_is_made_and_when_it_is_read(capsys):
+    X = np.random.default_rng(0).random((40, 6))
+    np.savez("one.npz", X_train=X[:20], y_train=np.zeros(20), X_test=X[20:], y_test=np.zeros(20))
+    flags = ["--config", "autoencoder-smoke", "--data.dataset=one.npz", "--trainer.max_epochs=1", "--threads=1"]
+    for _ in range(2):
+        main(["fit", *flags, "--data.root", ".", "--directory", "runs/one"])
+        assert "reconstruction: no AUROC, as it tests one class only, by the epoch 1 (rule: last)" in capsys.readouterr().out
+    command = read_record(Path("runs/one/metrics.json"))["command"]
+    assert command.endswith("--threads=1 --directory runs/one"), "the place of the data is no part of it"
+
+
 def test_checkpoint_that_is_truncated_or_something_else(checkpoint, capsys, tmp_path):
     damaged = tmp_path / "damaged.ckpt"
     damaged.write_bytes(checkpoint.read_bytes()[:1000])
@@ -332,6 +346,14 @@ def test_pickled_code_is_not_run(checkpoint, tmp_path):
 def test_auto_is_cuda_where_there_is_one(there, auto, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     assert [chosen_device(name) for name in ("auto", "cpu", "cuda")] == [auto, "cpu", "cuda"]
+
+
+def test_auto_is_never_apples_gpu_which_lacks_float64(monkeypatch):
+    for library in ("lightning_fabric", "pytorch_lightning"):
+        monkeypatch.setattr(f"{library}.accelerators.mps.MPSAccelerator.is_available", lambda: True)
+    config = yaml.safe_load(SMOKE.read_text())
+    config["data"] |= {"dataset": "digits", "normal": "3"}
+    assert isinstance(assemble(config).trainer.accelerator, CPUAccelerator)
 
 
 @pytest.mark.parametrize(("there", "visible"), [(False, ""), (True, None)])

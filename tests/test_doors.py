@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from common.cli import main
+from common.errors import InputError
 from common.estimator import OneClassEstimator
 from common.experiment import Experiment, Grid, compare, run_experiment
 
@@ -164,6 +165,67 @@ def test_arrays_from_python(outside):
     assert table.set_index("name")["mean"]["classical-pca"] > 0.95
     assert (outside / "runs" / "mine.npz").is_file()
     assert isinstance(table, pd.DataFrame)
+
+
+@pytest.fixture
+def arrays():
+    X, y = np.random.default_rng(0).random((60, 6)), np.repeat([0, 1], 30)
+    X[y == 1] += 1
+    return X[::2], y[::2], X[1::2], y[1::2]
+
+
+def test_what_is_named_twice_is_run_once(outside, arrays, capsys):
+    table = compare(["classical-lof"] * 2, *arrays, normal=["0", "0"], seeds=(0, 0), jobs=1)
+    assert (table["n_seeds"] == 1).all()
+    assert capsys.readouterr().out.count("AUROC") == 1
+
+
+def test_preset_files_of_one_name_are_refused(outside, arrays):
+    for folder in ("a", "b"):
+        (outside / folder).mkdir()
+        (outside / folder / "l1.yaml").write_text("model:\n  class_path: autoencoder.Autoencoder\n")
+    with pytest.raises(InputError, match=r"a/l1.yaml and b/l1.yaml would both be called l1"):
+        compare(["a/l1.yaml", "b/l1.yaml"], *arrays, jobs=1)
+
+
+def test_stale_records_are_kept_where_that_is_asked_for(outside, arrays):
+    compare(["classical-lof"], *arrays, normal=["0"], jobs=1)
+    other = (arrays[0] + 1, *arrays[1:])
+    with pytest.raises(InputError, match=r"the data have changed.*: force=True runs them again, keep=True shows them, marked"):
+        compare(["classical-lof"], *other, normal=["0"], jobs=1)
+    table = compare(["classical-lof"], *other, normal=["0"], jobs=1, keep=True)
+    assert (table["stale"] != "").all()
+
+
+@pytest.mark.parametrize("jobs", [0, -1])
+def test_less_than_one_cell_at_a_time_is_refused(jobs, outside, arrays):
+    with pytest.raises(InputError, match=f"jobs must be at least 1, not {jobs}"):
+        compare(["classical-lof"], *arrays, normal=["0"], jobs=jobs)
+
+
+BRACKETS = """
+from autoencoder import Autoencoder
+
+
+class Faulty(Autoencoder):
+    def scores(self, x):
+        raise ValueError("cannot read [/home/me/x.png]")
+"""
+
+
+def test_brackets_in_names_and_messages_are_printed_as_they_are(outside, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    (outside / "my_idea.py").write_text(BRACKETS)
+    (outside / "faulty.yaml").write_text("model:\n  class_path: my_idea.Faulty\n")
+    own_data(outside / "mine.npz", 40, shape=(6,), names=("fine", "scratch [deep]"))
+    flags = balanced("mine.npz", "--presets", "faulty.yaml", "classical-lof", "--normal", "scratch [deep]")
+    with pytest.raises(SystemExit) as ended:
+        run_experiment(EXPERIMENT, flags)
+    output = capsys.readouterr().out
+    assert ended.value.code == 1
+    assert "ValueError: cannot read [/home/me/x.png] (my_idea.py, line 7)" in output
+    assert "classical-lof mine balanced normal=scratch [deep] seed=0: AUROC" in output
+    assert "normal scratch [deep]" in output.partition("AUROC")[2]
 
 
 SCRIPT = """

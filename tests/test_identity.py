@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import sys
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from common.errors import InputError
 from common.experiment import Cell
 from common.experiment.cell import Settings
 from common.experiment.identity import (
+    COMMON,
     _reachable,
     config_digest,
     difference,
@@ -116,6 +118,19 @@ def test_code_that_changed_since_it_was_imported_makes_no_record(outside):
     refuse_changed_code(config)
     (outside / "my_losses.py").write_text("def weight():\n    return 3\n")
     with pytest.raises(InputError, match=r"my_losses.py has changed since this process imported it"):
+        refuse_changed_code(config)
+
+
+def test_shared_code_that_changed_since_it_was_imported_makes_no_record(tmp_path, monkeypatch):
+    copied = tmp_path / "common"
+    shutil.copytree(COMMON, copied, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr("common.experiment.identity.COMMON", copied)
+    monkeypatch.setattr("common.experiment.identity.first_seen", {})
+    config = CELL.config()
+    refuse_changed_code(config)
+    losses = copied / "losses.py"
+    losses.write_text(losses.read_text() + "\nWEIGHT = 2\n")
+    with pytest.raises(InputError, match=r"losses.py has changed since this process imported it"):
         refuse_changed_code(config)
 
 

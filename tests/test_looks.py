@@ -64,6 +64,11 @@ def published(tmp_path, monkeypatch):
     return with_curves
 
 
+def test_every_row_has_its_curves_however_many_there_are(published):
+    top, bottom = curves.draw([published] * 6).axes
+    assert len(top.lines) == len(bottom.lines) == 2 * 6
+
+
 def test_curves_mark_the_chosen_epoch(published, tmp_path):
     curves.main(["ocgan-paper", "--out", str(tmp_path / "curves.png")])
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -88,6 +88,7 @@ def test_a_folder_of_images_runs_by_class_name(tmp_path):
         (["--presets", "classical-nope"], "unknown classical detector 'nope'"),
         (["--seeds", "one"], "invalid int value: 'one'"),
         (["--max-epochs", "-1"], "-1 is not a number of at least 1"),
+        (["--device", "cuda", "--presets", "smoke"], "PyTorch finds no GPU here: leave out --device cuda"),
         (["--bogus"], "unrecognized arguments: --bogus"),
         (["--jobs", "x"], "argument --jobs: x is not a number of at least 1"),
         (["--seeds", "-1"], "seed_everything must be a number of at least 0, not -1"),

@@ -155,13 +155,29 @@ def test_a_row_is_a_command(cell):
     """The flags of the printed line make the very configuration that the grid runs."""
     import shlex
 
-    settings = Settings(threads=1, max_epochs=9, image_size=20)
+    settings = Settings(root=Path("my data"), threads=1, max_epochs=9, image_size=20)
     words = shlex.split(cell.command(settings))
     assert words[:2] == ["oneclass", "fit"]
     config = merged(words[2:])
     assert config.pop("directory") == cell.directory(settings.runs).as_posix()
     assert config.pop("threads") == 1
     assert config == cell.config(settings)
+    assert config["data"]["root"] == "my data"
+
+
+def test_a_second_file_adds_to_the_first_unless_it_names_another_class(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text(
+        "model: {class_path: autoencoder.Autoencoder, init_args: {widths: [4, 8], lr: 0.1}}\n"
+        "trainer: {logger: {class_path: CSVLogger, init_args: {name: mine}}}\n"
+    )
+    Path("b.yaml").write_text("model: {class_path: autoencoder.Autoencoder, init_args: {latent: 4, lr: 0.2}}\n")
+    Path("c.yaml").write_text("model: {class_path: ocgan.OCGAN, init_args: {latent: 4}}\n")
+    both = merged(["--config", "a.yaml", "--config", "b.yaml"])
+    assert both["model"]["init_args"] == {"widths": [4, 8], "lr": 0.2, "latent": 4}
+    assert both["trainer"]["logger"]["init_args"] == {"name": "mine"}
+    other = merged(["--config", "a.yaml", "--config", "c.yaml"])
+    assert other["model"] == {"class_path": "ocgan.OCGAN", "init_args": {"latent": 4}}
 
 
 def test_flags_write_values_as_they_are_read():

@@ -45,7 +45,18 @@ def test_cells_are_reproduced_seed_by_seed(results, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.count("same") == 4
     assert printed.count("±0.0000") == 4
-    assert len(list(tmp_path.glob("*/*/*/*/*/metrics.json"))) == 6
+    made = list(tmp_path.glob("*/*/*/*/*/metrics.json"))
+    assert len(made) == 6
+    for path in made:
+        path.write_text(json.dumps(read_record(path) | {"identity": {}}))
+    with pytest.raises(SystemExit) as ended:
+        again(results, tmp_path, "--cells", "4")
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "an earlier version made it): --force runs them again" in said
+    assert "--keep" not in said
+    again(results, tmp_path, "--cells", "4", "--force")
+    assert capsys.readouterr().out.count("same") == 4
 
 
 def test_cells_are_reproduced_at_the_size_of_their_records(tmp_path, capsys):
@@ -60,7 +71,7 @@ def test_cells_are_reproduced_at_the_size_of_their_records(tmp_path, capsys):
 def test_a_draw_depends_on_its_number_alone(results, monkeypatch, capsys):
     drawn = []
     monkeypatch.setattr(reproduce, "run_grid", lambda cells, *_: drawn.append(cells) or {})
-    monkeypatch.setattr(reproduce, "finished", lambda *_: None)
+    monkeypatch.setattr(reproduce, "records_of", lambda *_: [])
     for draw in (0, 0, 1, 2, 3):
         with pytest.raises(SystemExit):
             again(results, "unused", "--cells", "1", "--draw", str(draw))
@@ -71,7 +82,7 @@ def test_a_draw_depends_on_its_number_alone(results, monkeypatch, capsys):
 def test_what_a_gpu_has_made_is_not_drawn_without_one_unless_it_is_named(trained, tmp_path, monkeypatch, capsys):
     drawn = []
     monkeypatch.setattr(reproduce, "run_grid", lambda cells, *_: drawn.extend(cells) or {})
-    monkeypatch.setattr(reproduce, "finished", lambda *_: None)
+    monkeypatch.setattr(reproduce, "records_of", lambda *_: [])
     of_gpu = [one | {"device": "cuda:0"} for one in trained if one["name"] == "autoencoder-smoke"]
     results = publish([*of_gpu, *(one for one in trained if one["name"] == "classical-lof")], tmp_path)
     with pytest.raises(SystemExit):
@@ -109,6 +120,14 @@ def test_what_is_not_published_cannot_be_drawn(results, tmp_path, capsys, flags)
     assert "fewer --cells" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--cells", "--jobs"])
+def test_a_number_below_1_is_refused(flag, results, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        again(results, tmp_path, flag, "-1")
+    assert ended.value.code == 2
+    assert f"argument {flag}: -1 is not a number of at least 1" in capsys.readouterr().err
+
+
 @pytest.fixture
 def without_downloads(monkeypatch):
     """Nothing but the digits can be had; says what was asked for."""
@@ -138,7 +157,7 @@ def test_data_that_cannot_be_had_are_not_drawn_and_others_not_loaded(trained, tm
 
 
 def test_what_is_published_can_be_drawn():
-    rows = reproduce.candidates()
+    rows = reproduce.candidates(long(reproduce._records(reproduce.RESULTS)))
     assert {"autoencoder-denoising", "alocc-stable", "ocgan-tuned", "ocnn-tuned", "classical-lof"} <= set(rows["name"])
     bounded = rows[rows["ci_low"].notna()]
     assert (bounded["ci_low"] <= bounded["ci_high"]).all()

@@ -145,7 +145,6 @@ class Cell:
         words += flags(changed)
         words += ["--oracle=true"] if settings.oracle else []
         words += [f"--threads={settings.threads}"] if settings.threads else []
-        words += [f"--data.root={settings.root}"] if settings.root else []
         words += [f"--trainer.accelerator={settings.device}"] if settings.device not in {"auto", "cpu"} else []
         return shlex.join([*words, f"--directory={self.directory(settings.runs).as_posix()}"])
 
@@ -181,6 +180,8 @@ class Cell:
         yield ("data", "dataset"), self.dataset
         yield ("data", "normal"), self.normal
         yield ("data", "protocol"), self.protocol
+        if settings.root is not None:
+            yield ("data", "root"), str(settings.root)
         yield ("seed_everything",), self.seed
 
     @staticmethod

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from common.command_line import Parser, one_line_errors
+from common.command_line import Parser, one_line_errors, positive
 from common.experiment.declaration import Backend, Experiment
 from common.experiment.forked import begin_imports
 from common.hidden import naming_hidden_packages
@@ -61,7 +61,7 @@ def _add_what(add: Callable[..., Any], experiment: Experiment) -> None:
         default=list(experiment.seeds),
         help="of the training; the first where nothing is random",
     )
-    add("--max-epochs", type=_positive, help="instead of the presets'")
+    add("--max-epochs", type=positive, help="instead of the presets'")
     add("--image-size", type=int, help="height and width, instead of the presets' or the data's own")
     add("--oracle", action="store_true", help="score the test set after every epoch too; nothing is chosen by it")
     add("--smoke", action="store_true", help="the smoke presets on the embedded digits, two classes, one seed")
@@ -71,9 +71,9 @@ def _add_how(add: Callable[..., Any]) -> None:
     add("--root", type=Path, help="where data sets lie (default: $ONECLASS_DATA or the user's cache)")
     add("--runs", type=Path, default=Path("runs"), help="where records go (default: runs)")
     add("--out", type=Path, help="where this command's tables go (default: the runs folder)")
-    add("--jobs", type=_positive, help="cells at a time (default: one per core, --cells-per-gpu for each GPU, or a cluster)")
+    add("--jobs", type=positive, help="cells at a time (default: one per core, --cells-per-gpu for each GPU, or a cluster)")
     add("--backend", choices=get_args(Backend), default="loky", help="processes of this machine, or a cluster's")
-    add("--cells-per-gpu", type=_positive, default=1, help="with --device cuda, how many share a GPU (default: 1)")
+    add("--cells-per-gpu", type=positive, default=1, help="with --device cuda, how many share a GPU (default: 1)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
 
@@ -83,9 +83,3 @@ def _add_done(add: Callable[..., Any]) -> None:
     add("--keep", action="store_true", help="show stale records, marked, rather than stop at them")
     add("--report-only", action="store_true", help="the tables of what is done")
     add("--publish", action="store_true", help="add finished cells to the committed records, and make their page again")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 1")
-    return int(text)

@@ -8,7 +8,7 @@ from pathlib import Path
 from common.deploy.load import load_checkpoint
 from common.errors import InputError, UnreadableError
 from common.experiment.identity import Identity, difference
-from common.experiment.records import FILE
+from common.experiment.records import FILE, Record
 from common.files import write_whole
 from common.training.checkpoints import CHOSEN
 from common.training.resuming import IDENTITY
@@ -47,6 +47,11 @@ def begin(directory: Path, own: Identity) -> None:
         write_whole(note, json.dumps(own))
     except OSError as error:
         raise InputError(f"cannot write in {directory}: {error.strerror}") from error
+
+
+def chosen_checkpoint(directory: Path, record: Record) -> Path:
+    """The checkpoint of the epoch that a record's metrics are of: by its rule, or the last where no epoch met the rule."""
+    return directory / "checkpoints" / CHOSEN[record["rule"] if record["reached"] else "last"]
 
 
 def clear(directory: Path) -> None:

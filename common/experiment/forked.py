@@ -9,7 +9,11 @@ from multiprocessing.context import BaseContext
 from types import ModuleType
 from typing import Any
 
-PRELOADED = ["common.experiment.run", "autoencoder", "alocc", "ocgan", "ocnn"]
+from common.presets import REPOSITORY
+
+PAPERS = sorted(path.parents[1].name for path in REPOSITORY.glob("*/configs/smoke.yaml"))
+PRELOADED = ["common.experiment.run", *PAPERS]
+"""Modules that every worker has from the start."""
 
 if sys.platform == "linux":
     from multiprocessing import forkserver

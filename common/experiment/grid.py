@@ -12,7 +12,6 @@ operating system keeps the others out of a cell; it ends with its process, so no
 
 import gc
 import itertools
-import math
 import os
 import platform
 import tempfile
@@ -39,7 +38,7 @@ from common.errors import InputError, WeightsMissingError, where
 from common.experiment.cell import Cell, Settings
 from common.experiment.declaration import Backend
 from common.experiment.engines import Engine, engine, local_slots, result_of
-from common.experiment.records import Record
+from common.experiment.records import Record, auroc_text
 from common.experiment.run import finished, run
 from common.files import write_whole
 from common.names import dataset_label
@@ -66,7 +65,7 @@ def run_grid(
         settings: Common to all.
         jobs: Cells at a time; by default one per core of this machine, or ``cells_per_gpu`` for each GPU, or as many as a
             cluster takes.
-        console: For one line per finished cell, and the bar.
+        console: For one line per finished cell, and the bar; it must print text as it is, without markup.
         backend: As :func:`common.experiment.engines.engine` reads it.
         cells_per_gpu: With the device ``cuda``, how many cells share a GPU.
     """
@@ -87,9 +86,11 @@ def run_grid(
         task = bar.add_task("", total=len(cells), completed=len(cells) - len(left))
         for cell, result in _results(left, work, executor, at_a_time, console):
             bar.advance(task)
-            console.print(_line(cell, result), highlight=False, soft_wrap=True)
             if isinstance(result, str):
                 failures[cell] = result
+                console.print(f"failed {_title(cell)}: {result}", style="red", soft_wrap=True)
+            else:
+                console.print(_line(cell, result), soft_wrap=True)
     return failures
 
 
@@ -100,7 +101,9 @@ def is_done(cell: Cell, settings: Settings) -> bool:
 
 
 def cells_at_a_time(cells: Sequence[Cell], settings: Settings, jobs: int | None, cells_per_gpu: int = 1) -> int:
-    """How many cells run side by side on this machine."""
+    """How many cells run side by side on this machine; raises InputError for less than one."""
+    if jobs is not None and jobs < 1:
+        raise InputError(f"jobs must be at least 1, not {jobs}")
     return min(jobs or local_slots(settings.device, cells_per_gpu), len(cells))
 
 
@@ -149,7 +152,7 @@ def _results(
                     raise InputError(f"workers are killed before they begin a cell: {error}") from error
                 begun[cell], last_error = times, error
                 (ready if times < ATTEMPTS - 1 else suspects).append(cell)
-                console.print(f"a worker was killed: begun again {_title(cell)}", highlight=False, soft_wrap=True)
+                console.print(f"a worker was killed: begun again {_title(cell)}", soft_wrap=True)
                 continue
             if result is None:
                 elsewhere.append(cell)
@@ -231,13 +234,9 @@ def _lacks_weights(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _line(cell: Cell, result: Record | str) -> str:
-    if isinstance(result, str):
-        return f"[red]failed[/red] {_title(cell)}: {result}"
-    speed = f", {result['train_images_per_s']:,.0f} images/s" if result["train_images_per_s"] else ""
-    auroc = result["metrics"][result["score"]]["auroc"]
-    number = "no AUROC, as it tests one class only" if auroc is None or math.isnan(auroc) else f"AUROC {auroc:.4f}"
-    return f"{_title(cell)}: {number}  ({result['wall_s']:.0f} s{speed})"
+def _line(cell: Cell, record: Record) -> str:
+    speed = f", {record['train_images_per_s']:,.0f} images/s" if record["train_images_per_s"] else ""
+    return f"{_title(cell)}: {auroc_text(record)}  ({record['wall_s']:.0f} s{speed})"
 
 
 def _title(cell: Cell) -> str:

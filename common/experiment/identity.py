@@ -122,24 +122,29 @@ def source_of(config: Config) -> str:
 def refuse_changed_code(config: Config) -> None:
     """Raises InputError if a code file has changed since this process imported it: its scores would be the old code's."""
     data = config["data"]
-    for path in [*_own_files(source_of(config), data["protocol"]), *_own_files("classical", data["dataset"])]:
+    for path in [*_files(source_of(config), data["protocol"]), *_own_files("classical", data["dataset"])]:
         if first_seen.setdefault(path, file_digest(path)) != file_digest(path):
             raise InputError(f"{path} has changed since this process imported it: start the command, or the worker, again")
 
 
 def _digest_of(class_path: str, protocol: str) -> str:
-    patterns = CLASSICAL if class_path == "classical" else SHARED
-    shared: list[Path] = []
-    for pattern in patterns:
-        shared += sorted(COMMON.glob(pattern))
-    own = _own_files(class_path, protocol)
-    for path in own:
-        first_seen.setdefault(path, file_digest(path))
-    return _short("".join(map(file_digest, [*shared, *own])).encode())
+    digests = []
+    for path in _files(class_path, protocol):
+        digests.append(file_digest(path))
+        first_seen.setdefault(path, digests[-1])
+    return _short("".join(digests).encode())
 
 
 first_seen: dict[Path, str] = {}
 """The hash of each code file as this process first saw it; a worker takes over those of the process whose code it runs."""
+
+
+def _files(class_path: str, protocol: str) -> list[Path]:
+    """All files that make a method's scores: those of ``common`` that take part, then its own."""
+    shared: list[Path] = []
+    for pattern in CLASSICAL if class_path == "classical" else SHARED:
+        shared += sorted(COMMON.glob(pattern))
+    return [*shared, *_own_files(class_path, protocol)]
 
 
 def _own_files(class_path: str, function: str) -> list[Path]:

@@ -11,10 +11,9 @@ import pandas as pd
 from PIL import Image
 
 from common.experiment.declaration import Experiment
-from common.experiment.records import Record
+from common.experiment.records import Record, row_key
 from common.experiment.render import difference, made_by, numbered, rows_text, sections
 from common.experiment.table import is_mean
-from common.names import dataset_label
 
 SATURATED = 0.2
 """The difference from which on a heat map's colours are the darkest ones."""
@@ -81,8 +80,7 @@ def galleries(records: Iterable[Record]) -> Iterator[Gallery]:
     """
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in sorted(records, key=lambda record: (record["cell"]["seed"], _auroc(record))):
-        cell = record["cell"]
-        groups.setdefault((record["name"], dataset_label(cell["dataset"]), cell["protocol"]), []).append(record)
+        groups.setdefault(row_key(record), []).append(record)
     for (name, dataset, protocol), group in groups.items():
         seed = group[0]["cell"]["seed"]
         of_seed = [record for record in group if record["cell"]["seed"] == seed]

@@ -19,14 +19,7 @@ from common.experiment.declaration import Experiment, Grid, full_name
 from common.experiment.documents import write_tables
 from common.experiment.grid import cells_at_a_time, run_grid, threads_per_cell
 from common.experiment.overview import write_overview
-from common.experiment.plan import (
-    bases,
-    cells_of,
-    narrowed,
-    refuse_mistaken_presets,
-    refuse_one_name,
-    refuse_unknown_classes,
-)
+from common.experiment.plan import bases, narrowed, prepared, refuse_unknown_classes
 from common.experiment.published import RESULTS, published, tabulate
 from common.experiment.records import Record, publish
 from common.experiment.run import finished
@@ -38,7 +31,7 @@ from common.training.tensorboard import write_summary_runs
 
 def perform(experiment: Experiment, arguments: argparse.Namespace) -> None:
     """Runs an experiment's cells, then prints and writes its tables."""
-    console = Console()
+    console = Console(highlight=False, markup=False)  # names of files and classes may have brackets
     settings = _settings(arguments)
     if not (arguments.dry_run or arguments.report_only):
         for folder in filter(None, (settings.runs, arguments.out)):
@@ -47,13 +40,9 @@ def perform(experiment: Experiment, arguments: argparse.Namespace) -> None:
     datasets = itertools.chain(*(grid.datasets for grid in grids))
     missing = {} if arguments.datasets else missing_data(datasets, settings.root)
     seeds = arguments.seeds[:1] if arguments.smoke else arguments.seeds
-    wanted: list[Cell] = []
-    for grid in grids:
-        wanted += cells_of(grid, seeds, settings, missing)
-    wanted = list(dict.fromkeys(wanted))
-    refuse_one_name(dict.fromkeys(cell.preset for cell in wanted))
     declared = itertools.chain(*(grid.presets for grid in (experiment.main, *experiment.also)))
-    refuse_mistaken_presets(wanted, settings, {full_name(preset, experiment.name) for preset in declared})
+    known = {full_name(preset, experiment.name) for preset in declared}
+    wanted = prepared(grids, seeds, settings, missing, known)
     if arguments.dry_run:
         limit = cells_at_a_time(wanted, settings, arguments.jobs, arguments.cells_per_gpu)
         _list(wanted, replace(settings, threads=threads_per_cell(limit)), console)
@@ -61,7 +50,7 @@ def perform(experiment: Experiment, arguments: argparse.Namespace) -> None:
     refuse_unknown_classes(wanted, settings)
     _say_what_is_run(wanted, missing, settings, console)
     if not arguments.keep:
-        refuse_stale(wanted, settings)
+        refuse_stale(wanted, settings, "--force runs them again, --keep shows them, marked")
     failures: dict[Cell, str] = {}
     if not arguments.report_only:
         failures = run_grid(wanted, settings, arguments.jobs, console, arguments.backend, arguments.cells_per_gpu)
@@ -132,12 +121,11 @@ def compare(
     path = given.runs / f"{name}.npz"
     save_arrays(path, X_train, y_train, X_test, y_test)
     grid = Grid(tuple(presets), (str(path),), (protocol,), None if normal is None else tuple(map(str, normal)))
-    cells = cells_of(grid, seeds, given)
-    refuse_mistaken_presets(cells, given)
+    cells = prepared([grid], seeds, given)
     refuse_unknown_classes(cells, given)
-    if not given.force:
-        refuse_stale(cells, given)
-    if failures := run_grid(cells, given, jobs, Console()):
+    if not given.keep:
+        refuse_stale(cells, given, "force=True runs them again, keep=True shows them, marked")
+    if failures := run_grid(cells, given, jobs, Console(highlight=False, markup=False)):
         raise InputError(f"{len(failures)} cells failed: {next(iter(failures.values()))}")
     return tabulate(Experiment("", "", grid), records_of(cells, given))
 
@@ -157,18 +145,15 @@ def _report(
     experiment: Experiment, grids: Sequence[Grid], records: Sequence[Record], arguments: argparse.Namespace, console: Console
 ) -> None:
     """Prints and writes the tables, and with ``--publish`` adds the records to the committed ones."""
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
     table = tabulate(replace(experiment, main=grids[0], also=tuple(grids[1:])), records)
     show(table, console, experiment.labels)
     for path in write_tables(table, experiment, arguments.out or arguments.runs):
-        say(f"written: {path}")
+        console.print(f"written: {path}", soft_wrap=True)
     write_summary_runs(long([record for record in records if not record["stale"]]), arguments.runs)
     if arguments.publish:
-        say(f"published: {publish_records(experiment, records)} new lines in {RESULTS / experiment.name}.jsonl")
-    say(f"look at the runs: tensorboard --logdir {arguments.runs}")
+        n = publish_records(experiment, records)
+        console.print(f"published: {n} new lines in {RESULTS / experiment.name}.jsonl", soft_wrap=True)
+    console.print(f"look at the runs: tensorboard --logdir {arguments.runs}", soft_wrap=True)
 
 
 def publish_records(experiment: Experiment, records: Sequence[Record]) -> int:
@@ -186,8 +171,11 @@ def publish_records(experiment: Experiment, records: Sequence[Record]) -> int:
     return n
 
 
-def refuse_stale(cells: Sequence[Cell], settings: Settings) -> None:
-    """Raises InputError if configuration, data or code of a record have changed since; it says which records, and why."""
+def refuse_stale(cells: Sequence[Cell], settings: Settings, advice: str = "--force runs them again") -> None:
+    """Raises InputError if configuration, data or code of a record have changed since.
+
+    It says which records, why, and what to do: ``advice`` names the caller's own flags.
+    """
     reasons: dict[str, list[Cell]] = {}
     for cell in cells:
         record = finished(cell, settings)
@@ -198,8 +186,8 @@ def refuse_stale(cells: Sequence[Cell], settings: Settings) -> None:
             f"{len(group)} of {', '.join(dict.fromkeys(cell.name for cell in group))}: {why}" for why, group in reasons.items()
         ]
         raise InputError(
-            f"stale records in {settings.runs} ({'; '.join(said)}): --force runs them again, --keep shows them, marked; "
-            "other data of the same name need another --runs"
+            f"stale records in {settings.runs} ({'; '.join(said)}): {advice}; "
+            "other data of the same name need another runs folder"
         )
 
 
@@ -225,18 +213,17 @@ def _list(cells: Sequence[Cell], settings: Settings, console: Console) -> None:
             state = "to do"
         elif record["stale"]:
             state = f"stale: {record['stale']}"
-        console.print(f"{cell.command(settings)}  # {state}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"{cell.command(settings)}  # {state}", soft_wrap=True)
 
 
 def _say_what_is_run(cells: Sequence[Cell], missing: Mapping[str, str], settings: Settings, console: Console) -> None:
     for reason in missing.values():
-        console.print(f"not run: {reason}", highlight=False, soft_wrap=True)
+        console.print(f"not run: {reason}", soft_wrap=True)
     for dataset in dict.fromkeys(cell.dataset for cell in cells):
         if dataset not in DATASETS or dataset == "folder":
             load(dataset, settings.root or default_root())  # here, where it says what is left out, and not in every worker
             console.print(
                 f"no preset is made for '{dataset}': the general presets are used, for a table those for tables",
-                highlight=False,
                 soft_wrap=True,
             )
 

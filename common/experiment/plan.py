@@ -49,6 +49,33 @@ def narrowed(experiment: Experiment, arguments: argparse.Namespace) -> list[Grid
     return list(dict.fromkeys(chosen))
 
 
+def prepared(
+    grids: Iterable[Grid],
+    seeds: Sequence[int],
+    settings: Settings,
+    missing: Collection[str] = (),
+    known: Collection[str] = (),
+) -> list[Cell]:
+    """Returns the cells of several grids, each once, after a check of their presets.
+
+    Args:
+        grids: What is to be run.
+        seeds: Of the training.
+        settings: Common to all.
+        missing: Data sets whose cells are left out.
+        known: Presets whose keys and values need no check.
+
+    Raises:
+        InputError: An unknown or mistaken preset, or two preset files of one name.
+    """
+    cells: dict[Cell, None] = {}
+    for grid in grids:
+        cells |= dict.fromkeys(cells_of(grid, seeds, settings, missing))
+    refuse_one_name(dict.fromkeys(cell.preset for cell in cells))
+    refuse_mistaken_presets(list(cells), settings, known)
+    return list(cells)
+
+
 def cells_of(grid: Grid, seeds: Sequence[int], settings: Settings, missing: Iterable[str] = ()) -> list[Cell]:
     """Returns the cells of a grid, except for missing data sets."""
     cells = []

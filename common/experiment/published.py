@@ -9,9 +9,8 @@ from typing import Any
 import pandas as pd
 
 from common.experiment.declaration import Experiment, Place
-from common.experiment.records import Record, cell_key, read_published
+from common.experiment.records import Record, cell_key, read_published, row_key
 from common.experiment.table import COLUMNS, KEY, TEXT, as_summary, long, summarise
-from common.names import dataset_label
 from common.presets import REPOSITORY
 
 RESULTS = REPOSITORY / "experiments" / "results"
@@ -125,8 +124,7 @@ def commands(name: str, records: Iterable[Record]) -> dict[tuple[str, str, str],
     """Returns the command for each row, data set and protocol; presets with equal flags share a command."""
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
-        cell = record["cell"]
-        groups.setdefault((record["name"], dataset_label(cell["dataset"]), cell["protocol"]), []).append(record)
+        groups.setdefault(row_key(record), []).append(record)
     flags = {key: _flags(group) for key, group in groups.items()}
     presets: dict[str, list[str]] = {}
     for key, group in groups.items():
@@ -141,11 +139,13 @@ def given_settings(record: Record) -> dict[str, Any]:
     Example:
         >>> given_settings({"name": "classical-lof", "command": "python -m experiments.classical --image-size 32"})
         {'image_size': 32}
+        >>> given_settings({"name": "ocgan-small", "command": "oneclass fit --config ocgan-small --trainer.max_epochs 3"})
+        {'max_epochs': 3}
     """
     given: dict[str, Any] = {}
     for setting, key in SETTINGS.items():
-        # of a net the command is oneclass fit, of a classical detector the experiment's own
-        found = re.search(rf"--(?:{re.escape(key)}=|{setting.replace('_', '-')} )(\d+)", record.get("command", ""))
+        # of a net the command is oneclass fit, of a classical detector the experiment's own; both take "=" and a blank
+        found = re.search(rf"--(?:{re.escape(key)}|{setting.replace('_', '-')})[= ](\d+)", record.get("command", ""))
         if found and f"{setting}=" not in record["name"]:  # else it is an override of the preset
             given[setting] = int(found[1])
     return given

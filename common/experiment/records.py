@@ -13,6 +13,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import write_whole
+from common.names import dataset_label
 from common.presets import REPOSITORY, split_preset
 
 Record = dict[str, Any]
@@ -63,6 +64,27 @@ def cell_key(record: Mapping[str, Any]) -> tuple[Any, ...]:
     """Returns the key that identifies a cell and orders published lines."""
     cell = record["cell"]
     return record["name"], cell["dataset"], cell["protocol"], cell["normal"].zfill(3), cell["seed"]
+
+
+def row_key(record: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Returns the key of a record's row: its name, the data set's label and the protocol."""
+    cell = record["cell"]
+    return record["name"], dataset_label(cell["dataset"]), cell["protocol"]
+
+
+def auroc_text(record: Mapping[str, Any]) -> str:
+    """Returns the AUROC of the record's own score, in words.
+
+    Example:
+        >>> auroc_text({"score": "loss", "metrics": {"loss": {"auroc": 0.5}}})
+        'AUROC 0.5000'
+        >>> auroc_text({"score": "loss", "metrics": {"loss": {"auroc": None}}})
+        'no AUROC, as it tests one class only'
+    """
+    auroc = record["metrics"][record["score"]]["auroc"]
+    if auroc is None or math.isnan(auroc):
+        return "no AUROC, as it tests one class only"
+    return f"AUROC {auroc:.4f}"
 
 
 def base_of(name: str) -> str | None:

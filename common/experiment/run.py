@@ -23,14 +23,14 @@ from common.deploy.load import load_checkpoint
 from common.errors import InputError
 from common.experiment.cell import Cell, Settings
 from common.experiment.folder import begin, clear
-from common.experiment.identity import Identity, difference, identity, refuse_changed_code, source_of
+from common.experiment.identity import difference, identity, refuse_changed_code, source_of
 from common.experiment.records import FILE, Record, base_of, commit, read_record, versions, write_record
 from common.files import write_whole
 from common.presets import Config, merged
 from common.scoring import Scored
 from common.training.checkpoints import CHOSEN
 from common.training.lightning import assemble, data_module
-from common.training.process import chosen_device, configure_process
+from common.training.process import configure_process
 from common.training.watcher import interruptible
 
 
@@ -43,15 +43,10 @@ def finished(cell: Cell, settings: Settings) -> Record | None:
     if settings.force or not path.is_file():
         return None
     record = read_record(path)
-    record["stale"] = difference(record["identity"], cell_identity(cell, settings))
+    record["stale"] = difference(record["identity"], identity(cell.config(settings)))
     if not record["stale"] and settings.oracle and cell.detector is None and "oracle" not in record["rules"]:
         record["stale"] = "it was made without --oracle"
     return record
-
-
-def cell_identity(cell: Cell, settings: Settings) -> Identity:
-    """See :func:`common.experiment.identity.identity`."""
-    return identity(_with_root(cell.config(settings), settings))
 
 
 def run(cell: Cell, settings: Settings) -> Record:
@@ -64,7 +59,7 @@ def run(cell: Cell, settings: Settings) -> Record:
         if record["stale"]:
             raise InputError(f"{directory} is stale ({record['stale']}): give --force to run it again")
         return record
-    config = _with_root(cell.config(settings), settings)
+    config = cell.config(settings)
     metadata = {
         "name": cell.name,
         "cell": asdict(cell),
@@ -76,10 +71,9 @@ def run(cell: Cell, settings: Settings) -> Record:
         clear(directory)
     if cell.detector is not None:
         return complete(config, directory, metadata, settings.threads, cell.detector)
-    gpu = "auto" if settings.gpu is None else [settings.gpu]
     config["trainer"] |= {
-        "accelerator": {"cuda": "gpu"}.get(settings.device, settings.device),
-        "devices": 1 if gpu == "auto" else gpu,
+        "accelerator": settings.device,
+        "devices": 1 if settings.gpu is None else [settings.gpu],
         "enable_progress_bar": settings.progress,
         "enable_model_summary": settings.progress,
     }
@@ -105,14 +99,14 @@ def run_command(arguments: Sequence[str]) -> Record:
     data, seed = config["data"], config.setdefault("seed_everything", 0)
     cell = {"dataset": data.setdefault("dataset", "digits"), "protocol": data.setdefault("protocol", "standard"),
             "normal": data.setdefault("normal", "0"), "seed": seed}  # fmt: skip
-    config.setdefault("trainer", {}).setdefault("accelerator", chosen_device("auto"))
+    config.setdefault("trainer", {})
     in_table = len(directory.parts) > 4 and directory.parts[-1] == f"seed={seed}"
     name = directory.parts[-5] if in_table else directory.name
     metadata = {
         "name": name,
         "cell": {"preset": name, **cell},
         "base": base_of(name),
-        "command": shlex.join(["oneclass", "fit", *(a for a in arguments if not a.startswith("--data.root="))]),
+        "command": shlex.join(["oneclass", "fit", *_without_root(arguments)]),
     }
     path = directory / FILE
     if path.is_file():
@@ -121,6 +115,17 @@ def run_command(arguments: Sequence[str]) -> Record:
             raise InputError(f"{directory} holds another record ({stale}): give another --directory, or delete it")
         return record
     return complete(config, directory, metadata, threads)
+
+
+def _without_root(arguments: Sequence[str]) -> list[str]:
+    """A command's words without the place of its data, which says nothing on another machine."""
+    kept, words = [], iter(arguments)
+    for word in words:
+        if word == "--data.root":
+            next(words, None)  # its value
+        elif not word.startswith("--data.root="):
+            kept.append(word)
+    return kept
 
 
 def complete(config: Config, directory: Path, metadata: Record, threads: int | None, detector: str | None = None) -> Record:
@@ -254,12 +259,6 @@ def _logger(logger: Any, directory: Path) -> Any:
     own = {"save_dir": str(directory), "name": "", "version": ""}
     defaults = {key: value for key, value in own.items() if key in known}
     return {"class_path": name, "init_args": defaults | dict(logger.get("init_args") or {})}
-
-
-def _with_root(config: Config, settings: Settings) -> Config:
-    if settings.root is not None:
-        config["data"]["root"] = str(settings.root)
-    return config
 
 
 def _scores(scored: Scored, data: OneClassDataModule) -> pd.DataFrame:

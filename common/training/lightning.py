@@ -23,6 +23,7 @@ from common.module import OneClassModule
 from common.names import PARSER_MODE
 from common.presets import split_preset
 from common.training.checkpoints import CHOSEN, EpochCheckpoint, Oracle, Rule, checkpointing, run_folder
+from common.training.process import chosen_device
 from common.training.resuming import IDENTITY, NAMED, SaveConfig, flags_of_model, keep_apart, refuse_contradictions
 from common.training.speed import Speed
 from common.training.tensorboard import Figures
@@ -106,6 +107,8 @@ class OneClassCLI(LightningCLI):
         """Connects module and data, and adds the callbacks of every run."""
         rule = self._get(self.config_init, "rule")
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        if config.get("accelerator") == "auto":
+            config["accelerator"] = chosen_device("auto")  # Lightning would take Apple's GPU
         self.watcher = Watcher()
         self.oracle = Oracle() if self._get(self.config_init, "oracle") else None
         self.datamodule.extractor = self.model.frozen()
@@ -214,9 +217,8 @@ class Predictions(Callback):
             if module.threshold.isnan():
                 del table["anomalous"]
                 print("no column 'anomalous', because the checkpoint has no held-out scores and so no threshold")
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            if isinstance(data, OneClassDataModule):
-                table = table.assign(**places(data.data.images, table["index"].to_numpy()))
+            data: OneClassDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            table = table.assign(**places(data.data.images, table["index"].to_numpy()))
             write_whole(path, table.to_csv(index=False))
             print(f"written: {path}")
 

@@ -69,13 +69,9 @@ class Figures(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Draws reconstructions and :meth:`OneClassModule.figures`, now and then."""
+        assert isinstance(module, OneClassModule)
         data, last = _data(trainer), trainer.current_epoch + 1 == trainer.max_epochs
-        if (
-            not (last or time.monotonic() >= self._due)
-            or data is None
-            or not isinstance(module, OneClassModule)
-            or not _draws(module)
-        ):
+        if not (last or time.monotonic() >= self._due) or not _draws(module):
             return
         self._due = time.monotonic() + DRAW_EVERY_S
         inputs = _as_seen(data.images(data.splits.val[:200]), module)
@@ -89,9 +85,10 @@ class Figures(Callback):
 
     def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Draws the finished run and writes its row."""
-        data = _data(trainer)
-        if data is None or not isinstance(module, OneClassModule) or not module.scored or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        assert isinstance(module, OneClassModule)
+        if not module.scored or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        data = _data(trainer)
         scored, name = module.scored, module.hparams["score"]
         self._show(trainer, _result_figures(data, scored, name, float(module.threshold)))
         if (logger := _tensorboard(trainer)) is None:
@@ -110,9 +107,12 @@ class Figures(Callback):
     def _columns(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         cell, data = self.cell, _data(trainer)
         if cell is None:
-            cell = {"method": type(module).__name__, "seed": os.environ.get("PL_GLOBAL_SEED", "0")}
-            if data is not None:
-                cell |= {"dataset": data.dataset, "normal": "+".join(data.class_names())}
+            cell = {
+                "method": type(module).__name__,
+                "dataset": data.dataset,
+                "normal": "+".join(data.class_names()),
+                "seed": os.environ.get("PL_GLOBAL_SEED", "0"),
+            }
         return _hparams_columns(cell, self.overrides)
 
     def _show(self, trainer: Trainer, drawn: Mapping[str, Figure]) -> None:
@@ -261,9 +261,9 @@ def _draws(module: OneClassModule) -> bool:
     return own.reconstruct is not OneClassModule.reconstruct or own.figures is not OneClassModule.figures
 
 
-def _data(trainer: Trainer) -> OneClassDataModule | None:
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    return data if isinstance(data, OneClassDataModule) else None
+def _data(trainer: Trainer) -> OneClassDataModule:
+    data: OneClassDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    return data
 
 
 def _tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
