@@ -260,8 +260,9 @@ def test_scores_do_not_depend_on_the_batch(preset):
 
 @pytest.mark.parametrize("preset", DETECTORS)
 def test_seeds_change_what_is_random_and_nothing_else(preset):
-    first, again, other = (scored(preset, seed)[0].scores[preset] for seed in (0, 0, 1))
-    np.testing.assert_array_equal(first, again)
+    first, other = (scored(preset, seed)[0].scores[preset] for seed in (0, 1))
+    if preset in SEEDED:
+        np.testing.assert_array_equal(first, scored(preset, 0)[0].scores[preset])
     assert (first != other).any() == (preset in SEEDED) == Cell(f"classical-{preset}", "digits", "standard", "0", 0).seeded
 
 

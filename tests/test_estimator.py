@@ -313,11 +313,16 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32, ">f4", np.float16, np.float64, np.int16, bool])
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+TYPES = [np.uint8, np.float32, ">f4", np.float16, np.float64, np.int16, bool]
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [("mirrored", dtype) for dtype in TYPES] + [(name, dtype) for name in LAYOUTS for dtype in (np.uint8, ">f4")],
+)
 def test_arrays_of_any_type_and_layout_in_memory(layout, dtype):
     for samples in (ZEROS, ZEROS.reshape(-1, 64)):
-        x = layout(samples.astype(dtype))
+        x = LAYOUTS[layout](samples.astype(dtype))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             scores = quick(max_epochs=1).fit(x).score_samples(x)

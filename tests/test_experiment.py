@@ -191,8 +191,7 @@ def test_killed_and_resumed_equals_uninterrupted(command, tmp_path):
         assert metrics[0]["selected_epoch"] == metrics[1]["selected_epoch"] == 30
 
 
-@pytest.mark.parametrize("rule", ["last", "validation"])
-@pytest.mark.parametrize("stopped_at", [1, 4])
+@pytest.mark.parametrize(("rule", "stopped_at"), [("last", 1), ("validation", 4)])
 def test_resumed_run_goes_on_and_chooses_the_same_epoch(rule, stopped_at, tmp_path, monkeypatch):
     config, start = Cell.config, OneClassModule.on_train_epoch_start
     monkeypatch.setattr(Cell, "config", lambda cell, settings: {**config(cell, settings), "rule": rule})
