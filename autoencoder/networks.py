@@ -92,11 +92,10 @@ def lenet(shape: Sequence[int], widths: Sequence[int], latent: int) -> Nets:
     decoder += [nn.Unflatten(1, grid), ChannelsLast(), nn.LeakyReLU()]
     outputs_of = [*widths[::-1], channels]
     for left, (inputs, outputs) in enumerate(zip([grid[0], *outputs_of], outputs_of, strict=False), -len(widths)):
-        upsampled = left > -3
-        decoder += [
-            UpsampledConvTranspose2d(inputs, outputs) if upsampled
-            else nn.ConvTranspose2d(inputs, outputs, 5, padding=2, bias=False)
-        ]  # fmt: skip
+        if left > -3:
+            decoder += [UpsampledConvTranspose2d(inputs, outputs)]
+        else:
+            decoder += [nn.ConvTranspose2d(inputs, outputs, 5, padding=2, bias=False)]
         if left == -1:
             decoder += [CentreCrop(*halves[1])]
         decoder += _norm_then_activation(outputs) if left else [CentreCrop(*halves[0]), nn.Sigmoid()]
@@ -215,7 +214,10 @@ class CentreCrop(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Crops to the centre."""
         top, left = (x.shape[-2] - self.height) // 2, (x.shape[-1] - self.width) // 2
-        return x[..., top : top + self.height, left : left + self.width]
+        if x.shape[-2:] == (self.height, self.width):
+            return x
+        right, bottom = x.shape[-1] - self.width - left, x.shape[-2] - self.height - top
+        return F.pad(x, (-left, -right, -top, -bottom))  # a slice is not contiguous, so what follows would be slower
 
 
 def _activation_then_norm(channels: int) -> list[nn.Module]:

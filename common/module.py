@@ -141,8 +141,8 @@ class OneClassModule(ScoringModule):
     def optimizer(self, name: str) -> Any:
         """The optimiser with this name, wrapped by Lightning."""
         configured: Any = self.optimizers()
-        in_order = configured if isinstance(configured, list) else [configured]
-        optimizers = dict(zip(self._optimizer_names, in_order, strict=True))
+        wrapped = configured if isinstance(configured, list) else [configured]
+        optimizers = dict(zip(self._optimizer_names, wrapped, strict=True))
         if name not in optimizers:
             raise InputError(f"there is no optimiser '{name}': named_optimizers returns {', '.join(optimizers)}")
         return optimizers[name]
@@ -196,7 +196,7 @@ class OneClassModule(ScoringModule):
         for argument, annotation in self.arguments().items():
             choices = get_args(annotation) if get_origin(annotation) is Literal else ()
             if choices and (given := self.hparams.get(argument, choices[0])) not in choices:
-                raise InputError(f"{argument} must be {' or '.join(choices)}, not {given}")
+                raise InputError(f"{argument} must be {' or '.join(map(str, choices))}, not {given}")
         configured: list[dict[str, Any]] = []
         try:
             optimizers = self.named_optimizers()
