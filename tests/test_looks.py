@@ -46,11 +46,8 @@ def test_accuracies_of_the_critics_by_hand(module):
     code = module.encoder(add_noise(image, module.hparams.noise_std))
     random = 2 * torch.rand_like(code) - 1
     decoded, fake = module.decoder(code), module.decoder(random)
-    pairs = {"latent": (random, code), "visual": (image, fake), "classifier": (decoded, fake)}
-    logits = [
-        [module.critics[name if name == "classifier" else f"{name}_discriminator"](x) for x in pair]
-        for name, pair in pairs.items()
-    ]
+    pairs = {"latent_discriminator": (random, code), "visual_discriminator": (image, fake), "classifier": (decoded, fake)}
+    logits = [[module.critics[name](x) for x in pair] for name, pair in pairs.items()]
     expected = [((real > 0).float().mean() + (false < 0).float().mean()).item() / 2 for real, false in logits]
     assert [row[f"acc {critic}"] for critic in ("D_l", "D_v", "C")] == pytest.approx(expected)
 
