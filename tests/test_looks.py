@@ -4,6 +4,7 @@ import pytest
 import torch
 from fake_records import record
 
+from common.errors import InputError
 from common.experiment.records import publish
 from common.losses import add_noise
 from experiments import curves
@@ -52,28 +53,53 @@ def test_accuracies_of_the_critics_by_hand(module):
     assert [row[f"acc {critic}"] for critic in ("D_l", "D_v", "C")] == pytest.approx(expected)
 
 
+def with_oracle(normal, curve, monitored, name="ocgan-paper", **more):
+    oracle = {"metrics": {}, "curve": {"reconstruction": curve}, "monitored": monitored}
+    return record(normal, 0, max(curve), name, selected_epoch=2, rules={"oracle": oracle}, **more)
+
+
 @pytest.fixture
 def published(tmp_path, monkeypatch):
-    oracle = {"metrics": {}, "curve": {"reconstruction": [0.5, 0.7, 0.6]}, "monitored": [3.0, 1.0, 2.0]}
-    with_curves = record("8", 0, 0.7, "ocgan-paper", selected_epoch=2, rules={"oracle": oracle})
-    publish([with_curves, record("8", 0, 0.6, "ocgan-tuned")], tmp_path / "ocgan.jsonl")
+    eight = with_oracle("8", [0.5, 0.7, 0.6], [3.0, 1.0, 2.0])
+    two = with_oracle("2", [0.9, 0.9, 0.8], [1.0, 1.0, 1.0])
+    publish([eight, two, record("8", 0, 0.6, "ocgan-tuned")], tmp_path / "ocgan.jsonl")
     monkeypatch.setattr(curves, "RESULTS", tmp_path)
-    return with_curves
+    return eight, two
 
 
 def test_every_row_has_its_curves_however_many_there_are(published):
-    top, bottom = curves.draw([published] * 6).axes
+    top, bottom = curves.draw([curves.curves(published[:1], "paper")] * 6).axes
     assert len(top.lines) == len(bottom.lines) == 2 * 6
 
 
 def test_curves_mark_the_chosen_epoch(published, tmp_path):
     curves.main(["ocgan-paper", "--out", str(tmp_path / "curves.png")])
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    top, bottom = curves.draw([published]).axes
+    top, bottom = curves.draw([curves.curves(published[:1], "paper")]).axes
     for axes, values in ((top, [3.0, 1.0, 2.0]), (bottom, [0.5, 0.7, 0.6])):
         line, point = axes.lines
         assert list(line.get_ydata()) == values
         assert (list(point.get_xdata()), list(point.get_ydata())) == ([2], [values[1]])
+
+
+def test_curves_of_all_classes_are_their_means_without_a_chosen_epoch(published, monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(curves, "draw", lambda lines: drawn.extend(lines) or curves.Figure())
+    curves.main(["ocgan-paper", "--normal", "mean", "--out", str(tmp_path / "means.png")])
+    (each,) = drawn
+    assert each.label == "ocgan-paper"
+    assert each.error == pytest.approx([2.0, 1.0, 1.5])
+    assert each.auroc == pytest.approx([0.7, 0.8, 0.7])
+    assert each.chosen is None
+
+
+def test_curves_of_two_protocols_are_not_mixed(published):
+    balanced = with_oracle("8", [0.1], [1.0])
+    balanced["cell"] = balanced["cell"] | {"protocol": "balanced"}
+    records = [*published, balanced]
+    with pytest.raises(InputError, match="standard, balanced on mnist: choose one with --protocol"):
+        curves.found(records, "ocgan-paper", "mnist", "8", 0)
+    assert curves.found(records, "ocgan-paper", "mnist", "8", 0, "balanced") == [balanced]
 
 
 @pytest.mark.parametrize(("row", "says"), [("ocgan-tuned", "made without --oracle"), ("ocgan-nope", "no published record")])
