@@ -20,7 +20,6 @@ EXPERIMENT = Experiment(
     compare={
         "classical-ocsvm": ("OCSVM, Perera2019 T2", "OCSVM, Perera2019 T3"),
         "classical-kde": ("KDE, Perera2019 T2", "KDE, Perera2019 T3"),
-        "classical-iforest": ("IF, Chalapathy2018",),
         "classical-ocsvm_ruff": ("OCSVM, Ruff2018 T1",),
         "classical-kde_ruff": ("KDE, Ruff2018 T1",),
         "classical-kde_ruff_gcn": ("KDE, Ruff2018 T1",),
