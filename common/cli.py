@@ -32,7 +32,7 @@ build on it
   check           put a method of your own to the contract tests
 
 --version prints the version. A paper's table is a command of its own:
-python -m experiments.ocgan --help, likewise alocc, ocnn, autoencoder, classical
+python -m experiments.ocgan --help, also alocc, ocnn, autoencoder, classical
 and quickstart; experiments.report makes every table from the records.
 """
 

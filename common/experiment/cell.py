@@ -41,7 +41,7 @@ class Settings:
         threads: Of PyTorch and of the linear algebra libraries, for each cell; all by default.
         gpu: With the device ``cuda``, which one; the first by default.
         progress: Lightning's progress bar.
-        force: Run again what is done.
+        force: Rerun finished cells.
         keep: Take stale records for done.
         oracle: Score the test set after every epoch, for the record's ``oracle`` entry; it changes no other number.
     """

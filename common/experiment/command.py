@@ -30,7 +30,7 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     parser = Parser(prog=f"python -m experiments.{experiment.name}", description=experiment.title)
     _add_what(parser.add_argument_group("what is run").add_argument, experiment)
     _add_how(parser.add_argument_group("how and where").add_argument)
-    _add_done(parser.add_argument_group("what is done already").add_argument)
+    _add_done(parser.add_argument_group("finished cells").add_argument)
     return parser
 
 
@@ -79,7 +79,7 @@ def _add_how(add: Callable[..., Any]) -> None:
 
 def _add_done(add: Callable[..., Any]) -> None:
     add("--dry-run", action="store_true", help="print the command of each cell, and whether it is done")
-    add("--force", action="store_true", help="run again what is done")
-    add("--keep", action="store_true", help="show stale records, marked, rather than stop at them")
-    add("--report-only", action="store_true", help="the tables of what is done")
+    add("--force", action="store_true", help="rerun finished cells")
+    add("--keep", action="store_true", help="show stale records, marked, instead of stopping at them")
+    add("--report-only", action="store_true", help="the tables of finished cells")
     add("--publish", action="store_true", help="add finished cells to the committed records, and make their page again")

@@ -223,7 +223,7 @@ def _say_what_is_run(cells: Sequence[Cell], missing: Mapping[str, str], settings
         if dataset not in DATASETS or dataset == "folder":
             load(dataset, settings.root or default_root())  # here, where it says what is left out, and not in every worker
             console.print(
-                f"no preset is made for '{dataset}': the general presets are used, for a table those for tables",
+                f"no preset is made for '{dataset}': the general ones are used, for a table those for tables",
                 soft_wrap=True,
             )
 
