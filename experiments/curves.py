@@ -67,6 +67,10 @@ def found(
     here = [record for record in here if protocol in (None, record["cell"]["protocol"])]
     if not here:
         raise InputError(f"no published record of {row} on {dataset}, normal {normal}, seed {seed}")
+    if normal == "mean" and len(here) < here[0]["n_classes"]:
+        raise InputError(
+            f"{row} has records of {len(here)} of {here[0]['n_classes']} classes on {dataset}: choose one with --normal"
+        )
     if any("oracle" not in record["rules"] for record in here):
         raise InputError(f"a record of {row} was made without --oracle: run it again with --oracle --force --publish")
     return here

@@ -10,7 +10,7 @@ VISUAL = "tuned,mining_steps=null"
 UNMINED = "tuned,mining_steps=0"  # C is trained but unused; not in the paper
 MEAN = "paper,reduction=mean"  # the squared norm averaged over the pixels, as in the authors' code
 MEAN_UNMINED = f"{MEAN},mining_steps=0"
-DISTANCE = "classical-kde_ruff,data.normalization=gcn"  # from the training images: what a net that outputs a constant measures
+DISTANCE = "classical-kde_ruff,data.normalization=gcn"  # mean distance from the training images, without a net
 SCORES = ("reconstruction", "relative_reconstruction")
 
 EXPERIMENT = Experiment(
@@ -19,6 +19,7 @@ EXPERIMENT = Experiment(
     # Tables 2 and 3, "protocol 2"
     main=Grid((*PRESETS, *BASELINES), ("mnist", "cifar10")),
     also=(
+        # Beside Table 3
         Grid((DISTANCE,), ("cifar10",)),
         # Table 4
         Grid((AE_ONLY, LATENT, VISUAL, UNMINED, "tuned"), ("mnist",)),

@@ -60,8 +60,8 @@ def with_oracle(normal, curve, monitored, name="ocgan-paper", **more):
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
-    eight = with_oracle("8", [0.5, 0.7, 0.6], [3.0, 1.0, 2.0])
-    two = with_oracle("2", [0.9, 0.9, 0.8], [1.0, 1.0, 1.0])
+    eight = with_oracle("8", [0.5, 0.7, 0.6], [3.0, 1.0, 2.0], n_classes=2)
+    two = with_oracle("2", [0.9, 0.9, 0.8], [1.0, 1.0, 1.0], n_classes=2)
     publish([eight, two, record("8", 0, 0.6, "ocgan-tuned")], tmp_path / "ocgan.jsonl")
     monkeypatch.setattr(curves, "RESULTS", tmp_path)
     return eight, two
@@ -91,6 +91,11 @@ def test_curves_of_all_classes_are_their_means_without_a_chosen_epoch(published,
     assert each.error == pytest.approx([2.0, 1.0, 1.5])
     assert each.auroc == pytest.approx([0.7, 0.8, 0.7])
     assert each.chosen is None
+
+
+def test_a_mean_needs_the_records_of_all_classes(published):
+    with pytest.raises(InputError, match="ocgan-paper has records of 1 of 2 classes on mnist: choose one with --normal"):
+        curves.found(published[:1], "ocgan-paper", "mnist", "mean", 0)
 
 
 def test_curves_of_two_protocols_are_not_mixed(published):
