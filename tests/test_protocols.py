@@ -64,6 +64,7 @@ def split_if_enough(world, name, **options):
 
 
 fractions = st.floats(0, 0.6)
+percents = st.integers(0, 99).map(lambda percent: percent / 100)  # their counts follow in whole numbers, without rounding
 seeds = st.integers(0, 2**32 - 1)
 BIG = world([(300, 100)] * 4, normal=[1])
 
@@ -127,7 +128,7 @@ def test_standard_uses_the_whole_official_split(world, val_fraction, seed):
 
 
 @quick
-@given(worlds(), fractions, st.floats(0, 0.2), seeds, st.data())
+@given(worlds(), fractions, percents, seeds, st.data())
 def test_n_train_draws_training_samples_and_changes_no_test(world, val_fraction, contamination, seed, data):
     normals = np.flatnonzero(world.is_normal & ~world.official_test)
     n_train = data.draw(st.integers(2, len(normals)))
@@ -137,7 +138,7 @@ def test_n_train_draws_training_samples_and_changes_no_test(world, val_fraction,
     assert len(drawn) == n_train
     assert set(drawn) <= set(normals)
     assert len(val) == round(val_fraction * n_train)
-    assert len(train) - world.is_normal[train].sum() == int(contamination * n_train)
+    assert len(train) - world.is_normal[train].sum() == round(100 * contamination) * n_train // 100
     np.testing.assert_array_equal(test, np.flatnonzero(world.official_test))
     if n_train == len(normals):
         np.testing.assert_array_equal(train, world.split("standard", **options).train)
@@ -193,7 +194,7 @@ def test_the_share_is_met_to_within_one_sample(name, world, share, seed):
 
 
 @quick
-@given(worlds(), fractions, st.floats(0, 0.2), st.none() | st.integers(1, 50), seeds)
+@given(worlds(), fractions, percents, st.none() | st.integers(1, 50), seeds)
 def test_no_split_tests_the_normals_that_it_trains_on(world, val_fraction, contamination, limit, seed):
     options = {"val_fraction": val_fraction, "contamination": contamination, "limit": limit, "seed": seed}
     train, val, test = split_if_enough(world, "no_split", **options)
@@ -203,7 +204,7 @@ def test_no_split_tests_the_normals_that_it_trains_on(world, val_fraction, conta
     assert not set(train) & set(val)
     contaminants = set(train) - normals
     assert set(test) - normals == set(np.flatnonzero(~world.is_normal & ~world.official_test)) - contaminants
-    assert len(contaminants) == int(contamination * len(normals))
+    assert len(contaminants) == round(100 * contamination) * len(normals) // 100
 
 
 @pytest.mark.parametrize("limit", [0, -1])
@@ -214,13 +215,13 @@ def test_limit_out_of_range(limit):
 
 @pytest.mark.parametrize("name", NAMES)
 @quick
-@given(worlds(), fractions, st.floats(0, 0.99), seeds)
+@given(worlds(), fractions, percents, seeds)
 def test_contamination_counts_from_the_normal_samples_before_hold_out(name, world, val_fraction, contamination, seed):
     pooled = name in {"balanced", "hold_out"}
     free = np.full(len(world.targets), True) if pooled else ~world.official_test
     normals, strangers = (world.is_normal & free).sum(), (~world.is_normal & free).sum()
     to_train = round(0.8 * normals) if pooled else normals
-    wanted = int(contamination * to_train)
+    wanted = round(100 * contamination) * to_train // 100
     assume(wanted <= strangers - (normals - to_train))
     options = {"share": 0.01} if name == "proportion" else {}
     train, val, _ = world.split(name, val_fraction=val_fraction, contamination=contamination, seed=seed, **options)
