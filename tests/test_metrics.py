@@ -242,7 +242,7 @@ def test_speed():
 @given(ties)
 def test_ranges_and_bounds(drawn):
     metrics = evaluate(*drawn)
-    assert all(0 <= metrics[key] <= 1 for key in RANKING)
+    assert all(0 <= metrics[key] <= 1 + 1e-12 for key in RANKING)  # a sum of shares may round above 1
     for suffix in ("", "_normal"):
         assert metrics[f"f1_max{suffix}"] >= max(metrics[f"f1_trivial{suffix}"], metrics[f"f1_eer{suffix}"]) - 1e-12
 

@@ -196,10 +196,11 @@ def test_the_share_is_met_to_within_one_sample(name, world, share, seed):
 @quick
 @given(worlds(), fractions, percents, st.none() | st.integers(1, 50), seeds)
 def test_no_split_tests_the_normals_that_it_trains_on(world, val_fraction, contamination, limit, seed):
-    options = {"val_fraction": val_fraction, "contamination": contamination, "limit": limit, "seed": seed}
-    train, val, test = split_if_enough(world, "no_split", **options)
     first = [np.flatnonzero((world.targets == k) & ~world.official_test)[:limit] for k in world.normal]
     normals = set(np.concatenate(first))
+    assume(round(val_fraction * len(normals)) < len(normals))  # a limit of 1 may leave nothing to train on
+    options = {"val_fraction": val_fraction, "contamination": contamination, "limit": limit, "seed": seed}
+    train, val, test = split_if_enough(world, "no_split", **options)
     assert {i for i in test if world.is_normal[i]} == normals == {i for i in [*train, *val] if world.is_normal[i]}
     assert not set(train) & set(val)
     contaminants = set(train) - normals
