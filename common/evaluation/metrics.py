@@ -48,8 +48,8 @@ def evaluate(scores: Values, labels: Values, threshold: float | None = None, fix
             ``accuracy_fixed`` and ``balanced_accuracy_fixed``.
 
     Returns:
-        Metrics by name, in [0, 1] except for the counts. If one class is missing, all ranking metrics (all except
-        ``f1_trivial`` and the counts) are NaN, with a RuntimeWarning.
+        Metrics by name, in [0, 1] except for the counts; ``aupr`` may round to a hair above 1. If one class is missing, all
+        ranking metrics (all except ``f1_trivial`` and the counts) are NaN, with a RuntimeWarning.
 
     Raises:
         InputError: There are no samples, scores are not finite, labels are not 0 or 1, or the shapes do not match.
