@@ -75,13 +75,13 @@ def _in_columns(rows: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def _classes_text(rows: pd.DataFrame, by: Mapping[str, str]) -> pd.DataFrame:
-    """One metric's lines with a column for each class, and their means."""
+    """One metric's lines with a column for each class, and their means; a line of a mean alone has none here."""
+    rows = rows[~is_mean(rows).groupby([rows[key] for key in LINE]).transform("all")]
     text = readable(rows)
     names = dict(zip(rows["normal"], text["normal"], strict=True)) | dict(zip(ENDS, ENDS, strict=True))
     which = (" (" + rows["class_name"] + ")").where(rows["normal"].isin(ENDS), "")
     lines, columns = by_class(rows.assign(ours=rows["mean"].map(number) + which, theirs=text["paper"]))
-    has_class = ~is_mean(lines).groupby([lines[key] for key in LINE]).transform("all")
-    return _pivoted_text(lines[has_class], columns, "normal", by).rename(columns=names)
+    return _pivoted_text(lines, columns, "normal", by).rename(columns=names)
 
 
 def _pivoted_text(rows: pd.DataFrame, columns: Sequence[str], of: str, by: Mapping[str, str]) -> pd.DataFrame:
