@@ -50,12 +50,14 @@ def markdown(table: pd.DataFrame, title: str) -> str:
         if section.pivoted:
             for mean, rows in section.rows[is_mean(section.rows)].groupby("normal", sort=False):
                 rows = rows.assign(ours=readable(rows)["measured"], theirs=readable(rows)["paper"])
-                text = _pivoted_text(rows, section.metrics, "metric", by)
+                text = _pivoted_text(rows, section.metrics_of(rows), "metric", by)
                 lines += ["", f"## {section.title}, {mean} over the normal classes", "", *table_lines(text)]
         for metric in section.metrics[: 1 if section.pivoted else None]:
             rows = section.of(metric)
             in_columns = _in_columns(rows)
-            lines += ["", f"## {section.title}, {metric}", "", *table_lines(rows_text(rows[~in_columns], by))]
+            lines += ["", f"## {section.title}, {metric}"]
+            if not in_columns.all():
+                lines += ["", *table_lines(rows_text(rows[~in_columns], by))]
             if in_columns.any():
                 text = _classes_text(rows[in_columns | is_mean(rows)], by)
                 lines += ["", "Each class as the normal one:", "", *table_lines(text)]

@@ -30,6 +30,10 @@ class Section(NamedTuple):
         """One metric's rows."""
         return self.rows[self.rows["metric"] == metric]
 
+    def metrics_of(self, rows: pd.DataFrame) -> list[str]:
+        """The metrics of some of the rows: papers' means may have fewer than ours."""
+        return [metric for metric in self.metrics if metric in set(rows["metric"])]
+
 
 LINE = ["name", "score", "rule"]
 """What the rows of a line share."""

@@ -61,7 +61,7 @@ def plain(text: pd.DataFrame, title: str = "") -> Table:
 
 def _show_rows(title: str, section: Section, rows: pd.DataFrame, console: Console) -> None:
     """The rows of one mean or class: all metrics in one table, where there are many, and details."""
-    metrics = section.metrics
+    metrics = section.metrics_of(rows)
     if len(metrics) > 2:
         lines = pivoted(rows.assign(ours=rows["mean"].map(_short), theirs=rows["paper"].map(_short)), "metric")
         references = "; ".join(dict.fromkeys(rows["reference"].str.rpartition(", ")[2].replace("", None).dropna()))
