@@ -27,6 +27,8 @@ EXPERIMENT = Experiment(
         # Table 1, "protocol 1"
         Grid((*PRESETS, *BASELINES), ("mnist", "coil100", "fashion_mnist"), ("balanced",)),
         Grid(("autoencoder-denoising",), ("coil100",), ("balanced",)),
+        # No table of the paper
+        Grid(("tuned",), ("fashion_mnist",)),
     ),
     compare={f"ocgan-{preset} {score}": ("OCGAN",) for preset in (*PRESETS, MEAN) for score in SCORES}
     | {f"ocgan-{AE_ONLY} {score}": ("AE only",) for score in SCORES}
