@@ -1,4 +1,4 @@
-"""Writes every table in every format, from committed records, older aggregates and the records of a runs folder."""
+"""Writes every table in every format, from committed records and those of a runs folder."""
 
 import importlib
 import pkgutil
@@ -92,7 +92,7 @@ def chapter(experiment: Experiment, records: Sequence[Record], results: Path = R
         experiment: The experiment with its grids.
         records: Records of a runs folder with their ``homes``. Those of the experiment are added to the published ones;
             figures are shown for records whose first home it is.
-        results: The folder of published records and aggregates.
+        results: The folder of published records.
     """
     name = experiment.name
     own = [record for record in records if name in record["homes"]]

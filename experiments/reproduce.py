@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Without a GPU no row is drawn that a GPU has made, as it would take hours, unless ``--presets`` names it.
 
-    Published records are compared seed by seed. If a value differs, for example on another machine, and for older aggregates,
-    the new mean must lie in the interval of the row.
+    Records are compared seed by seed. If a value differs, for example on another machine, the new mean must lie in the
+    interval of the row; that of a detector without randomness is the rounding.
 
     Exit status: 0; 1 if a row is not reproduced; 2 after a mistake in the command.
     """
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         device = chosen_device(arguments.device)
         records = _records(arguments.results)
         before = long(records).drop_duplicates([*VALUE, "seed"])
-        rows = candidates(before, arguments.results)
+        rows = candidates(arguments.results)
         if device == "cpu" and not arguments.presets:
             of_gpus = long(record for record in records if record.get("device", "").startswith("cuda"))
             rows = rows[~_index(rows, ROW).isin(_index(of_gpus, ROW))]
@@ -71,23 +71,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise SystemExit(1)
 
 
-def candidates(before: pd.DataFrame, results: Path = RESULTS) -> pd.DataFrame:
-    """The published rows of single classes that can be checked.
-
-    These are rows with an interval, rows of deterministic detectors, whose interval is the rounding, and rows of records.
+def candidates(results: Path = RESULTS) -> pd.DataFrame:
+    """The published rows of single classes; the interval of a detector without randomness is the rounding.
 
     Args:
-        before: Every value of the published records, in the format of :func:`common.experiment.table.long`.
-        results: The folder of published records and aggregates.
+        results: The folder of published records.
     """
-    tables = [measured(known, folder=results) for known in declared()]
+    tables = [measured(known, read_published(results / f"{known.name}.jsonl")) for known in declared()]
     rows = pd.concat([table for table in tables if len(table)], ignore_index=True)
     rows = rows[(rows["metric"] == "auroc") & (rows["rule"] != "oracle") & (rows["n_classes"] == 1)]
     rows = rows.drop_duplicates(VALUE)
     steady = ~rows["name"].map(lambda name: Cell(name, "", "", "", 0).seeded)
     rows.loc[steady, "ci_low"], rows.loc[steady, "ci_high"] = rows["mean"] - ROUNDING, rows["mean"] + ROUNDING
-    recorded = _index(rows, VALUE).isin(_index(before, VALUE))
-    return rows[rows["ci_low"].notna() | recorded]
+    return rows
 
 
 def verdicts(rows: pd.DataFrame, before: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
@@ -99,7 +95,7 @@ def verdicts(rows: pd.DataFrame, before: pd.DataFrame, again: pd.DataFrame) -> p
         again: The new values, in the same format.
 
     Returns:
-        The verdict is ``same`` if no seed of a record differs by more than :data:`ROUNDING`, else ``within`` if the new mean
+        The verdict is ``same`` if no seed differs by more than :data:`ROUNDING`, else ``within`` if the new mean
         lies in the interval, else ``outside``, also if a value is missing.
     """
     pairs = before.merge(again[[*VALUE, "seed", "value"]], how="left", on=[*VALUE, "seed"], suffixes=("", "_again"))
@@ -139,21 +135,20 @@ def _parser() -> Parser:
     add("--jobs", type=positive, help="cells at a time (default: one per core, or per GPU)")
     add("--force", action="store_true", help="run again what is done")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--results", type=Path, default=RESULTS, help="published records and aggregates (default: the committed ones)")
+    add("--results", type=Path, default=RESULTS, help="published records (default: the committed ones)")
     return parser
 
 
 def _plan(rows: pd.DataFrame, records: Sequence[Record], settings: Settings) -> dict[Settings, list[Cell]]:
-    """The cells of rows by their settings: seeds and image size of their records, or as many seeds as their aggregate has."""
+    """The cells of rows by their settings, with the seeds and the image size of their records."""
     made: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         made.setdefault((*row_key(record), record["cell"]["normal"]), []).append(record)
     plan: dict[Settings, list[Cell]] = {}
-    for row in rows.drop_duplicates(ROW).to_dict("records"):
-        name, dataset, protocol, normal = (row[column] for column in ROW)
-        of_row = made.get((name, dataset, protocol, normal), [])
-        seeds = sorted({record["cell"]["seed"] for record in of_row}) or range(row["n_seeds"])
-        given = replace(settings, **given_settings(of_row[0])) if of_row else settings
+    for name, dataset, protocol, normal in rows[ROW].drop_duplicates().itertuples(index=False):
+        of_row = made[name, dataset, protocol, normal]
+        seeds = sorted({record["cell"]["seed"] for record in of_row})
+        given = replace(settings, **given_settings(of_row[0]))
         plan.setdefault(given, []).extend(Cell(name, dataset, protocol, normal, seed) for seed in seeds)
     return plan
 

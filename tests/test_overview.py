@@ -68,7 +68,6 @@ def test_a_row_is_drawn_once_by_its_own_rule_and_a_mean_of_some_classes_names_th
 
 @pytest.mark.parametrize("experiment", declared(), ids=lambda experiment: experiment.name)
 def test_the_first_of_each_published_row_is_by_its_presets_rule(experiment):
-    """Whether records or older aggregates hold it."""
     table = published(experiment)
     rows = table[(table["n_seeds"] > 0) & ~table["name"].str.startswith("classical-")]
     for (name, *_), rules in rows.groupby(["name", "dataset", "protocol", "score", "metric"])["rule"]:

@@ -1,4 +1,4 @@
-"""From records, aggregates and reported numbers to the summary, and from that to the terminal and the files."""
+"""From records and reported numbers to the summary, and from that to the terminal and the files."""
 
 import json
 from dataclasses import replace
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from common.experiment import Experiment, Grid
 from common.experiment.documents import MOST_CLASSES, latex, markdown, write_tables
-from common.experiment.published import RESULTS, aggregates, commands, published, reported, tabulate, unmeasured
+from common.experiment.published import RESULTS, commands, published, reported, tabulate, unmeasured
 from common.experiment.records import read_published, row_key
 from common.experiment.table import COLUMNS, LONG, as_summary, bootstrap_interval, long, status, summarise
 from common.experiment.terminal import show
@@ -316,14 +316,6 @@ def test_a_place_that_is_named_twice_has_the_first_ones_metrics():
     assert set(tabulate(experiment(*grids), [record("3", 0, 0.9, metrics={"eer": 0.1})])["metric"]) == {"auroc"}
 
 
-def test_as_many_cells_replace_a_block_also_without_a_mean(tmp_path):
-    """A row of a mean counts for no cell of its own."""
-    old = [record(normal, 0, 0.9, n_classes=2) for normal in "34"]
-    new = [record(normal, seed, 0.5, n_classes=2) for normal, seed in (("3", 0), ("4", 1))]
-    folder = committed(tmp_path, tabulate(TRIAL, old))
-    assert set(published(TRIAL, new, folder)["mean"]) == {0.5}
-
-
 def test_tables_fit_a_terminal():
     contaminated = [record("1", seed, 0.99, protocol="in_sample", metrics={"flagged": 7}) for seed in range(3)]
     flagged = Grid(("autoencoder-small",), ("mnist",), ("in_sample",), metrics=("auroc", "flagged"))
@@ -502,81 +494,47 @@ def test_a_page_names_commands_and_their_commits(records):
     assert (by["autoencoder-small"], by["classical-lof"]) == ("1", "2")
 
 
-def committed(folder, aggregates=None, records=()):
-    """A results folder with an aggregate's rows and records."""
-    if aggregates is not None:
-        (folder / "aggregates").mkdir(parents=True, exist_ok=True)
-        aggregates.to_csv(folder / "aggregates" / "trial.csv", index=False)
+def committed(folder, records):
+    """A results folder with published records."""
     (folder / "trial.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
     return folder
 
 
-def test_aggregates_are_read_as_a_summary(records, tmp_path):
-    together = [record(normal, 0, 0.5) for normal in ("1+2+3", "4+5+6")]
-    table = tabulate(experiment(compare=COMPARE), [*records, *together])
-    read = aggregates("trial", committed(tmp_path, table))
-    shown = ["name", "normal", "n_classes", "mean", "paper", "n_seeds", "status", "command"]
-    pd.testing.assert_frame_equal(read[shown], table[shown], check_dtype=False)
-    assert aggregates("none", tmp_path).empty
+def test_records_of_a_runs_folder_replace_the_published_ones_of_their_cells_unless_they_are_stale(records, tmp_path):
+    folder = committed(tmp_path, records)
+    before = (folder / "trial.jsonl").read_bytes()
+    new = record("3", 0, 0.5)
+    means = published(TRIAL, [new], folder).set_index("normal")["mean"]
+    assert means["3"] == pytest.approx((0.5 + 0.92 + 0.94) / 3), "a cell's published record gives way to a new one"
+    assert means["4"] == published(TRIAL, folder=folder).set_index("normal").loc["4", "mean"]
+    stale = published(TRIAL, [new | {"stale": "the code has changed"}], folder)
+    pd.testing.assert_frame_equal(stale, published(TRIAL, folder=folder))
+    assert (folder / "trial.jsonl").read_bytes() == before
 
 
-def test_records_replace_the_aggregates_of_their_block(records, tmp_path):
-    old = tabulate(TRIAL, [*records, *of_classes("34", 3, "classical-lof")])
-    folder = committed(tmp_path, old, [record("3", 7, 0.5)])
-    before = (folder / "aggregates" / "trial.csv").read_bytes()
-    table = published(TRIAL, folder=folder)
-    of_small = table[table["name"] == "autoencoder-small"]
-    assert list(of_small["normal"]) == ["3"], "a mean of two sittings is nobody's"
-    assert of_small["mean"].item() == 0.5
-    assert len(table[table["name"] == "classical-lof"]) == 3
-    other = committed(tmp_path, old, [{**one, "rule": "validation"} for one in records])
-    rules = published(TRIAL, folder=other).query("name == 'autoencoder-small'")["rule"]
-    assert rules.value_counts().to_dict() == {"last": 3, "validation": 3}, "another rule is another block"
-    assert (folder / "aggregates" / "trial.csv").read_bytes() == before
-
-
-def test_records_of_a_runs_folder_replace_no_aggregates_of_more_cells(records, tmp_path):
-    folder = committed(tmp_path, tabulate(TRIAL, records))
-    few, many = [record("3", 0, 0.5)], [record(normal, seed, 0.5, n_classes=2) for normal in "34" for seed in range(3)]
-    assert published(TRIAL, few, folder)["mean"].max() == pytest.approx(0.92)
-    assert set(published(TRIAL, many, folder)["mean"]) == {0.5}
-    folder = committed(tmp_path, None, records)
-    table = published(TRIAL, few, folder).set_index("normal")
-    assert table.loc["3", "mean"] == pytest.approx((0.5 + 0.92 + 0.94) / 3), "a cell's published record gives way to a new one"
-
-
-def test_rows_are_in_the_experiments_order_wherever_they_come_from(records, tmp_path):
+def test_rows_are_in_the_experiments_order_and_those_of_no_place_come_last(records, tmp_path):
     declared = experiment(Grid(("autoencoder-paper", "autoencoder-small", "classical-lof"), ("mnist",)))
-    old = tabulate(declared, [*of_classes("34", 1, "classical-lof"), *records])
-    new = of_classes("34", 2, "autoencoder-other") + of_classes("34", 2, "autoencoder-paper")
-    names = dict.fromkeys(published(declared, folder=committed(tmp_path, old, new))["name"])
+    made = [*of_classes("34", 1, "classical-lof"), *records]
+    made += of_classes("34", 2, "autoencoder-other") + of_classes("34", 2, "autoencoder-paper")
+    names = dict.fromkeys(published(declared, folder=committed(tmp_path, made))["name"])
     measured = [name for name in names if name.startswith(("autoencoder", "classical"))]
     assert measured == ["autoencoder-paper", "autoencoder-small", "classical-lof", "autoencoder-other"]
 
 
 def test_places_are_in_the_experiments_order_those_without_a_measured_row_last(tmp_path):
     declared = experiment(Grid(("autoencoder-small",), ("cifar10",)), Grid(("autoencoder-small",), ("mnist", "digits")))
-    old = summary([record("3", 0, 0.5, dataset="digits"), record("3", 0, 0.5, dataset="mine")])
-    table = published(declared, folder=committed(tmp_path, old, [record("3", 0, 0.5)]))
+    made = [record("3", 0, 0.5, dataset=dataset) for dataset in ("digits", "mine", "mnist")]
+    table = published(declared, folder=committed(tmp_path, made))
     assert list(table["dataset"]) == ["mnist", "digits", "mine"]
     unrun = experiment(Grid(("autoencoder-denoising",), ("cifar10", "mnist")), name="autoencoder", compare={"KDE": ["KDE"]})
     places = dict.fromkeys(tabulate(unrun, [record("3", 0, 0.5, dataset="mnist")])["dataset"])
     assert list(places) == ["mnist", "cifar10"]
 
 
-TABLES = sorted(path.stem for path in (RESULTS / "aggregates").glob("*.csv"))
-
-
-@pytest.mark.parametrize("name", sorted({*TABLES, *(path.stem for path in RESULTS.glob("*.jsonl"))} - {"benchmark"}))
-def test_committed_pages_are_made_of_what_is_committed(name):
+@pytest.mark.parametrize("name", sorted(RECORDED - {"benchmark"}))
+def test_committed_pages_are_made_of_committed_records(name):
     declared = import_module(f"experiments.{name}").EXPERIMENT
-    table = published(declared)
-    assert markdown(table, declared.title) == (RESULTS / f"{name}.md").read_text()
-    if not (RESULTS / f"{name}.jsonl").is_file():
-        raw = pd.read_csv(RESULTS / "aggregates" / f"{name}.csv").query("n_seeds > 0")
-        measured = table[table["n_seeds"] > 0]
-        assert len(measured) == len(raw)
-        assert measured["mean"].sum() == pytest.approx(raw["mean"].sum())
+    assert markdown(published(declared), declared.title) == (RESULTS / f"{name}.md").read_text()
 
 
 def test_a_number_of_one_of_several_tables(records):

@@ -1,4 +1,4 @@
-"""Builds an experiment's table from records, from older aggregates and from reported numbers."""
+"""Builds an experiment's table from records and from reported numbers."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ import pandas as pd
 
 from common.experiment.declaration import Experiment, Place
 from common.experiment.records import Record, cell_key, read_published, row_key
-from common.experiment.table import COLUMNS, KEY, TEXT, as_summary, long, summarise
+from common.experiment.table import KEY, as_summary, long, summarise
 from common.presets import REPOSITORY
 
 RESULTS = REPOSITORY / "experiments" / "results"
@@ -20,36 +20,39 @@ SETTINGS = {"max_epochs": "trainer.max_epochs", "image_size": "data.image_size"}
 
 
 def published(experiment: Experiment, more: Sequence[Record] = (), folder: Path = RESULTS) -> pd.DataFrame:
-    """Returns the published table. Committed records replace older aggregates; reported numbers stand beside them.
+    """Returns the table of the published records, with reported numbers beside them.
 
     Args:
         experiment: Its places are what the table should hold; records of other rows are shown with the first one's metrics.
-        more: Records of a runs folder. They replace published ones of their cells, but no block of aggregates that
-            stands for more cells than they do.
-        folder: Holds ``<name>.jsonl`` and ``aggregates``.
+        more: Records of a runs folder. They replace published ones of their cells, unless they are stale.
+        folder: Holds ``<name>.jsonl``.
 
     Returns:
         A summary, variants below their bases.
     """
-    return _with_reported(experiment, measured(experiment, more, folder))
+    current = [record for record in more if not record["stale"]]
+    given = (*more, *read_published(folder / f"{experiment.name}.jsonl"), *current)
+    return tabulate(experiment, list({cell_key(record): record for record in given}.values()))
 
 
 def tabulate(experiment: Experiment, records: Sequence[Record]) -> pd.DataFrame:
     """Returns the table of one command's records, also for rows that the experiment does not declare."""
-    return _with_reported(experiment, _summary(experiment, records))
+    table = measured(experiment, records)
+    table = _joined(table, unmeasured(experiment, table, reported(experiment.name)))
+    return _ordered(experiment, table)
 
 
-def measured(experiment: Experiment, more: Sequence[Record] = (), folder: Path = RESULTS) -> pd.DataFrame:
-    """The measured rows of :func:`published`."""
-    committed = read_published(folder / f"{experiment.name}.jsonl")
-    table = _replaced(aggregates(experiment.name, folder), _summary(experiment, committed))
-    if not more:
-        return table
-    records = {cell_key(record): record for record in (*committed, *more)}
-    newer = _summary(experiment, list(records.values()))
-    before, now = _cells(table), _cells(newer)
-    is_full = now >= before.reindex(now.index).fillna(0)
-    return _replaced(table, newer[_blocks(newer).isin(now.index[is_full])])
+def measured(experiment: Experiment, records: Sequence[Record]) -> pd.DataFrame:
+    """The summary of records, each row with the command that makes it."""
+    metrics = {place[1:3]: place.metrics for place in reversed(experiment.places)}
+    numbers, made_by = reported(experiment.name), commands(experiment.name, records)
+    tables = []
+    for (dataset, protocol), cells in long(records).groupby(["dataset", "protocol"], sort=False):
+        shown = metrics.get((str(dataset), str(protocol)), experiment.main.metrics)
+        tables.append(summarise(cells, numbers, experiment.compare, shown))
+    table = _joined(*tables)
+    rows = zip(table["name"], table["dataset"], table["protocol"], strict=True)
+    return table.assign(command=[made_by[row] for row in rows])
 
 
 def reported(name: str) -> pd.DataFrame:
@@ -67,15 +70,6 @@ def reported(name: str) -> pd.DataFrame:
     frame = pd.concat([part for part in (frame, means) if len(part)] or [frame], ignore_index=True)
     is_itself = frame["method"] == frame["table"]  # a tutorial has one method and one table
     return frame.assign(source=frame["method"] + (", " + frame["table"]).mask(is_itself, ""))
-
-
-def aggregates(name: str, folder: Path = RESULTS) -> pd.DataFrame:
-    """The rows of ``aggregates/<name>.csv``, a summary of results that were published before records were; never written."""
-    path = folder / "aggregates" / f"{name}.csv"
-    if not path.is_file():
-        return as_summary([])
-    numbers = dict.fromkeys(set(COLUMNS) - TEXT, "")
-    return as_summary(pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=numbers))
 
 
 def unmeasured(experiment: Experiment, table: pd.DataFrame, numbers: pd.DataFrame) -> pd.DataFrame:
@@ -166,25 +160,12 @@ def _flags(records: Sequence[Record]) -> str:
     return shlex.join(words)
 
 
-def _summary(experiment: Experiment, records: Sequence[Record]) -> pd.DataFrame:
-    metrics = {place[1:3]: place.metrics for place in reversed(experiment.places)}
-    numbers, made_by = reported(experiment.name), commands(experiment.name, records)
-    tables = []
-    for (dataset, protocol), cells in long(records).groupby(["dataset", "protocol"], sort=False):
-        shown = metrics.get((str(dataset), str(protocol)), experiment.main.metrics)
-        tables.append(summarise(cells, numbers, experiment.compare, shown))
-    table = _joined(*tables)
-    rows = zip(table["name"], table["dataset"], table["protocol"], strict=True)
-    return table.assign(command=[made_by[row] for row in rows])
-
-
-def _with_reported(experiment: Experiment, table: pd.DataFrame) -> pd.DataFrame:
-    """With the rows that were not measured.
+def _ordered(experiment: Experiment, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a summary in the order of its pages.
 
     Places have the experiment's order, those without a measured row last. In each, measured rows come first, then stale ones,
     each in the experiment's order too, variants below their bases.
     """
-    table = _joined(table, unmeasured(experiment, table, reported(experiment.name)))
     is_variant = table["base"].isin(table["name"]) & (table["base"] != table["name"])
     families = table["base"].where(is_variant, table["name"])
     order = list(dict.fromkeys([*(place.name for place in experiment.places), *families]))
@@ -218,20 +199,3 @@ def _is_one_of(numbers: pd.DataFrame, sources: Iterable[str]) -> "pd.Series[bool
 
 def _joined(*tables: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table for table in tables if len(table)] or [as_summary([])], ignore_index=True)
-
-
-def _replaced(table: pd.DataFrame, newer: pd.DataFrame) -> pd.DataFrame:
-    """A table with newer blocks in place of its own; a block is replaced whole, so that no mean is of two sittings.
-
-    Newer blocks come first, so that the first of a row is by its own rule: older ones may be by others alone.
-    """
-    return _joined(newer, table[~_blocks(table).isin(_blocks(newer))])
-
-
-def _blocks(table: pd.DataFrame) -> pd.MultiIndex:
-    return pd.MultiIndex.from_frame(table[KEY])
-
-
-def _cells(table: pd.DataFrame) -> "pd.Series[int]":
-    """How many cells each block is of."""
-    return table[table["n_classes"] == 1].groupby(KEY)["n_seeds"].sum()
