@@ -52,7 +52,7 @@ def markdown(table: pd.DataFrame, title: str) -> str:
                 rows = rows.assign(ours=readable(rows)["measured"], theirs=readable(rows)["paper"])
                 text = _pivoted_text(rows, section.metrics_of(rows), "metric", by)
                 lines += ["", f"## {section.title}, {mean} over the normal classes", "", *table_lines(text)]
-        for metric in section.metrics[: 1 if section.pivoted else None]:
+        for metric in section.detailed:
             rows = section.of(metric)
             in_columns = _in_columns(rows)
             lines += ["", f"## {section.title}, {metric}"]

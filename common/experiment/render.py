@@ -17,14 +17,16 @@ class Section(NamedTuple):
         title: Both.
         rows: Class means first.
         metrics: The most important first.
-        pivoted: Whether there are so many metrics that their means stand in one table with a column for each. Single classes
-            have rows of the first metric only then.
+        pivoted: Whether there are so many metrics that their means stand in one table with a column for each.
+        detailed: The metrics that have rows of single classes: all, or, where ``pivoted``, the first and those of which a
+            paper prints single classes.
     """
 
     title: str
     rows: pd.DataFrame
     metrics: list[str]
     pivoted: bool
+    detailed: list[str]
 
     def of(self, metric: str) -> pd.DataFrame:
         """One metric's rows."""
@@ -46,12 +48,14 @@ def sections(table: pd.DataFrame, most_classes: int | None = None) -> Iterator[S
     """Divides a summary into sections; of more than ``most_classes`` classes it keeps the lowest and the highest."""
     for (dataset, protocol), rows in table.groupby(["dataset", "protocol"], sort=False):
         rows = rows.iloc[np.argsort(~is_mean(rows), kind="stable")]
-        is_pivoted = bool(is_mean(rows).any()) and rows["metric"].nunique() > 2
-        if is_pivoted:
-            rows = rows[is_mean(rows) | (rows["metric"] == rows["metric"].iloc[0])]
+        metrics = list(dict.fromkeys(rows["metric"]))
+        is_pivoted = bool(is_mean(rows).any()) and len(metrics) > 2
+        printed = {metrics[0], *rows["metric"][~is_mean(rows) & rows["paper"].notna()]}
+        detailed = [metric for metric in metrics if metric in printed or not is_pivoted]
+        rows = rows[is_mean(rows) | rows["metric"].isin(detailed)]
         if most_classes is not None and rows[~is_mean(rows)]["normal"].nunique() > most_classes:
             rows = pd.concat([rows[is_mean(rows)], extremes(rows)], ignore_index=True)
-        yield Section(f"{dataset}, {protocol}", rows, list(dict.fromkeys(rows["metric"])), is_pivoted)
+        yield Section(f"{dataset}, {protocol}", rows, list(dict.fromkeys(rows["metric"])), is_pivoted, detailed)
 
 
 def extremes(rows: pd.DataFrame) -> pd.DataFrame:

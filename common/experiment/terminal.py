@@ -43,7 +43,7 @@ def show(table: pd.DataFrame, console: Console, labels: Mapping[str, str] | None
             which = f"{normal} over the normal classes" if means.any() else f"normal {normal}"
             _show_rows(f"{title} · {which}", section, rows, console)
         if means.any():
-            for metric in section.metrics[:1] if section.pivoted else section.metrics:
+            for metric in section.detailed:
                 _show_classes(f"{title} · {metric} · each class as the normal one", section.of(metric), console)
 
 
