@@ -1,6 +1,7 @@
 """From records and reported numbers to the summary, and from that to the terminal and the files."""
 
 import json
+import re
 from dataclasses import replace
 from importlib import import_module
 
@@ -16,6 +17,7 @@ from common.experiment.published import RESULTS, commands, published, reported, 
 from common.experiment.records import read_published, row_key
 from common.experiment.table import COLUMNS, LONG, as_summary, bootstrap_interval, long, status, summarise
 from common.experiment.terminal import show
+from common.presets import REPOSITORY
 from experiments import autoencoder, classical, ocgan
 from experiments.report import declared
 
@@ -535,6 +537,31 @@ def test_places_are_in_the_experiments_order_those_without_a_measured_row_last(t
 def test_committed_pages_are_made_of_committed_records(name):
     declared = import_module(f"experiments.{name}").EXPERIMENT
     assert markdown(published(declared), declared.title) == (RESULTS / f"{name}.md").read_text()
+
+
+CHECKED = re.findall(
+    r"^\| `(\w+)-(\w+)`, (.+) \| ([\d.]+) \| ([\d.]+)–([\d.]+) \| ([\d.]+) \| (yes|no)",
+    (REPOSITORY / "docs" / "numbers.md").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize(("method", "preset", "score", "mean", "low", "high", "new", "inside"), CHECKED)
+def test_the_check_of_the_intervals_is_of_the_records(method, preset, score, mean, low, high, new, inside):
+    """docs/numbers.md compares seeds 0 to 2 of a row with its seeds 3 to 5."""
+    names = {"squared error": "reconstruction", "D(R(X))": "discriminator_reconstruction"}
+    row = (f"{method}-{preset}", "mnist", "standard")
+    of_row = [each for each in read_published(RESULTS / f"{method}.jsonl") if row_key(each) == row]
+    here = {"normal": "mean", "score": names.get(score, score.strip("`")), "rule": of_row[0]["rule"]}
+    halves = []
+    for seeds in ((0, 1, 2), (3, 4, 5)):
+        table = summary([each for each in of_row if each["cell"]["seed"] in seeds])
+        halves += table[(table[list(here)] == list(here.values())).all(axis=1)].to_dict("records")
+    first, second = halves
+    assert first["n_seeds"] == second["n_seeds"] == 3
+    found = [f"{value:.4f}" for value in (first["mean"], first["ci_low"], first["ci_high"], second["mean"])]
+    assert found == [mean, low, high, new]
+    assert (first["ci_low"] <= second["mean"] <= first["ci_high"]) == (inside == "yes")
 
 
 def test_a_number_of_one_of_several_tables(records):
