@@ -16,7 +16,7 @@ from common.experiment.documents import write_tables
 from common.experiment.identity import is_current
 from common.experiment.overview import write_overview
 from common.experiment.page import Chapter, galleries, page
-from common.experiment.published import RESULTS, published
+from common.experiment.published import RESULTS, apart, published
 from common.experiment.records import FILE, Record, read_published, read_record, row_key
 from common.experiment.terminal import show
 from common.files import write_whole
@@ -102,6 +102,8 @@ def chapter(experiment: Experiment, records: Sequence[Record], results: Path = R
     committed = read_published(results / f"{name}.jsonl")
     earlier = sum(not is_current(record) for record in committed)
     note = f"{len(committed)} published records, {earlier} of an earlier source"
+    if others := [record for record in apart(own, committed) if record["stale"]]:
+        note += f"; {len(others)} of the runs folder are stale: {others[0]['stale']}"
     not_run = wanted[~pd.MultiIndex.from_frame(wanted).isin(present)]
     drawn = galleries(record for record in own if record["homes"][0] == name)
     return Chapter(experiment, table, note, not_run, list(drawn))

@@ -11,9 +11,11 @@ import pytest
 from fake_records import of_classes, record
 from rich.console import Console
 
+from common.errors import InputError
 from common.experiment import Experiment, Grid
 from common.experiment.documents import MOST_CLASSES, latex, markdown, write_tables
-from common.experiment.published import RESULTS, commands, published, reported, tabulate, unmeasured
+from common.experiment.perform import publish_records
+from common.experiment.published import RESULTS, apart, commands, published, reported, tabulate, unmeasured
 from common.experiment.records import read_published, row_key
 from common.experiment.table import COLUMNS, LONG, as_summary, bootstrap_interval, long, status, summarise
 from common.experiment.terminal import show
@@ -512,6 +514,46 @@ def test_records_of_a_runs_folder_replace_the_published_ones_of_their_cells_unle
     stale = published(TRIAL, [new | {"stale": "the code has changed"}], folder)
     pd.testing.assert_frame_equal(stale, published(TRIAL, folder=folder))
     assert (folder / "trial.jsonl").read_bytes() == before
+
+
+def test_other_settings_make_a_variant_and_no_mean_of_both(records, tmp_path):
+    """Of a runs folder; a trial of one epoch replaces no published cell, and trials of one and of nine epochs are two rows."""
+    folder = committed(tmp_path, records)
+    trial = record("3", 0, 0.5, command="oneclass fit --config autoencoder-small --trainer.max_epochs=1")
+    table = published(TRIAL, [trial], folder)
+    pd.testing.assert_frame_equal(table[table["name"] == "autoencoder-small"], published(TRIAL, folder=folder))
+    variant = table[table["name"] == "autoencoder-small,trainer.max_epochs=1"].iloc[0]
+    assert (variant["mean"], variant["base"], variant["base_delta"]) == (0.5, "autoencoder-small", pytest.approx(-0.4))
+    assert "--presets autoencoder-small,trainer.max_epochs=1 --datasets mnist" in variant["command"]
+    nine = record("4", 0, 0.7, command="oneclass fit --trainer.max_epochs 9")
+    assert list(published(TRIAL, [trial, nine], tmp_path / "none")["name"]) == [
+        "autoencoder-small", "autoencoder-small,trainer.max_epochs=9"
+    ]  # fmt: skip
+    assert [one["name"] for one in apart([nine, record("4", 1, 0.7)], [])] == [variant["name"][:-1] + "9", "autoencoder-small"]
+
+
+def test_a_record_of_other_data_or_without_its_rows_setting_is_stale(tmp_path):
+    made = record("3", 0, 0.9, command="python -m experiments.classical --image-size 32", identity={"data": "a"})
+    same, whole = made | {"identity": {"data": "a"}}, made | {"command": "python -m experiments.classical"}
+    other = made | {"identity": {"data": "b"}}
+    assert [one["stale"] for one in apart([same, whole, other], [made])] == [
+        "", "made without --image-size 32, unlike its row", "other data than its row's"
+    ]  # fmt: skip
+
+
+def test_records_of_other_settings_or_data_are_not_published_into_a_row(records, tmp_path, monkeypatch):
+    of_data = [one | {"identity": {"data": "a"}} for one in records]
+    monkeypatch.setattr("common.experiment.perform.RESULTS", committed(tmp_path, of_data))
+    before = (tmp_path / "trial.jsonl").read_bytes()
+    trial = of_data[0] | {"git": "a1", "command": "oneclass fit --trainer.max_epochs=1"}
+    with pytest.raises(
+        InputError, match=r"published with other settings: call this row autoencoder-small,trainer\.max_epochs=1"
+    ):
+        publish_records(TRIAL, [trial])
+    with pytest.raises(InputError, match="autoencoder-small cannot be published: other data than its row's"):
+        publish_records(TRIAL, [of_data[0] | {"git": "a1", "identity": {"data": "b"}}])
+    assert (tmp_path / "trial.jsonl").read_bytes() == before
+    assert publish_records(TRIAL, [of_data[0] | {"git": "a1"}]) == 1
 
 
 def test_rows_are_in_the_experiments_order_and_those_of_no_place_come_last(records, tmp_path):

@@ -20,8 +20,8 @@ from common.experiment.documents import write_tables
 from common.experiment.grid import cells_at_a_time, run_grid, threads_per_cell
 from common.experiment.overview import write_overview
 from common.experiment.plan import bases, narrowed, prepared, refuse_unknown_classes
-from common.experiment.published import RESULTS, published, tabulate
-from common.experiment.records import Record, publish
+from common.experiment.published import RESULTS, apart, published, tabulate
+from common.experiment.records import Record, publish, read_published
 from common.experiment.run import finished
 from common.experiment.table import long
 from common.experiment.terminal import show
@@ -159,12 +159,18 @@ def _report(
 def publish_records(experiment: Experiment, records: Sequence[Record]) -> int:
     """Adds records to an experiment's committed ones and makes its page and picture again; returns the number of new lines.
 
-    Raises InputError if uncommitted code made one of them.
+    Raises InputError if uncommitted code made one of them, or if its row was published with other settings or data.
     """
     dirty = [record for record in records if record["git"].endswith("-dirty") or not record["git"]]
     if dirty:
         raise InputError(f"uncommitted code made {len(dirty)} of {len(records)} records: commit, then run them with --force")
-    n = publish(records, RESULTS / f"{experiment.name}.jsonl")
+    path = RESULTS / f"{experiment.name}.jsonl"
+    for record, beside in zip(records, apart(records, read_published(path)), strict=True):
+        if beside["name"] != record["name"]:
+            raise InputError(f"{record['name']} is published with other settings: call this row {beside['name']} in --presets")
+        if beside["stale"] != record["stale"]:
+            raise InputError(f"{record['name']} cannot be published: {beside['stale']}")
+    n = publish(records, path)
     table = published(experiment)
     write_tables(table, experiment, RESULTS, ("md",))
     write_overview(table, experiment, RESULTS)

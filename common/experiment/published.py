@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from common.experiment.declaration import Experiment, Place
-from common.experiment.records import Record, cell_key, read_published, row_key
+from common.experiment.records import Record, base_of, cell_key, read_published, row_key
 from common.experiment.table import KEY, as_summary, long, summarise
 from common.presets import REPOSITORY
 
@@ -24,15 +24,47 @@ def published(experiment: Experiment, more: Sequence[Record] = (), folder: Path 
 
     Args:
         experiment: Its places are what the table should hold; records of other rows are shown with the first one's metrics.
-        more: Records of a runs folder. They replace published ones of their cells, unless they are stale.
+        more: Records of a runs folder. They replace published ones of their cells, unless they are stale; see :func:`apart`.
         folder: Holds ``<name>.jsonl``.
 
     Returns:
         A summary, variants below their bases.
     """
-    current = [record for record in more if not record["stale"]]
-    given = (*more, *read_published(folder / f"{experiment.name}.jsonl"), *current)
+    committed = read_published(folder / f"{experiment.name}.jsonl")
+    more = apart(more, committed)
+    given = (*more, *committed, *(record for record in more if not record["stale"]))
     return tabulate(experiment, list({cell_key(record): record for record in given}.values()))
+
+
+def apart(records: Sequence[Record], committed: Sequence[Record]) -> list[Record]:
+    """Keeps records of a runs folder apart from rows that are made otherwise, so that no mean is of two settings or two data.
+
+    Args:
+        records: Of a runs folder.
+        committed: The published ones; a row that they lack is made as its record with the fewest settings is.
+
+    Returns:
+        The records. One with a setting, such as ``--max-epochs 1``, that its row is not made with has it in its name, as an
+        override. One that lacks a setting of its row, or was made from other data, is ``stale``.
+    """
+    rows: dict[tuple[str, str, str], Record] = {}
+    for record in (*committed, *sorted(records, key=lambda record: len(given_settings(record)))):
+        rows.setdefault(row_key(record), record)
+    return [_beside(record, rows[row_key(record)]) for record in records]
+
+
+def _beside(record: Record, of_row: Record) -> Record:
+    given, usual = given_settings(record), given_settings(of_row)
+    changes = [f"{SETTINGS[setting]}={value}" for setting, value in given.items() if usual.get(setting) != value]
+    if changes:
+        cell, name = record["cell"], ",".join([record["name"], *changes])
+        preset = ",".join([cell["preset"], *changes])
+        return record | {"name": name, "base": record["base"] or base_of(name), "cell": cell | {"preset": preset}}
+    data = {of["identity"].get("data") for of in (record, of_row)} - {None, ""}
+    other = "other data than its row's" if len(data) > 1 else ""
+    lacking = [f"{setting.replace('_', '-')} {usual[setting]}" for setting in usual.keys() - given.keys()]
+    reason = f"made without --{lacking[0]}, unlike its row" if lacking else other
+    return record | {"stale": record["stale"] or reason}
 
 
 def tabulate(experiment: Experiment, records: Sequence[Record]) -> pd.DataFrame:
