@@ -4,6 +4,7 @@ Heavy modules are imported by the fixtures: under pytest-xdist the controller re
 """
 
 import os
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -37,6 +38,12 @@ def _one_thread_and_seed():
 def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.delenv("ONECLASS_DATA", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _own_search_path(monkeypatch):
+    """Folders of presets that a test reads are searched for classes, but not by the tests that follow."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ training
   --rule RULE            the epoch that is tested: last, validation or rho
   --oracle true          score the test set after every epoch, to look at it
   --ckpt_path FILE       go on from a checkpoint, or test it; last or best find
-                         those of the run
+                         those of the run in --trainer.default_root_dir
   --directory DIR        fit one cell of a table: train, test, write a record
 
   --print_config         the whole configuration as YAML

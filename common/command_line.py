@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentError
 
-from common.errors import InputError
+from common.errors import InputError, Terminated
 
 NO_GPU = "PyTorch finds no GPU here: leave out --device cuda, or the trainer's accelerator"
 LIBRARIES = {
@@ -46,9 +46,16 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def natural(text: str) -> int:
+    """Reads a whole number of at least 0 and below 2**32, as the ``type`` of a flag."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to {2**32 - 1}")
+    return int(text)
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Context that ends the program with one line: exit status 2 for a user's mistake, 130 for Ctrl-C.
+    """Context that ends the program with one line: exit status 2 for a user's mistake, 130 for Ctrl-C, 143 for SIGTERM.
 
     In the block a character that the terminal's encoding does not have is printed as ``?``.
     """
@@ -58,7 +65,10 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        _exit(130, f"interrupted: {str(interrupt) or 'give the same command again to go on'}")
+        _exit(
+            143 if isinstance(interrupt, Terminated) else 130,
+            f"interrupted: {str(interrupt) or 'give the same command again to go on'}",
+        )
     except Exception as error:
         if (message := for_the_user(error)) is None:
             raise

@@ -9,6 +9,10 @@ class InputError(ValueError):
     """A mistake that the user can fix, described in one line; commands end with exit status 2."""
 
 
+class Terminated(KeyboardInterrupt):
+    """The signal SIGTERM, by which clusters end a job: it ends a training as Ctrl-C does, with exit status 143."""
+
+
 class DataMissingError(InputError):
     """A data set that is missing and cannot be downloaded automatically."""
 

@@ -27,6 +27,7 @@ from common.evaluation import quantile_threshold
 from common.importing import import_class
 from common.module import OneClassModule
 from common.presets import Config, is_file, preset_path, read_config
+from common.training.lightning import check_config
 from common.training.process import chosen_device
 from common.training.seeding import isolated
 from common.training.watcher import Watcher
@@ -119,7 +120,8 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         random = check_random_state(self.random_state)
         held_out = self._held_out(len(samples), data.get("val_fraction", 0.1), random)
 
-        self.shape_, self.batch_size_ = samples.shape[1:], batch_size
+        self.shape_, self.batch_size_ = samples.shape[1:], int(batch_size)
+        options["max_epochs"] = int(options["max_epochs"])
         train, size = samples[~held_out], data.get("image_size")
         given = {name: data[name] for name in ("normalization", "class_mean", "channels") if name in data}
         if size is not None:
@@ -207,8 +209,13 @@ class OneClassEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         known = cls.arguments().keys() - {"shape"}
         if unknown := self._overrides.keys() - known:
             raise InputError(f"{cls.__name__} has no argument {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
+        # as a search over np.arange gives them
+        overrides = {name: value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+                     for name, value in self._overrides.items()}  # fmt: skip
+        if overrides:
+            check_config({"model": {"class_path": model["class_path"], "init_args": model["init_args"] | overrides}})
         shape = next(self._inputs(X[:1])).shape[1:]
-        module = cls(shape=list(shape), **model["init_args"] | self._overrides)  # type: ignore[call-arg]
+        module = cls(shape=list(shape), **model["init_args"] | overrides)  # type: ignore[call-arg]
         trainer = self._trainer(options)
         device = trainer.strategy.root_device
         frozen = (module.frozen() or nn.Identity()).to(device)

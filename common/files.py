@@ -7,8 +7,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from common.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @contextmanager
@@ -34,6 +38,15 @@ def whole(path: Path) -> Iterator[Path]:
             yield temporary
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def save_figure(figure: "Figure", path: Path, dpi: int) -> None:
+    """Writes a figure in the format of its path's ending; raises InputError for an ending that is none of a picture's."""
+    known, ending = figure.canvas.get_supported_filetypes(), path.suffix[1:].lower()
+    if ending not in known:
+        raise InputError(f"{path} must end in .{', .'.join(sorted(known))}")
+    with whole(path) as temporary:
+        figure.savefig(temporary, format=ending, dpi=dpi)
 
 
 def write_whole(path: Path, content: str) -> None:

@@ -44,12 +44,17 @@ def joined(text: str) -> str:
 def dataset_label(name: str) -> str:
     """The name of a data set in tables and folder names.
 
+    A file that is called like a published data set keeps its ending.
+
     Example:
-        >>> [dataset_label(name) for name in ("mnist", "path/my.npz", "my_data:load")]
-        ['mnist', 'my', 'my_data.load']
+        >>> [dataset_label(name) for name in ("mnist", "path/my.npz", "my_data:load", "path/mnist.npz")]
+        ['mnist', 'my', 'my_data.load', 'mnist.npz']
     """
     if name.endswith(".npz"):
-        return Path(name).stem
+        from common.data.datasets import DATASETS  # which imports this module
+
+        path = Path(name)
+        return path.name if path.stem in DATASETS else path.stem
     return name.replace(":", ".")
 
 

@@ -23,6 +23,7 @@ from common.backbones import split
 from common.command_line import Parser, one_line_errors
 from common.data import OneClassDataModule
 from common.data.features import BATCH, extract
+from common.errors import InputError
 from common.experiment.cell import Cell, Settings
 from common.training.lightning import OneClassCLI, assemble
 from common.training.process import configure_process
@@ -63,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.backbone:
             _print_lines(arguments.threads, measure_extraction, arguments)
         else:
+            if classical := [name for name in arguments.presets if name.startswith("classical-")]:
+                raise InputError(f"{classical[0]} is a classical detector: only nets are measured")
             for name in arguments.presets:
                 _print_lines(arguments.threads, measure, name, arguments)
 

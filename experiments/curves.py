@@ -12,7 +12,7 @@ from common.command_line import Parser, one_line_errors
 from common.errors import InputError
 from common.experiment.published import RESULTS
 from common.experiment.records import Record, read_published
-from common.files import whole
+from common.files import save_figure
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--protocol", help="which one, where a row has records of several")
     parser.add_argument("--normal", default="8", help="the normal class, or 'mean' for the mean over all (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="the seed of the runs (default: 0)")
-    parser.add_argument("--out", type=Path, default=Path("curves.png"), metavar="PNG", help="default: curves.png")
+    parser.add_argument("--out", type=Path, default=Path("curves.png"), metavar="FILE", help="default: curves.png")
     with one_line_errors():
         arguments = parser.parse_args(argv)
         published = read_published(RESULTS / f"{arguments.experiment}.jsonl")
@@ -50,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for row, dataset in itertools.product(arguments.rows, arguments.datasets):
             records = found(published, row, dataset, arguments.normal, arguments.seed, arguments.protocol)
             drawn.append(curves(records, row if len(arguments.datasets) == 1 else f"{row}, {dataset}"))
-        with whole(arguments.out) as temporary:
-            draw(drawn).savefig(temporary, format="png", dpi=110)
+        save_figure(draw(drawn), arguments.out, dpi=110)
         print(f"written: {arguments.out}")
 
 

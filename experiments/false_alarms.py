@@ -14,6 +14,7 @@ from scipy.stats import betabinom, binom
 
 from common.command_line import Parser, one_line_errors, positive
 from common.deploy.load import load_checkpoint
+from common.errors import InputError
 from common.evaluation import conformal_p_value
 from common.evaluation.metrics import Values
 from common.experiment import Cell
@@ -63,11 +64,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             Cell(name, arguments.dataset, "balanced", normal, 0)
             for name, normal in itertools.product(arguments.presets, arguments.normal)
         ]
+        if classical := [cell.name for cell in cells if cell.detector]:
+            raise InputError(f"{classical[0]} is a classical detector: it holds out no samples for a threshold")
         refuse_stale(cells, settings)
         console = Console(highlight=False, markup=False)
         if failures := run_grid(cells, settings, arguments.jobs, console):
             raise SystemExit(f"{len(failures)} cells failed; each has an error.txt in its folder")
         counts = pd.DataFrame([row for cell in cells for row in false_alarms(cell.directory(settings.runs))])
+        if counts.empty:
+            least = math.ceil(1 / max(ALPHAS)) - 1
+            raise InputError(f"too few held-out samples: a rate of {max(ALPHAS)} needs {least} of each class")
         command = shlex.join(["python", "-m", "experiments.false_alarms", *(sys.argv[1:] if argv is None else argv)])
         report(counts, arguments.out or arguments.runs, command, console)
 

@@ -19,7 +19,7 @@ from common.errors import InputError
 from common.evaluation.figures import ANOMALOUS, NORMAL
 from common.experiment.folder import chosen_checkpoint
 from common.experiment.records import FILE, Record, read_record
-from common.files import whole
+from common.files import save_figure
 from experiments.picture import threshold_of
 
 MARKED = 10
@@ -31,12 +31,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m experiments.frames", description=__doc__)
     parser.add_argument("run", type=Path, help="the folder of a finished cell, such as runs/alocc-stable/ucsd_ped2/…/seed=0")
     parser.add_argument("--clip", help="such as Test004 (default: the first clip with normal and abnormal frames)")
-    parser.add_argument("--out", type=Path, default=Path("frames.png"), metavar="PNG", help="default: frames.png")
+    parser.add_argument("--out", type=Path, default=Path("frames.png"), metavar="FILE", help="default: frames.png")
     with one_line_errors():
         arguments = parser.parse_args(argv)
         figure = frames(arguments.run, arguments.clip)
-        with whole(arguments.out) as temporary:
-            figure.savefig(temporary, format="png", dpi=85)
+        save_figure(figure, arguments.out, dpi=85)
         print(f"written: {arguments.out}")
 
 

@@ -18,7 +18,7 @@ from common.errors import InputError
 from common.evaluation.figures import ANOMALOUS, NORMAL
 from common.experiment.folder import chosen_checkpoint
 from common.experiment.records import FILE, Record, read_record
-from common.files import whole
+from common.files import save_figure
 from common.presets import read_config
 
 IMAGES = 6
@@ -29,12 +29,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draws one cell of a table, if its module reconstructs the input, like OCGAN."""
     parser = Parser(prog="python -m experiments.picture", description=__doc__)
     parser.add_argument("run", type=Path, help="the folder of a finished cell, such as runs/ocgan-tuned/mnist/…/seed=0")
-    parser.add_argument("--out", type=Path, default=Path("picture.png"), metavar="PNG", help="default: picture.png")
+    parser.add_argument("--out", type=Path, default=Path("picture.png"), metavar="FILE", help="default: picture.png")
     with one_line_errors():
         arguments = parser.parse_args(argv)
         figure = picture(arguments.run)
-        with whole(arguments.out) as temporary:
-            figure.savefig(temporary, format="png", dpi=110)
+        save_figure(figure, arguments.out, dpi=110)
         print(f"written: {arguments.out}")
 
 

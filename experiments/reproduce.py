@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from common.command_line import Parser, one_line_errors, positive
+from common.command_line import Parser, natural, one_line_errors, positive
 from common.errors import InputError
 from common.experiment.cell import Cell, Settings
 from common.experiment.grid import run_grid
@@ -77,6 +77,8 @@ def candidates(results: Path = RESULTS) -> pd.DataFrame:
     Args:
         results: The folder of published records.
     """
+    if not any((results / f"{known.name}.jsonl").is_file() for known in declared()):
+        raise InputError(f"there are no published records in {results}")
     tables = [measured(known, read_published(results / f"{known.name}.jsonl")) for known in declared()]
     rows = pd.concat([table for table in tables if len(table)], ignore_index=True)
     rows = rows[(rows["metric"] == "auroc") & (rows["rule"] != "oracle") & (rows["n_classes"] == 1)]
@@ -127,7 +129,7 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m experiments.reproduce", description=__doc__)
     add = parser.add_argument
     add("--cells", type=positive, default=2, help="number of rows to draw (default: 2)")
-    add("--draw", type=int, default=0, help="seed of the draw; another number draws other rows")
+    add("--draw", type=natural, default=0, help="seed of the draw; another number draws other rows")
     add("--presets", nargs="+", help="METHOD-PRESET, several (default: all)")
     add("--datasets", nargs="+", help="names of data sets (default: all that are there)")
     add("--root", type=Path, help="where data sets lie (default: $ONECLASS_DATA or the user's cache)")

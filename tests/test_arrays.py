@@ -252,7 +252,6 @@ def test_functions_that_make_no_data_set(function, tmp_path, made, message):
 
 def test_a_function_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     code = (
         "import numpy as np\nfrom common.data import image_data\n\ndef load():\n    return image_data(np.eye(6), [0, 1] * 3)\n"
     )

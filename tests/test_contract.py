@@ -618,7 +618,6 @@ other = 3
 def _outside(tmp_path, monkeypatch):
     (tmp_path / "my_idea.py").write_text(OUTSIDE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     yield
     sys.modules.pop("my_idea", None)
 

@@ -64,7 +64,6 @@ def outside(tmp_path, monkeypatch):
     """A working folder of a stranger's, with all that he brings."""
     forget()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     smoke = Path(importlib.import_module("ocgan").__file__).parent / "configs" / "smoke.yaml"
     (tmp_path / "my_idea.py").write_text(IDEA)
     (tmp_path / "l1.yaml").write_text(smoke.read_text().replace("ocgan.OCGAN", "my_idea.MyOCGAN"))
@@ -191,10 +190,18 @@ def test_preset_files_of_one_name_are_refused(outside, arrays):
 def test_stale_records_are_kept_where_that_is_asked_for(outside, arrays):
     compare(["classical-lof"], *arrays, normal=["0"], jobs=1)
     other = (arrays[0] + 1, *arrays[1:])
-    with pytest.raises(InputError, match=r"the data have changed.*: force=True runs them again, keep=True shows them, marked"):
+    with pytest.raises(InputError, match="holds other data: give another name; force=True replaces it, keep=True too"):
         compare(["classical-lof"], *other, normal=["0"], jobs=1)
     table = compare(["classical-lof"], *other, normal=["0"], jobs=1, keep=True)
     assert (table["stale"] != "").all()
+
+
+def test_a_file_of_the_users_is_not_replaced(outside, arrays):
+    (outside / "runs").mkdir()
+    np.savez(outside / "runs" / "mine.npz", secret=np.arange(3))
+    with pytest.raises(InputError, match=r"mine.npz holds other data"):
+        compare(["classical-lof"], *arrays, name="mine", normal=["0"], jobs=1)
+    assert np.load(outside / "runs" / "mine.npz").files == ["secret"]
 
 
 @pytest.mark.parametrize("jobs", [0, -1])

@@ -283,14 +283,24 @@ def test_samples_of_another_shape():
         ({"random_state": "x"}, ValueError, "seed"),
         ({"device": "abacus"}, InputError, "no device 'abacus': choose from auto, cpu and cuda"),
         ({"latent": 0}, InputError, "latent must be at least 1, not 0"),
-        ({"schedule": "linear"}, InputError, "schedule must be milestones or inverse_time or cosine, not linear"),
-        ({"score": "error"}, InputError, "score must be reconstruction, not error"),
+        ({"schedule": "linear"}, InputError, "schedule must be 'milestones', 'inverse_time', 'cosine', not linear"),
+        ({"latent": "x"}, InputError, "latent must be int, not x"),
+        ({"latent": 2.5}, InputError, "latent must be int, not 2.5"),
+        ({"score": "error"}, InputError, "score must be 'reconstruction', not error"),
         ({"widths": [4, 0]}, InputError, r"widths must be at least 1, not \[4, 0\]"),
     ],
 )
 def test_parameters_that_make_no_sense(parameters, error, says):
     with pytest.raises(error, match=says):
         quick().set_params(**parameters).fit(ZEROS)
+
+
+def test_numbers_may_be_numpys():
+    """As a grid search over ``np.arange`` gives them."""
+    numbers = {"max_epochs": np.int64(1), "batch_size": np.int64(4), "latent": np.int64(2), "lr": np.float32(0.5)}
+    plain = {name: number.item() for name, number in numbers.items()} | {"widths": [4, 8]}
+    fitted = [quick().set_params(**given).fit(ZEROS) for given in (plain, numbers | {"widths": np.array([4, 8])})]
+    assert np.array_equal(*(detector.score_samples(ZEROS) for detector in fitted))
 
 
 def test_a_gpu_that_is_not_here(monkeypatch):

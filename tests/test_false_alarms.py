@@ -53,6 +53,19 @@ def test_the_table(tmp_path, capsys):
     assert "--max-epochs 1" in (runs / "false_alarms.md").read_text()
 
 
+def test_a_classical_detector_and_too_few_samples_are_refused(tmp_path, capsys):
+    flags = ["--normal", "0", "--max-epochs", "1", "--jobs", "1", "--runs", str(tmp_path / "runs"), "--dataset"]
+    np.savez(tmp_path / "few.npz", X=np.random.default_rng(0).random((40, 8, 8)), y=np.repeat([0, 1], [12, 28]))
+    for preset, dataset, says in (
+        ("classical-lof", "digits", "classical-lof is a classical detector: it holds out no samples for a threshold"),
+        ("autoencoder-smoke", str(tmp_path / "few.npz"), "too few held-out samples: a rate of 0.1 needs 9 of each class"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([*flags, dataset, "--presets", preset])
+        assert (ended.value.code, capsys.readouterr().err) == (2, f"error: {says}\n")
+    assert not list((tmp_path / "runs").glob("classical*"))
+
+
 def test_the_device_is_chosen_before_the_cells_are_counted(tmp_path, monkeypatch):
     devices = []
 

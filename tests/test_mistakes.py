@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader
 from common.command_line import for_the_user
 from common.errors import InputError, UnreadableError
 from common.experiment import Cell, Experiment, Grid, run_experiment
+from common.experiment.cell import Settings
+from common.experiment.plan import cells_of
 from common.hidden import hiding
 from common.importing import import_class
 
@@ -284,3 +286,29 @@ def test_runs_folder_without_permission(tmp_path, capsys):
     assert "cannot write in the folder" in says
     assert "Permission denied" in says
     assert not list(locked.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--smoke", "--presets", "smoke"], "--smoke chooses presets, data and classes itself: leave out --presets"),
+        (["--presets", "smoke," + "lr=0.001," * 30 + "latent=2"], "put overrides into a YAML file"),
+    ],
+)
+def test_what_the_flags_cannot_mean_is_refused(flags, says, tmp_path, capsys):
+    assert says in refused(capsys, *flags, "--runs", tmp_path)
+
+
+def test_a_class_is_one_cell_by_its_number_and_by_its_name(tmp_path):
+    np.savez(tmp_path / "pets.npz", X=np.zeros((8, 4)), y=np.repeat(["dog", "cat"], 4))
+
+    def chosen(dataset, *normal):
+        return [cell.normal for cell in cells_of(Grid(("classical-lof",), (dataset,), normal=normal), (0,), Settings())]
+
+    assert chosen(str(tmp_path / "pets.npz"), "0", "dog", "cat", "dog+cat", "1+0") == ["cat", "dog", "cat+dog"]
+    assert chosen("digits", "3", "4+3", "03", "3+4", "3+3") == ["3", "3+4"]
+
+
+def test_folders_of_a_cell_are_five_whatever_its_protocol_is():
+    cell = Cell("classical-lof", "my.npz", "hold_out,anomalous=a/b", "c/d", 0)
+    assert cell.directory(Path("runs")).parts[-5:] == ("classical-lof", "my", "hold_out,anomalous=a_b", "normal=c_d", "seed=0")

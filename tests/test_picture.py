@@ -48,6 +48,20 @@ def test_without_held_out_samples_nothing_is_framed(tmp_path):
     assert not scores.lines
 
 
+def test_the_format_is_that_of_the_ending(runs, tmp_path, capsys):
+    main([str(runs["autoencoder"]), "--out", str(tmp_path / "a.pdf")])
+    assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+    with pytest.raises(SystemExit):
+        main([str(runs["autoencoder"]), "--out", str(tmp_path / "a.txt")])
+    assert ".pdf, .pgf, .png" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pdf"]
+
+
+def test_a_folder_without_a_record_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"there is no record .*metrics.json: give the folder of a finished cell"):
+        picture(tmp_path)
+
+
 def test_a_method_that_does_not_reconstruct_is_refused(runs):
     with pytest.raises(InputError, match="does not reconstruct"):
         picture(runs["ocnn"])

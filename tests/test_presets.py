@@ -83,8 +83,7 @@ def mine(tmp_path):
     return tmp_path / "mine.yaml"
 
 
-def test_a_preset_file_names_its_row_and_makes_its_folder_importable(mine, monkeypatch):
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def test_a_preset_file_names_its_row_and_makes_its_folder_importable(mine):
     assert read_config(preset_path(str(mine)))["trainer"]["max_epochs"] == 3
     assert str(mine.parent) in sys.path
     cell = Cell(f"{mine},lr=0.1", "digits", "standard", "3", 0)

@@ -489,7 +489,6 @@ def test_a_function_makes_a_data_modules_splits(function):
 
 def test_a_function_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "protocols_of_mine.py").write_text(
         "def all_of_it(targets, official_test, normal, seed=0):\n    return [range(len(targets))] * 3\n"
     )

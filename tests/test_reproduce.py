@@ -128,6 +128,20 @@ def test_a_number_below_1_is_refused(flag, results, tmp_path, capsys):
     assert f"argument {flag}: -1 is not a number of at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--draw", "-1"], "argument --draw: -1 is not a number from 0 to 4294967295"),
+        (["--results", "nowhere"], "there are no published records in nowhere"),
+    ],
+)
+def test_a_draw_of_nothing_is_refused(flags, says, capsys):
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main(["--cells", "1", *flags])
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+
+
 @pytest.fixture
 def without_downloads(monkeypatch):
     """Nothing but the digits can be had; says what was asked for."""

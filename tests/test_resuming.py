@@ -277,12 +277,13 @@ def test_a_cells_configuration_trains_into_another_folder(capsys):
     assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
 
 
-def test_ctrl_c_in_a_fit_with_a_directory_can_be_resumed(begun, capsys, monkeypatch):
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_fit_with_a_directory_that_a_signal_has_ended_can_be_resumed(sent, status, begun, capsys, monkeypatch):
     before, start = signal.signal(signal.SIGINT, signal.default_int_handler), OneClassModule.on_train_epoch_start
 
     def press(module):
         if module.current_epoch == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), sent)
         start(module)
 
     words = ["fit", *FIT, "--rule=validation", "--threads=1", "--directory", "one"]
@@ -291,11 +292,24 @@ def test_ctrl_c_in_a_fit_with_a_directory_can_be_resumed(begun, capsys, monkeypa
         with pytest.raises(SystemExit) as ended:
             main(words)
     signal.signal(signal.SIGINT, before)
-    assert ended.value.code == 130
+    assert ended.value.code == status
     assert capsys.readouterr().err == "interrupted: give the same command again to go on\n"
     assert load_checkpoint(Path("one/checkpoints/last.ckpt"))["epoch"] == 1
     main(words)
     assert json.loads(Path("one/metrics.json").read_text())["metrics"] == begun[1]["metrics"]
+
+
+def test_a_run_that_was_begun_without_the_oracle_does_not_go_on_with_it(begun):
+    """Its curve would lack the first epochs. Without the flag it goes on, and one that was begun with it may go on without."""
+    with pytest.raises(InputError, match=r"begun with something else \(without --oracle\): give --force"):
+        run(CELL, replace(THREE, oracle=True))
+    stop = stopped(2)
+    with pytest.raises(OSError, match="power cut"):
+        run(CELL, replace(THREE, runs=Path("oracle"), oracle=True))
+    stop.undo()
+    record = run(CELL, replace(THREE, runs=Path("oracle"), oracle=True))
+    assert {len(curve) for curve in record["rules"]["oracle"]["curve"].values()} == {3}
+    assert run(CELL, THREE)["metrics"] == begun[1]["metrics"]
 
 
 def held_out(directory):

@@ -107,7 +107,8 @@ class Cell:
 
     def directory(self, runs: Path) -> Path:
         """The folder of the record."""
-        place = f"{self.protocol.replace(':', '.')}/normal={self.normal.replace('/', '_')}/seed={self.seed}"
+        protocol, normal = self.protocol.replace(":", ".").replace("/", "_"), self.normal.replace("/", "_")
+        place = f"{protocol}/normal={normal}/seed={self.seed}"
         return runs / self.name / dataset_label(self.dataset) / place
 
     def config(self, settings: Settings = Settings()) -> Config:

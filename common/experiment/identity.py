@@ -23,7 +23,7 @@ from common.names import dataset_label
 from common.presets import REPOSITORY, Config
 
 Identity = dict[str, str]
-"""Hashes, twelve hexadecimal digits each: ``config``, ``data`` and ``source``."""
+"""Hashes, twelve hexadecimal digits each: ``config``, ``data`` and ``source``; and ``oracle`` if every epoch is tested."""
 
 REASONS = {"config": "the configuration differs", "data": "the data have changed", "source": "the code has changed"}
 
@@ -49,7 +49,8 @@ def identity(config: Config) -> Identity:
     data = config["data"]
     root = Path(data["root"]) if data.get("root") else default_root()
     content = content_digest(load(data["dataset"], root))[:12]
-    return {"config": config_digest(config), "data": content, "source": source_digest(config)}
+    hashes = {"config": config_digest(config), "data": content, "source": source_digest(config)}
+    return hashes | ({"oracle": "true"} if config.get("oracle") else {})
 
 
 def difference(identity: Mapping[str, str], current: Identity) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from rich.console import Console
 
-from common.data import DATASETS, load, save_arrays
+from common.data import DATASETS, ImageData, content_digest, image_data, load, load_arrays, save_arrays
 from common.data.datamodule import default_root
 from common.errors import DataMissingError, InputError
 from common.experiment.cell import Cell, Settings
@@ -103,7 +103,8 @@ def compare(
         Columns as :func:`common.experiment.table.summarise` gives them.
 
     Raises:
-        InputError: Arrays that do not fit together, an unknown preset, stale records, or a cell that failed.
+        InputError: Arrays that do not fit together, a file of this name with something else, an unknown preset, stale
+            records, or a cell that failed.
 
     Example:
         >>> from sklearn.datasets import load_digits
@@ -119,6 +120,11 @@ def compare(
     given = Settings(runs=Path(runs), **{"device": chosen_device("auto"), **settings})
     check_writable(given.runs)
     path = given.runs / f"{name}.npz"
+    may_replace = given.force or given.keep
+    if path.exists() and not may_replace and not _holds(path, image_data(X_train, y_train, X_test, y_test)):
+        raise InputError(
+            f"{path} holds other data: give another name; force=True replaces it, keep=True too and shows its records"
+        )
     save_arrays(path, X_train, y_train, X_test, y_test)
     grid = Grid(tuple(presets), (str(path),), (protocol,), None if normal is None else tuple(map(str, normal)))
     cells = prepared([grid], seeds, given)
@@ -128,6 +134,14 @@ def compare(
     if failures := run_grid(cells, given, jobs, Console(highlight=False, markup=False)):
         raise InputError(f"{len(failures)} cells failed: {next(iter(failures.values()))}")
     return tabulate(Experiment("", "", grid), records_of(cells, given))
+
+
+def _holds(path: Path, data: ImageData) -> bool:
+    """Whether a file has these arrays."""
+    try:
+        return content_digest(load_arrays(path)) == content_digest(data)
+    except InputError:
+        return False
 
 
 def records_of(cells: Sequence[Cell], settings: Settings) -> list[Record]:

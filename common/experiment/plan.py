@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from inspect import signature
+from pathlib import Path
 
 import numpy as np
 from pytorch_lightning import Trainer
@@ -22,6 +23,9 @@ from common.names import dataset_label
 from common.presets import Config, is_file, preset_path, read_config, row_name, split_preset
 from common.training.lightning import check_config
 
+LONGEST_NAME = 255
+"""Bytes of a folder's name, on the usual file systems."""
+
 
 def narrowed(experiment: Experiment, arguments: argparse.Namespace) -> list[Grid]:
     """Returns the grids that the flags ask for; all grids if there are no flags.
@@ -32,6 +36,8 @@ def narrowed(experiment: Experiment, arguments: argparse.Namespace) -> list[Grid
     of its own keeps them.
     """
     if arguments.smoke:
+        if named := [name for name in ("presets", "datasets", "protocols", "normal") if getattr(arguments, name)]:
+            raise InputError(f"--smoke chooses presets, data and classes itself: leave out --{named[0]}")
         return [_smoke(experiment)]
     grids = [_named(grid, experiment.name) for grid in (experiment.main, *experiment.also)]
     given = {name: tuple(values) for name in ("presets", "normal") if (values := getattr(arguments, name))}
@@ -82,7 +88,7 @@ def cells_of(grid: Grid, seeds: Sequence[int], settings: Settings, missing: Iter
     for dataset in grid.datasets:
         if dataset in missing:
             continue
-        normal = grid.normal or _classes(dataset, settings)
+        normal = _classes(dataset, settings) if grid.normal is None else _named_once(grid.normal, dataset, settings)
         for preset, protocol, k in itertools.product(grid.presets, grid.protocols, normal):
             cell = Cell(preset, dataset, protocol, k, seeds[0])
             cells += [replace(cell, seed=seed) for seed in (seeds if cell.seeded else seeds[:1])]
@@ -109,6 +115,12 @@ def refuse_mistaken_presets(cells: Sequence[Cell], settings: Settings, known: Co
 
     Keys and values of the presets in ``known`` need no check.
     """
+    for cell in cells:
+        if too_long := [part for part in cell.directory(Path()).parts if len(part.encode()) > LONGEST_NAME]:
+            raise InputError(
+                f"{too_long[0][:40]}… has {len(too_long[0].encode())} letters, too many for a folder's name: "
+                "put overrides into a YAML file, and give that as the preset"
+            )
     for cell in {(cell.preset, cell.dataset): cell for cell in cells}.values():
         config = cell.config(settings)
         if cell.preset not in known and cell.detector is None:
@@ -121,12 +133,7 @@ def refuse_mistaken_presets(cells: Sequence[Cell], settings: Settings, known: Co
 def refuse_unknown_classes(cells: Sequence[Cell], settings: Settings) -> None:
     """Raises InputError for a class that its data set lacks, before any cell is run; it loads the data."""
     for dataset, normal in dict.fromkeys((cell.dataset, cell.normal) for cell in cells):
-        classes = load(dataset, settings.root or default_root()).classes
-        class_numbers(normal, classes, dataset)
-        unknown = [name for name in normal.split("+") if name not in classes]
-        if unknown and all(re.fullmatch(r"-?\d+", name) for name in classes):
-            # a class's position beside names that are numbers too would be a guess
-            raise InputError(f"{dataset_label(dataset)} has no class {unknown[0]}: choose from {', '.join(classes)}")
+        _numbers_of(normal, dataset, settings)
 
 
 def bases(presets: Iterable[str]) -> dict[str, str]:
@@ -182,6 +189,34 @@ def _smoke(experiment: Experiment) -> Grid:
         if not overrides:
             presets.append(head if method == "classical" else f"{method}-smoke")
     return Grid(tuple(dict.fromkeys(presets)), ("digits",), normal=("0", "1"))
+
+
+def _numbers_of(normal: str, dataset: str, settings: Settings) -> tuple[list[int], list[str]]:
+    """The numbers of normal classes, and the names of all classes; InputError for a class that there is not."""
+    classes = load(dataset, settings.root or default_root()).classes
+    numbers = class_numbers(normal, classes, dataset)
+    unknown = [name for name in normal.split("+") if name not in classes]
+    if unknown and all(re.fullmatch(r"-?\d+", name) for name in classes):
+        # a class's position beside names that are numbers too would be a guess
+        raise InputError(f"{dataset_label(dataset)} has no class {unknown[0]}: choose from {', '.join(classes)}")
+    return numbers, list(classes)
+
+
+def _named_once(chosen: Iterable[str], dataset: str, settings: Settings) -> list[str]:
+    """Normal classes as :func:`_classes` calls them, those that are normal together in the data set's order, each choice once.
+
+    So a class that is given by its number and by its name is one cell, and stands beside the paper's number.
+    """
+    by_number = dataset in DATASETS and dataset != "folder"
+    found: dict[str, None] = {}
+    for normal in chosen:
+        classes: list[str] = []
+        if by_number and all(part.isdecimal() for part in normal.split("+")):
+            numbers = [int(part) for part in normal.split("+")]  # without the data, which may not be there
+        else:
+            numbers, classes = _numbers_of(normal, dataset, settings)
+        found["+".join(str(k) if by_number else classes[k] for k in sorted(set(numbers)))] = None
+    return list(found)
 
 
 def _classes(dataset: str, settings: Settings) -> list[str]:

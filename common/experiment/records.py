@@ -22,7 +22,9 @@ FILE = "metrics.json"
 
 
 def read_record(path: Path) -> Record:
-    """Reads a ``metrics.json``, in the present form if an earlier version wrote it; raises InputError if it is no record."""
+    """Reads a ``metrics.json``, in the present form if an earlier version wrote it; raises InputError if it is none."""
+    if not path.is_file():
+        raise InputError(f"there is no record {path}: give the folder of a finished cell")
     try:
         return _present(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -144,10 +144,10 @@ class OneClassCLI(LightningCLI):
                 if chosen.name != Path(last).name and chosen.is_file():
                     print(f"written: {chosen}, the epoch that the rule chooses")
                 print(f"written: {last}")
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             if subcommand != "fit" or not (saved := self._last_checkpoint()):
                 raise
-            raise KeyboardInterrupt(f"go on with --ckpt_path {saved}") from None
+            raise type(interrupt)(f"go on with --ckpt_path {saved}") from None
         except RuntimeError as error:
             if "loading state_dict" not in str(error):
                 raise

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from common.data import Sample
+from common.errors import Terminated
 
 CHECKED_BATCHES = 50
 """How many batches may pass between two checks of the losses."""
@@ -24,9 +26,14 @@ class NonFiniteLossError(RuntimeError):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Context in which Ctrl-C ends a trainer with KeyboardInterrupt instead of Lightning's exit status 1."""
+    """Context in which Ctrl-C ends a trainer with KeyboardInterrupt instead of Lightning's exit status 1.
+
+    SIGTERM ends it with :class:`common.errors.Terminated`; Lightning's exit status would be 0, as after a whole training.
+    """
     try:
         yield
+    except SIGTERMException:
+        raise Terminated from None
     except SystemExit as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise
