@@ -130,6 +130,12 @@ def test_metrics_that_are_missing_leave_no_row():
     assert summary([]).empty
 
 
+def test_a_test_set_without_anomalies_has_its_false_alarms():
+    table = tabulate(TRIAL, [record("3", 0, None, metrics={"false_alarm_rate": 0.1, "flagged": 5.0})])
+    assert table[["metric", "mean"]].to_numpy().tolist() == [["false_alarm_rate", 0.1], ["flagged", 5.0]]
+    assert "0.100 (1)" in printed(table)
+
+
 def test_every_score_of_a_method_has_its_rows():
     two = record("3", 0, 0.9)
     two["metrics"]["discriminator"] = {"auroc": 0.7}

@@ -19,6 +19,10 @@ SETTINGS = {"max_epochs": "trainer.max_epochs", "image_size": "data.image_size"}
 """Settings that change a result, and the key of each in a preset."""
 
 
+WITHOUT_ANOMALIES = ("false_alarm_rate", "flagged")
+"""The metrics of a table whose test set has normal samples alone."""
+
+
 def published(experiment: Experiment, more: Sequence[Record] = (), folder: Path = RESULTS) -> pd.DataFrame:
     """Returns the table of the published records, with reported numbers beside them.
 
@@ -81,7 +85,10 @@ def measured(experiment: Experiment, records: Sequence[Record]) -> pd.DataFrame:
     tables = []
     for (dataset, protocol), cells in long(records).groupby(["dataset", "protocol"], sort=False):
         shown = metrics.get((str(dataset), str(protocol)), experiment.main.metrics)
-        tables.append(summarise(cells, numbers, experiment.compare, shown))
+        part = summarise(cells, numbers, experiment.compare, shown)
+        if part.empty:  # nothing anomalous was tested
+            part = summarise(cells, numbers, experiment.compare, WITHOUT_ANOMALIES)
+        tables.append(part)
     table = _joined(*tables)
     rows = zip(table["name"], table["dataset"], table["protocol"], strict=True)
     return table.assign(command=[made_by[row] for row in rows])

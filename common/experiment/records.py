@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.backends.cpu import get_cpu_capability
 
 from common.errors import InputError
 from common.files import write_whole
@@ -112,9 +113,10 @@ def commit() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that a number may depend on."""
+    """Returns the versions of Python and of the packages that a number may depend on, and the processor's instructions."""
     packages = ("oneclass", "torch", "torchvision", "pytorch-lightning", "numpy", "scikit-learn")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    own = {"python": platform.python_version(), "cpu": get_cpu_capability()}
+    return own | {name: version(name) for name in packages}
 
 
 def _present(record: Record) -> Record:
