@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
+from common.backbones import weights_file
 from common.command_line import Parser, natural, one_line_errors, positive
 from common.errors import InputError
 from common.experiment.cell import Cell, Settings
@@ -18,6 +19,7 @@ from common.experiment.records import Record, read_published, row_key
 from common.experiment.render import interval
 from common.experiment.table import KEY, long
 from common.experiment.terminal import plain
+from common.presets import split_preset
 from common.training.process import chosen_device
 from experiments.report import declared
 
@@ -50,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows = rows[rows[column].isin(named)] if named else rows
         missing = missing_data(rows["dataset"], arguments.root, InputError)
         rows = rows[~rows["dataset"].isin(missing)]
+        no_weights = rows["name"].map(_missing_weights)
+        missing |= {path: f"there is no {path}" for path in no_weights if path}
+        rows = rows[no_weights == ""]
         names = rows[ROW].drop_duplicates()
         if len(names) < arguments.cells:
             reasons = "".join(f"; {reason}" for reason in missing.values())
@@ -139,6 +144,13 @@ def _parser() -> Parser:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--results", type=Path, default=RESULTS, help="published records (default: the committed ones)")
     return parser
+
+
+def _missing_weights(name: str) -> str:
+    """The file of weights that a row's net needs, if it is not here."""
+    given = dict(option.split("=", 1) for option in split_preset(name)[1])
+    path = weights_file(given.get("weights"))
+    return "" if path is None or path.is_file() else str(path)
 
 
 def _plan(rows: pd.DataFrame, records: Sequence[Record], settings: Settings) -> dict[Settings, list[Cell]]:

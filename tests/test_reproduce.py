@@ -1,6 +1,7 @@
 """Published cells can be trained again, and what differs is said."""
 
 import json
+import re
 
 import pytest
 from fake_records import of_classes
@@ -168,6 +169,18 @@ def test_data_that_cannot_be_had_are_not_drawn_and_others_not_loaded(trained, tm
     with pytest.raises(SystemExit):
         again(results, tmp_path / "runs", *flags, "--datasets", "mnist")
     assert "fewer --cells, or other rows; mnist cannot be downloaded" in capsys.readouterr().err
+
+
+def test_rows_without_their_weights_are_not_drawn(trained, tmp_path, capsys):
+    name = "classical-lof,backbone=vgg16,weights=not_here.pth,head_layers=0"
+    lofs = [record for record in trained if record["name"] == "classical-lof"]
+    others = [record | {"name": name, "cell": record["cell"] | {"preset": name}} for record in lofs]
+    results = publish([*lofs, *others], tmp_path / "results")
+    again(results, tmp_path / "runs", "--cells", "2")
+    assert "vgg16" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        again(results, tmp_path / "runs", "--cells", "3")
+    assert re.search(r"only 2 of these rows .*; there is no \S+checkpoints/not_here.pth$", capsys.readouterr().err.strip())
 
 
 def test_what_is_published_can_be_drawn():
