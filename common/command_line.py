@@ -65,10 +65,8 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        _exit(
-            143 if isinstance(interrupt, Terminated) else 130,
-            f"interrupted: {str(interrupt) or 'give the same command again to go on'}",
-        )
+        status = 143 if isinstance(interrupt, Terminated) else 130
+        _exit(status, f"interrupted: {str(interrupt) or 'give the same command again to go on'}")
     except Exception as error:
         if (message := for_the_user(error)) is None:
             raise

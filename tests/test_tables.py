@@ -612,6 +612,27 @@ def test_the_check_of_the_intervals_is_of_the_records(method, preset, score, mea
     assert (first["ci_low"] <= second["mean"] <= first["ci_high"]) == (inside == "yes")
 
 
+def test_what_is_said_of_a_second_machine_is_of_its_records():
+    """docs/numbers.md says how far D(R(X)) of alocc-stable on CIFAR-10 depends on the machine."""
+    files = (RESULTS / "alocc.jsonl", RESULTS / "second_machine" / "alocc.jsonl")
+    values = []
+    for path in files:
+        frame = long(one for one in read_published(path) if row_key(one) == ("alocc-stable", "cifar10", "standard"))
+        frame = frame[(frame["score"] == "discriminator_reconstruction") & (frame["metric"] == "auroc")]
+        values.append(frame.pivot(index="seed", columns="normal", values="value"))
+    first, second = values
+    assert first.shape == second.shape == (3, 10)
+    differences = (second - first).abs().to_numpy()
+    inside = int(second.mean().between(first.min(), first.max()).sum())
+    low, high = bootstrap_interval([first[normal] for normal in first])
+    page = " ".join((REPOSITORY / "docs" / "numbers.md").read_text(encoding="utf-8").split())
+    assert (differences > 0.0005).all()
+    assert f"None of the 30 cells is the same: D(R(X)) differs by {differences.mean():.3f} on average." in page
+    assert f"The mean of the classes, {second.mean().mean():.3f}, lies in the table's interval, {low:.3f}–{high:.3f};" in page
+    assert f"range of its three seeds in {inside} of 10 classes" in page
+    assert low < second.mean().mean() < high
+
+
 def test_a_number_of_one_of_several_tables(records):
     two = pd.concat([NUMBERS, NUMBERS.assign(table="T2", source="DAE, T2", value=0.5)])
     compare = {"autoencoder-small": ["DAE, T2"]}

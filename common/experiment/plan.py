@@ -215,7 +215,9 @@ def _named_once(chosen: Iterable[str], dataset: str, settings: Settings) -> list
             numbers = [int(part) for part in normal.split("+")]  # without the data, which may not be there
         else:
             numbers, classes = _numbers_of(normal, dataset, settings)
-        found["+".join(str(k) if by_number else classes[k] for k in sorted(set(numbers)))] = None
+        in_order = sorted(set(numbers))
+        names = map(str, in_order) if by_number else (classes[k] for k in in_order)
+        found["+".join(names)] = None
     return list(found)
 
 
